@@ -1,0 +1,36 @@
+# Every target makes the environment that it needs: Python 3.11 or newer, pip and make are enough.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+DEMO := runs/demo
+
+.PHONY: help demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help:  ## show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+# The stamp is newer than setup.cfg once everything in it is installed.
+.venv/.ready: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "CAMoE needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[train,search,hub,test]'
+	touch $@
+
+demo: .venv/.ready  ## make motion clips, train a tiny CAMoE on them, score it and search with it (about 10 minutes)
+	$(BIN)/python training/make_motion_clips.py --preset demo --output data/motion_demo
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu \
+		training/run_retrieval.py --config training/recipes/motion_demo.yaml --output_dir $(DEMO)
+	$(BIN)/python training/evaluate_retrieval.py --checkpoint $(DEMO) --dataset_name data/motion_demo --split test
+	$(BIN)/python training/show_retrieval.py --checkpoint $(DEMO) --dataset_name data/motion_demo --split test
+
+test: .venv/.ready  ## run all tests (no network, no GPU, no display)
+	$(BIN)/python -m pytest
+
+lint: .venv/.ready  ## ruff and the transformers library's model linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mlinter modeling_camoe
+
+clean:  ## remove what demo made; the environment stays
+	rm -rf $(DEMO) data/motion_demo
