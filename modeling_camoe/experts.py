@@ -1,0 +1,197 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Experts over frame embeddings, and the single gate that weighs them.
+
+B videos, T frames, E experts, D dims. An expert turns the frame embeddings f (B,T,D) of one video into one vector:
+
+    v = normalize(P masked_mean_t(f + residual(f)))                        (B,D)
+
+`residual` ends in a layer of zeros and `P` starts as the identity, so an expert that was never trained gives the
+mean-pooled frame embedding, to the bit. Which residual fits which expert, and their forms, are our choice: the paper's
+body is not public. Layers take explicit sizes, so that each can be built and tested alone;
+`CAMoEPreTrainedModel._init_weights` sets their values.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+# Layers whose start is part of the design; `_init_weights` knows them by their class.
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero, so that what it ends starts as if it were not there."""
+
+
+class IdentityLinear(nn.Linear):
+    """A square linear layer without bias that starts as the identity."""
+
+    def __init__(self, dim: int):
+        super().__init__(dim, dim, bias=False)
+
+
+class PriorLinear(nn.Linear):
+    """A linear layer that starts as a constant: weight zero, bias `start` (out,)."""
+
+    def __init__(self, dim: int, start: list[float]):
+        super().__init__(dim, len(start))
+        self.start = start
+
+
+def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over frames that counts real frames only.
+
+    Args:
+        x: (B,T,D).
+        mask: (B,T), 1 for a real frame, 0 for padding, at least one real frame a row.
+
+    Returns:
+        (B,D), in the dtype of `x`.
+    """
+    mask = mask.to(x.dtype)
+    return (x * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+class FrameExcitation(nn.Module):
+    """Squeeze-and-excitation over frames (after Hu et al., arXiv 1709.01507): one weight per frame, blind to their
+    order.
+
+    A frame sees itself and the mean of its clip; its weight 1 + tanh(.) stays in (0, 2) and starts at 1.
+    """
+
+    def __init__(self, dim: int, reduction: int):
+        super().__init__()
+        hidden = max(1, dim // reduction)
+        self.squeeze = nn.Linear(2 * dim, hidden)
+        self.output = ZeroLinear(hidden, 1)
+
+    def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,T,D), (B,T) -> residual (B,T,D), relative frame weights (B,T)."""
+        context = masked_mean(frames, mask)[:, None].expand_as(frames)  # (B,T,D)
+        excitation = F.relu(self.squeeze(torch.cat([frames, context], dim=-1)))  # (B,T,hidden)
+        excitation = torch.tanh(self.output(excitation))  # (B,T,1)
+        return frames * excitation, 1 + excitation[..., 0]
+
+
+class TemporalTransformerLayer(GradientCheckpointingLayer):
+    """One pre-norm transformer layer over frames."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.attention_output = nn.Linear(dim, dim)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp_input = nn.Linear(dim, 4 * dim)
+        self.mlp_output = nn.Linear(4 * dim, dim)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(B,T,D), boolean (B,1,1,T) where True may be attended to -> (B,T,D)."""
+        batch, frames, dim = hidden_states.shape
+        qkv = self.qkv(self.attention_norm(hidden_states))  # (B,T,3D)
+        query, key, value = qkv.view(batch, frames, 3, self.num_heads, -1).permute(
+            2, 0, 3, 1, 4
+        )  # (B,heads,T,D/heads)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        attended = attended.transpose(1, 2).reshape(batch, frames, dim)
+        hidden_states = hidden_states + self.attention_output(attended)
+        return hidden_states + self.mlp_output(F.gelu(self.mlp_input(self.mlp_norm(hidden_states))))
+
+
+class TemporalTransformer(nn.Module):
+    """A small transformer over frames with learned positions: it sees the order, so it can tell left from right."""
+
+    def __init__(self, dim: int, num_layers: int, num_heads: int, max_frames: int):
+        super().__init__()
+        self.max_frames = max_frames
+        # Unit-length frame embeddings have entries of about 1/sqrt(D): the input norm brings them to the scale of
+        # positions.
+        self.input_norm = nn.LayerNorm(dim)
+        self.position_embedding = nn.Embedding(max_frames, dim)
+        self.layers = nn.ModuleList([TemporalTransformerLayer(dim, num_heads) for _ in range(num_layers)])
+        self.output_norm = nn.LayerNorm(dim)
+        self.output = ZeroLinear(dim, dim)
+
+    def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,T,D), (B,T) -> residual (B,T,D), relative frame weights (B,T), all alike: attention mixes the frames."""
+        if frames.shape[1] > self.max_frames:
+            raise ValueError(
+                f"The clip has {frames.shape[1]} frames, this model takes at most {self.max_frames}: "
+                "sample fewer (`num_frames` of the processor) or train with a larger `max_frames`."
+            )
+        hidden_states = self.input_norm(frames) + self.position_embedding.weight[: frames.shape[1]]
+        attention_mask = mask.bool()[:, None, None, :]  # (B,1,1,T)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask)
+        return self.output(self.output_norm(hidden_states)), torch.ones_like(frames[..., 0])
+
+
+class VideoExpert(nn.Module):
+    """One view of a video: an aggregation of its frame embeddings, then a projection.
+
+    Args:
+        dim: D.
+        aggregation: "mean", "excitation" or "transformer".
+        num_layers, num_heads, max_frames: of the transformer.
+        reduction: of the excitation.
+    """
+
+    def __init__(self, dim: int, aggregation: str, num_layers: int, num_heads: int, max_frames: int, reduction: int):
+        super().__init__()
+        if aggregation == "mean":
+            self.residual = None
+        elif aggregation == "excitation":
+            self.residual = FrameExcitation(dim, reduction)
+        elif aggregation == "transformer":
+            self.residual = TemporalTransformer(dim, num_layers, num_heads, max_frames)
+        else:
+            raise ValueError(f"Unknown frame aggregation {aggregation!r}: mean, excitation or transformer.")
+        self.projection = IdentityLinear(dim)
+
+    def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,T,D), (B,T) -> unit vectors (B,D), and each real frame's share (B,T), summing to 1."""
+        if self.residual is None:
+            weights = torch.ones_like(frames[..., 0])
+        else:
+            residual, weights = self.residual(frames, mask)
+            frames = frames + residual
+        weights = weights * mask.to(weights.dtype)
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        pooled = self.projection(masked_mean(frames, mask))
+        return F.normalize(pooled, dim=-1), weights
+
+
+class SingleGate(nn.Module):
+    """One softmax over all experts from the video alone, so that an index needs no query to weigh them.
+
+    The weight starts at zero and the bias at the log of a chosen prior: a fresh gate is the prior, not chance.
+
+    Args:
+        dim: D.
+        log_prior: (E,) logits at which it starts.
+    """
+
+    def __init__(self, dim: int, log_prior: list[float]):
+        super().__init__()
+        self.projection = PriorLinear(dim, log_prior)
+
+    def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(B,T,D), (B,T) -> (B,E), rows sum to 1."""
+        return self.projection(masked_mean(frames, mask)).softmax(dim=-1)
+
+
+__all__ = ["FrameExcitation", "SingleGate", "TemporalTransformer", "VideoExpert", "masked_mean"]

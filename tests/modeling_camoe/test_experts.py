@@ -1,0 +1,100 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Experts and gate: what each sees of a clip, and that a fresh one is the mean-pooled frame embedding."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.tiny_model import tiny_model
+
+from modeling_camoe.experts import SingleGate, VideoExpert, masked_mean
+
+
+def make_expert(aggregation, fresh=False, dim=16):
+    torch.manual_seed(0)
+    expert = VideoExpert(dim, aggregation, num_layers=2, num_heads=4, max_frames=8, reduction=4)
+    if not fresh:
+        with torch.no_grad():
+            for parameter in expert.parameters():
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+    return expert.eval()
+
+
+def frames_and_mask(batch=3, frames=6, dim=16):
+    torch.manual_seed(1)
+    mask = torch.ones(batch, frames, dtype=torch.bool)
+    mask[0, 4:] = False
+    return F.normalize(torch.randn(batch, frames, dim), dim=-1), mask
+
+
+def test_masked_mean_equals_a_loop_over_real_frames():
+    frames, mask = frames_and_mask()
+    expected = torch.stack([frames[b][mask[b]].mean(dim=0) for b in range(3)])
+    torch.testing.assert_close(masked_mean(frames, mask), expected)
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "excitation", "transformer"])
+def test_padding_frames_do_not_change_an_expert(aggregation):
+    expert = make_expert(aggregation)
+    frames, mask = frames_and_mask()
+    embeds, weights = expert(frames, mask)
+    noisy = torch.where(mask[..., None], frames, torch.full_like(frames, 7.0))
+    noisy_embeds, noisy_weights = expert(noisy, mask)
+    torch.testing.assert_close(noisy_embeds, embeds)
+    torch.testing.assert_close(noisy_weights, weights)
+    short_embeds, _ = expert(frames[:1, :4], mask[:1, :4])
+    torch.testing.assert_close(short_embeds, embeds[:1])
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "excitation"])
+def test_order_free_experts_ignore_frame_order(aggregation):
+    expert = make_expert(aggregation)
+    frames, _ = frames_and_mask()
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    torch.testing.assert_close(expert(frames.flip(1), mask)[0], expert(frames, mask)[0])
+
+
+def test_the_transformer_expert_sees_frame_order():
+    expert = make_expert("transformer")
+    frames, _ = frames_and_mask()
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    difference = (expert(frames.flip(1), mask)[0] - expert(frames, mask)[0]).abs().max()
+    assert difference > 0.01  # order-free experts: 1e-7
+
+
+def test_excitation_weights_say_how_much_each_frame_counts():
+    expert = make_expert("excitation")
+    frames, mask = frames_and_mask()
+    embeds, weights = expert(frames, mask)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(3))
+    assert (weights[0, 4:] == 0).all()
+    pooled = (frames * weights[..., None]).sum(dim=1)
+    torch.testing.assert_close(embeds, F.normalize(expert.projection(pooled), dim=-1))
+
+
+def test_too_many_frames_are_an_error_that_says_what_to_do():
+    frames = torch.randn(1, 9, 16)
+    with pytest.raises(ValueError, match="9 frames, this model takes at most 8"):
+        make_expert("transformer")(frames, torch.ones(1, 9))
+
+
+def test_a_fresh_gate_is_its_prior_and_a_trained_one_depends_on_the_video():
+    fresh = tiny_model(trained=False, gate_prior={"fusion": 5, "entity": 2, "action": 2, "scene": 1}).head.gate
+    frames, mask = frames_and_mask()
+    torch.testing.assert_close(fresh(frames, mask), torch.tensor([[0.5, 0.2, 0.2, 0.1]] * 3))
+    gate = SingleGate(16, [0.0] * 3)
+    torch.nn.init.normal_(gate.projection.weight)
+    weights = gate(frames, mask)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(3))
+    assert weights.std(dim=0).min() > 0.01
