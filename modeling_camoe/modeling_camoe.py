@@ -324,11 +324,18 @@ class CAMoEModel(CAMoEPreTrainedModel):
         )
 
     def retrieval_loss(
-        self, text_output: CAMoETextOutput, video_output: CAMoEVideoOutput, video_ids: torch.Tensor | None = None
+        self,
+        text_output: CAMoETextOutput,
+        video_output: CAMoEVideoOutput,
+        video_ids: torch.Tensor | None = None,
+        log_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The training loss that the configuration describes, of N pairs, in float32 -> scalar."""
+        """The training loss that the configuration describes, of N pairs, in float32 -> scalar.
+
+        `log_scale` stands in for the model's own `logit_scale` (gradient caching needs its gradient apart).
+        """
         device = text_output.text_embeds.device
-        scale = self.clip.logit_scale.float().exp().to(device)
+        scale = (self.clip.logit_scale if log_scale is None else log_scale).float().exp().to(device)
         temp = self.config.dual_softmax_temp
         loss = contrastive_loss(
             text_output.pooler_output.float(), video_output.pooler_output.float().to(device), scale, video_ids, temp

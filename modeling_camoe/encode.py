@@ -1,0 +1,182 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Many clips or captions -> vectors: workers decode while the model runs.
+
+The one engine of evaluation, search and the pipeline. Frames travel from the workers as uint8 and are normalised on
+the model's device. K = E*D is the length of a folded vector; B clips, N captions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from .frames import VideoDecodingError, describe_source
+
+
+@dataclass(frozen=True)
+class BadVideo:
+    """A clip that could not be decoded: its position in the list given, its name and the cause."""
+
+    index: int
+    source: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class VideoBatch:
+    """One batch of `iter_encoded_videos`.
+
+    Args:
+        indices: positions in the list given, one per row.
+        vectors: (b,K) float32 on the CPU.
+        gate_weights: (b,E) float32 on the CPU.
+        times: for each row, the seconds at which its frames were taken.
+        bad: clips of this batch that could not be decoded.
+    """
+
+    indices: list[int]
+    vectors: torch.Tensor
+    gate_weights: torch.Tensor
+    times: list[tuple[float, ...]]
+    bad: list[BadVideo]
+
+
+@dataclass(frozen=True)
+class EncodedVideos:
+    """All clips: row r is clip `indices[r]`, in the order given; `bad` are the missing ones."""
+
+    indices: list[int]
+    vectors: torch.Tensor  # (B,K)
+    gate_weights: torch.Tensor  # (B,E)
+    bad: list[BadVideo]
+
+
+class ClipFrames(Dataset):
+    """Clips decoded on access, in whichever process asks: a decoder is opened and closed inside `__getitem__`."""
+
+    def __init__(self, clips: Sequence, video_processor):
+        self.clips = clips
+        self.video_processor = video_processor
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int):
+        clip = self.clips[index]
+        try:
+            return index, self.video_processor.decode(clip)
+        except VideoDecodingError as error:
+            return BadVideo(index, describe_source(clip), str(error))
+
+
+class _Collate:
+    def __init__(self, video_processor):
+        self.video_processor = video_processor
+
+    def __call__(self, items):
+        bad = [item for item in items if isinstance(item, BadVideo)]
+        good = [item for item in items if not isinstance(item, BadVideo)]
+        if not good:
+            return [], None, [], bad
+        clips = [clip for _, clip in good]
+        inputs = self.video_processor(videos=clips, do_rescale=False, do_normalize=False, return_tensors="pt")
+        return [index for index, _ in good], dict(inputs), [clip.times for clip in clips], bad
+
+
+def iter_encoded_videos(
+    model,
+    processor,
+    clips: Sequence,
+    *,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    on_bad_video: str = "raise",
+    progress: str | None = None,
+) -> Iterator[VideoBatch]:
+    """Encode clips batch by batch, in order, while workers decode the next ones.
+
+    Args:
+        model: [`CAMoEModel`]; runs where it is and in the mode it is in (put it in `eval()`).
+        processor: its [`CAMoEProcessor`]; says how many frames are sampled, how, and of which size.
+        clips: paths, bytes or `Clip`s; a list, or anything with a length and an index.
+        batch_size: clips per forward pass.
+        num_workers: processes that decode; 0 decodes in this one.
+        on_bad_video: "raise" stops at a clip that cannot be decoded, "skip" lists it in the batch.
+        progress: label of a progress bar, or None for none.
+
+    Raises:
+        VideoDecodingError: naming the file and the cause.
+    """
+    if on_bad_video not in ("raise", "skip"):
+        raise ValueError(f"`on_bad_video` is {on_bad_video!r}; choose 'raise' or 'skip'.")
+    loader = DataLoader(
+        ClipFrames(clips, processor.video_processor),
+        batch_size=batch_size,
+        num_workers=min(num_workers, len(clips)),
+        collate_fn=_Collate(processor.video_processor),
+        pin_memory=model.device.type == "cuda",
+    )
+    with tqdm(total=len(clips), desc=progress, unit="clip", disable=progress is None) as bar:
+        for indices, inputs, times, bad in loader:
+            if bad and on_bad_video == "raise":
+                raise VideoDecodingError(bad[0].cause)
+            if inputs is not None:
+                with torch.inference_mode():
+                    inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in inputs.items()}
+                    output = model.get_video_features(**inputs)
+                vectors, gates = output.pooler_output.float().cpu(), output.gate_weights.float().cpu()
+            else:
+                vectors = torch.empty(0, model.config.projection_dim * len(model.config.experts))
+                gates = torch.empty(0, len(model.config.experts))
+            yield VideoBatch(indices, vectors, gates, times, bad)
+            bar.update(len(indices) + len(bad))
+
+
+def encode_videos(model, processor, clips: Sequence, **options) -> EncodedVideos:
+    """Encode all clips; takes the options of `iter_encoded_videos`."""
+    batches = list(iter_encoded_videos(model, processor, clips, **options))
+    num_experts = len(model.config.experts)
+    return EncodedVideos(
+        indices=[index for batch in batches for index in batch.indices],
+        vectors=torch.cat([b.vectors for b in batches] or [torch.empty(0, model.config.projection_dim * num_experts)]),
+        gate_weights=torch.cat([b.gate_weights for b in batches] or [torch.empty(0, num_experts)]),
+        bad=[bad for batch in batches for bad in batch.bad],
+    )
+
+
+def encode_texts(
+    model, processor, captions: Sequence, *, batch_size: int = 256, progress: str | None = None
+) -> torch.Tensor:
+    """Captions (strings, or dictionaries expert -> text) -> folded vectors (N,K), float32 on the CPU.
+
+    Captions of like length are encoded together, so that little is padding; the rows keep the order given.
+    """
+    streams = processor.streams_of(captions)
+    order = sorted(range(len(streams)), key=lambda n: max(len(text) for text in streams[n]))
+    vectors = torch.empty(len(streams), model.config.projection_dim * len(model.config.experts))
+    with tqdm(total=len(order), desc=progress, unit="caption", disable=progress is None) as bar:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            texts = [dict(zip(model.config.experts, streams[n], strict=True)) for n in rows]
+            with torch.inference_mode():
+                inputs = processor(text=texts, return_tensors="pt").to(model.device)
+                vectors[rows] = model.get_text_features(**inputs).pooler_output.float().cpu()
+            bar.update(len(rows))
+    return vectors
+
+
+__all__ = ["BadVideo", "EncodedVideos", "VideoBatch", "encode_texts", "encode_videos", "iter_encoded_videos"]

@@ -1,0 +1,113 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Build or load what a run starts from: the model and its processor.
+
+Two ways in: a CLIP or CAMoE checkpoint (folder or Hub id), or sizes of a CLIP that is trained from scratch, for which
+a byte-pair tokenizer is made from the training captions.
+"""
+
+import os
+from collections.abc import Iterable
+
+from recipe import UserError
+from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, CLIPConfig
+
+from modeling_camoe import CAMoEConfig, CAMoEModel, CAMoEProcessor, CAMoEVideoProcessor
+
+
+def load_checkpoint(path: str):
+    """A CAMoE checkpoint -> (model, processor).
+
+    Raises:
+        UserError: the folder is missing or holds something else.
+    """
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+        raise UserError(f"{path} is not a checkpoint: it has no config.json; give the output_dir of a finished run")
+    if not os.path.isdir(path) and (path.startswith((".", "/", "~")) or path.count("/") != 1):
+        raise UserError(f"the checkpoint folder {path} does not exist")
+    try:
+        config = AutoConfig.from_pretrained(path)
+        if config.model_type != "camoe":
+            raise UserError(
+                f"{path} is a {config.model_type!r} checkpoint, not a CAMoE one; "
+                "train it first with training/run_retrieval.py --model_name_or_path"
+            )
+        return AutoModel.from_pretrained(path), AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the checkpoint {path}: {error}") from error
+
+
+def build_processor(options, captions: Iterable[str]) -> CAMoEProcessor:
+    """The processor that the options describe; trains a tokenizer on the captions where there is no checkpoint."""
+    if options.model_name_or_path is None:
+        from clip_tokenizer import train_clip_tokenizer
+
+        tokenizer = train_clip_tokenizer(captions, vocab_size=options.tokenizer_vocab_size)
+        size = (options.clip_config.get("vision_config") or {}).get("image_size", 224)
+    else:
+        try:
+            config = AutoConfig.from_pretrained(options.model_name_or_path)
+            if config.model_type == "camoe":
+                return AutoProcessor.from_pretrained(options.model_name_or_path)
+            if config.model_type != "clip":
+                raise UserError(
+                    f"{options.model_name_or_path} is a {config.model_type!r} checkpoint; start from a CLIP or a CAMoE"
+                )
+            tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot load {options.model_name_or_path}: {error}") from error
+        size = config.vision_config.image_size
+    return CAMoEProcessor(
+        video_processor=CAMoEVideoProcessor(
+            num_frames=options.num_frames, size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+        ),
+        tokenizer=tokenizer,
+        experts=options.model.get("experts", CAMoEConfig().experts),
+        streams=options.streams,
+        tagger=options.tagger,
+        max_length=options.max_words,
+    )
+
+
+def build_model(options, processor: CAMoEProcessor) -> CAMoEModel:
+    """The model that the options describe, on the CPU."""
+    changes = {"max_frames": max(64, options.num_frames), **options.model}
+    try:
+        if options.model_name_or_path is not None:
+            return CAMoEModel.from_pretrained(options.model_name_or_path, **changes)
+        tokenizer = processor.tokenizer
+        text = {
+            **(options.clip_config.get("text_config") or {}),
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        clip = CLIPConfig(**{**options.clip_config, "text_config": text})
+        return CAMoEModel(CAMoEConfig(clip_config=clip, **changes))
+    except (TypeError, ValueError) as error:  # strict configs: wrong types, unknown aggregations, ...
+        raise UserError(f"the model's options are wrong: {error}") from error
+
+
+def parameter_groups(model: CAMoEModel, options) -> list[dict]:
+    """AdamW groups: CLIP and new layers at their own rates; norms, biases and logit_scale without weight decay."""
+    groups: dict[tuple[float, float], list] = {}
+    for name, parameter in model.named_parameters():
+        rate = options.clip_learning_rate if name.startswith("clip.") else options.learning_rate
+        if rate == 0:
+            parameter.requires_grad_(False)
+            continue
+        decay = 0.0 if parameter.ndim < 2 else options.weight_decay
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]

@@ -1,0 +1,106 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A split -> folded vectors of its clips and captions, shared out over the processes of an Accelerate run.
+
+Each process encodes every W-th clip and caption; all get all rows back, in the order of the split, so that what is
+computed from them does not depend on the number of processes W.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import gather_object
+from retrieval_data import CaptionedClips
+
+from modeling_camoe.encode import BadVideo, encode_texts, encode_videos
+
+
+@dataclass
+class EncodedSplit:
+    """Vectors of one split.
+
+    Args:
+        text_vectors: (N,K). video_vectors: (M,K). gate_weights: (M,E).
+        video_of_text: (N,) row of each caption's clip in `video_vectors`.
+        video_rows: (M,) position of each row's clip in the split. bad: clips that could not be decoded; their captions
+            are left out with them.
+        captions: N strings.
+    """
+
+    text_vectors: torch.Tensor
+    video_vectors: torch.Tensor
+    gate_weights: torch.Tensor
+    video_of_text: torch.Tensor
+    video_rows: list[int]
+    bad: list[BadVideo]
+    captions: list[str]
+
+
+def encode_split(
+    accelerator,
+    model,
+    processor,
+    split: CaptionedClips,
+    captions: str = "first",
+    batch_size: int = 32,
+    num_workers: int = 2,
+    on_bad_video: str = "raise",
+    progress: str | None = None,
+) -> EncodedSplit:
+    """Encode the clips and the "first" or "all" captions of a split; `model` is unwrapped and in `eval()`."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    label = progress if accelerator.is_main_process else None
+    mine = range(rank, len(split.clips), world)
+    encoded = encode_videos(
+        model,
+        processor,
+        [split.clips[i] for i in mine],
+        batch_size=batch_size,
+        num_workers=num_workers,
+        on_bad_video=on_bad_video,
+        progress=label and f"{label}: clips",
+    )
+    rows = [mine[i] for i in encoded.indices]
+    bad = [BadVideo(mine[b.index], b.source, b.cause) for b in encoded.bad]
+    video_rows, (video_vectors, gate_weights) = _gather_rows(
+        accelerator, rows, [encoded.vectors, encoded.gate_weights]
+    )
+    bad = sorted(gather_object(bad), key=lambda b: b.index) if world > 1 else bad
+
+    texts, streams, video_of_text = split.flat(captions)
+    position = {row: m for m, row in enumerate(video_rows)}
+    kept = [n for n, video in enumerate(video_of_text) if video in position]
+    mine = kept[rank::world]
+    tagged = [dict(zip(model.config.experts, streams[n], strict=True)) for n in mine]
+    vectors = encode_texts(model, processor, tagged, progress=label and f"{label}: captions")
+    text_rows, (text_vectors,) = _gather_rows(accelerator, mine, [vectors])
+    return EncodedSplit(
+        text_vectors=text_vectors,
+        video_vectors=video_vectors,
+        gate_weights=gate_weights,
+        video_of_text=torch.tensor([position[video_of_text[n]] for n in text_rows], dtype=torch.long),
+        video_rows=video_rows,
+        bad=bad,
+        captions=[texts[n] for n in text_rows],
+    )
+
+
+def _gather_rows(accelerator, rows: list[int], tensors: list[torch.Tensor]) -> tuple[list[int], list[torch.Tensor]]:
+    """All processes' rows, sorted by their number."""
+    if accelerator.num_processes > 1:
+        parts = gather_object([(rows, tensors)])
+        rows = [row for part, _ in parts for row in part]
+        tensors = [torch.cat(column) for column in zip(*(part for _, part in parts), strict=True)]
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    return [rows[i] for i in order], [tensor[order] for tensor in tensors]

@@ -1,0 +1,97 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Contrastive batches larger than memory: the gradient of one big batch, embedded chunk by chunk (GradCache).
+
+After Gao et al., arXiv 2101.06983: (1) embed all chunks without a graph, remembering the random state before each; (2)
+the loss on all embeddings, and its gradient with respect to them; (3) embed each chunk again in the same random state,
+and send the remembered gradient back through it. Memory is that of one chunk; time is one more forward pass. Exact,
+also with dropout and over several processes (the gradients are synchronised once, with the last chunk).
+"""
+
+import contextlib
+
+import torch
+
+from modeling_camoe.modeling_camoe import CAMoETextOutput, CAMoEVideoOutput
+from modeling_camoe.retrieval import fold_text, fold_video
+
+
+class RandomState:
+    """The random state of the CPU and of one device, to run something twice alike."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    @contextlib.contextmanager
+    def replayed(self):
+        with torch.random.fork_rng(devices=[self.device] if self.cuda is not None else []):
+            torch.set_rng_state(self.cpu)
+            if self.cuda is not None:
+                torch.cuda.set_rng_state(self.cuda, self.device)
+            yield
+
+
+def cached_backward(accelerator, model, batch: dict, video_ids: torch.Tensor, chunk: int):
+    """Forward and backward of one contrastive batch in chunks of `chunk` pairs; gradients land in the parameters.
+
+    Args:
+        model: as prepared by `accelerator`. batch: inputs of the model, (n, ...) tensors of this process.
+        video_ids: (n,).
+
+    Returns:
+        loss (scalar, without graph) and the gate weights (n,E).
+    """
+    core = accelerator.unwrap_model(model)
+    rows = len(video_ids)
+    parts = [
+        {name: tensor[start : start + chunk] for name, tensor in batch.items()} for start in range(0, rows, chunk)
+    ]
+
+    states, embeds = [], []
+    with torch.no_grad():
+        for part in parts:
+            states.append(RandomState(video_ids.device))
+            output = model(**part)
+            embeds.append((output.text_embeds, output.video_embeds, output.gate_weights))
+    leaves = [torch.cat(column).requires_grad_() for column in zip(*embeds, strict=True)]
+
+    # The scale is a parameter: its gradient, too, must reach it inside the last, synchronised backward pass.
+    text_embeds, video_embeds, gate_weights = leaves
+    log_scale = core.clip.logit_scale.detach().clone().requires_grad_()
+    loss = core.retrieval_loss(
+        CAMoETextOutput(pooler_output=fold_text(text_embeds), text_embeds=text_embeds),
+        CAMoEVideoOutput(pooler_output=fold_video(video_embeds, gate_weights), video_embeds=video_embeds),
+        video_ids,
+        log_scale=log_scale,
+    )
+    gradients = torch.autograd.grad(loss, [*leaves, log_scale], allow_unused=True)
+    gradients = [
+        torch.zeros_like(leaf) if g is None else g for leaf, g in zip([*leaves, log_scale], gradients, strict=True)
+    ]
+    *leaf_gradients, scale_gradient = gradients
+
+    for index, (part, state) in enumerate(zip(parts, states, strict=True)):
+        last = index == len(parts) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            with state.replayed():
+                output = model(**part)
+            own = slice(index * chunk, index * chunk + chunk)
+            outputs = (output.text_embeds, output.video_embeds, output.gate_weights)
+            surrogate = sum((out * grad[own]).sum() for out, grad in zip(outputs, leaf_gradients, strict=True))
+            if last:
+                surrogate = surrogate + core.clip.logit_scale * scale_gradient
+            accelerator.backward(surrogate)
+    return loss.detach(), gate_weights.detach()

@@ -1,0 +1,282 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Captioned clips for training and evaluation: a `datasets` split -> tagged captions, and pairs decoded in workers.
+
+A split has a video column (a path, or `Video(decode=False)`), a caption column (one caption or a list a clip), and may
+have `video_id`, `start` and `end` (seconds: the clip is a window of the file). It comes from a folder of clips with
+`metadata.jsonl` (a VideoFolder), a folder of tables (`train.parquet`, ...), or the Hub.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import torch
+from recipe import UserError
+from torch.utils.data import Dataset, Sampler
+
+from modeling_camoe.captions import caption_streams
+from modeling_camoe.encode import BadVideo
+from modeling_camoe.frames import Clip, VideoDecodingError, describe_source
+
+
+TABLE_SUFFIXES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+
+
+def load_split(name: str, split: str, config: str | None = None, limit: int | None = None) -> datasets.Dataset:
+    """Load one split of a folder or Hub data set; videos stay undecoded.
+
+    Args:
+        name: a folder (VideoFolder, or tables named after splits) or a Hub id. split: its split.
+        config: configuration of a Hub data set. limit: keep only the first clips.
+
+    Raises:
+        UserError: the data set or the split is not there, or is empty.
+    """
+    try:
+        if os.path.isdir(name):
+            data = _load_folder(Path(name), split)
+        elif name.startswith((".", "/", "~")) or name.count("/") != 1:
+            raise UserError(f"the data set folder {name} does not exist")
+        else:
+            data = datasets.load_dataset(name, config, split=split)
+    except UserError:
+        raise
+    except Exception as error:  # whatever datasets raises, the user needs its words and the name, not the stack
+        raise UserError(f"cannot load split {split!r} of {name}: {error}") from error
+    if limit is not None:
+        data = data.select(range(min(limit, len(data))))
+    if len(data) == 0:
+        raise UserError(f"split {split!r} of {name} is empty")
+    for column, feature in data.features.items():
+        if isinstance(feature, datasets.Video):
+            data = data.cast_column(column, datasets.Video(decode=False))
+    return data
+
+
+def _load_folder(folder: Path, split: str) -> datasets.Dataset:
+    for suffix, builder in TABLE_SUFFIXES.items():
+        table = folder / f"{split}{suffix}"
+        if table.is_file():
+            return datasets.load_dataset(builder, data_files={split: str(table)}, split=split)
+    if not (folder / split).is_dir():
+        found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        raise UserError(
+            f"{folder} has no split {split!r}: neither a folder nor a table of that name; folders: {found}"
+        )
+    # One split at a time: `data_dir` of the whole set would list the files of every split.
+    return datasets.load_dataset("videofolder", data_files={split: [f"{folder / split}/**"]}, split=split)
+
+
+@dataclass
+class CaptionedClips:
+    """One split, as lists of equal length V.
+
+    Args:
+        clips: what to decode. video_ids: names, distinct. captions: one list a clip.
+        streams: for each clip and caption the E texts, in the order of the experts.
+    """
+
+    clips: list[Clip]
+    video_ids: list[str]
+    captions: list[list[str]]
+    streams: list[list[list[str]]]
+
+    def flat(self, protocol: str) -> tuple[list[str], list[list[str]], list[int]]:
+        """Captions, their streams and the index of each one's clip: the "first" of every clip, or "all"."""
+        rows = [(v, c) for v, texts in enumerate(self.captions) for c in range(len(texts) if protocol == "all" else 1)]
+        return (
+            [self.captions[v][c] for v, c in rows],
+            [self.streams[v][c] for v, c in rows],
+            [v for v, _ in rows],
+        )
+
+
+def read_captioned_clips(
+    data: datasets.Dataset,
+    experts: Sequence[str],
+    tagger,
+    streams: dict[str, str] | None = None,
+    video_column: str = "video",
+    caption_column: str | None = None,
+    root: str | None = None,
+) -> CaptionedClips:
+    """Check a split, tag its captions once (cached by `datasets`) and lay it out.
+
+    Args:
+        data: from `load_split`. experts, tagger, streams: as the processor has them.
+        video_column: paths or undecoded videos. caption_column: defaults to `captions` or `caption`.
+        root: folder that relative paths are relative to.
+
+    Raises:
+        UserError: a column is missing, a caption is empty, a video id stands twice.
+    """
+    caption_column = find_caption_column(data, caption_column)
+    if video_column not in data.column_names:
+        raise UserError(f"the data set has no column {video_column!r}, only {data.column_names}; set --video_column")
+
+    captions = [[texts] if isinstance(texts, str) else list(texts or []) for texts in data[caption_column]]
+    for row, texts in enumerate(captions):
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise UserError(f"row {row} of the data set has an empty caption in column {caption_column!r}: remove it")
+
+    sources = [_source_of(value, root, row, video_column) for row, value in enumerate(data[video_column])]
+    starts = data["start"] if "start" in data.column_names else [None] * len(data)
+    ends = data["end"] if "end" in data.column_names else [None] * len(data)
+    clips = [Clip(source, start, end) for source, start, end in zip(sources, starts, ends, strict=True)]
+    if "video_id" in data.column_names:
+        video_ids = [str(name) for name in data["video_id"]]
+    else:
+        video_ids = [f"{row:06d}" if isinstance(s, bytes) else Path(s).stem for row, s in enumerate(sources)]
+    if len(set(video_ids)) < len(video_ids):
+        twice = next(name for name in video_ids if video_ids.count(name) > 1)
+        raise UserError(
+            f"video id {twice!r} stands twice in the data set: one row a video, its captions in a list "
+            "(training/prepare_benchmark.py groups them)"
+        )
+
+    flat = [text for texts in captions for text in texts]
+    tagged = iter(tag_captions(flat, experts, tagger, streams))
+    return CaptionedClips(clips, video_ids, captions, [[next(tagged) for _ in texts] for texts in captions])
+
+
+def find_caption_column(data: datasets.Dataset, given: str | None) -> str:
+    """The column of captions: the one given, else `captions` or `caption`."""
+    column = given or next((name for name in ("captions", "caption") if name in data.column_names), "captions")
+    if column not in data.column_names:
+        raise UserError(f"the data set has no column {column!r}, only {data.column_names}; set --caption_column")
+    return column
+
+
+def _source_of(value, root: str | None, row: int, column: str) -> str | bytes:
+    if isinstance(value, dict):  # Video(decode=False)
+        value = value["path"] if value.get("path") and os.path.exists(value["path"]) else value.get("bytes")
+    if not value:
+        raise UserError(f"row {row} of the data set has no video in column {column!r}")
+    if isinstance(value, bytes):
+        return value
+    return os.path.join(root, value) if root and not os.path.isabs(value) else value
+
+
+def tag_captions(captions: list[str], experts, tagger, streams: dict[str, str] | None = None) -> list[list[str]]:
+    """(N,E) texts of N captions; `Dataset.map` keeps them on disk, so that a set is tagged once."""
+    table = datasets.Dataset.from_dict({"caption": captions})
+    table = table.map(
+        _tag_batch,
+        batched=True,
+        batch_size=2000,
+        fn_kwargs={"experts": list(experts), "tagger": tagger, "streams": streams},
+        desc="tagging captions",
+    )
+    return table["streams"][:]
+
+
+def _tag_batch(batch, experts, tagger, streams):
+    return {"streams": caption_streams(batch["caption"], experts, tagger, streams)}
+
+
+class EpochSampler(Sampler):
+    """Shuffles by (seed, epoch) and yields (epoch, position) keys, so that a worker needs no state to know the epoch.
+
+    Args:
+        length: pairs. seed: of the run.
+    """
+
+    def __init__(self, length: int, seed: int):
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        order = torch.randperm(self.length, generator=generator).tolist()
+        return iter([(self.epoch, position) for position in order])
+
+
+class TrainPairs(Dataset):
+    """Video-caption pairs; frames are decoded on access. What key (epoch, position) gives depends on the key and seed
+    only.
+
+    Args:
+    """Video-caption pairs, decoded on access. What (epoch, position) gives depends on it and the seed alone.
+        captions_per_video: "one": a random caption of each clip an epoch; "all": every caption is a pair.
+        on_bad_video: "raise", or "skip": the next clip that can be decoded takes the place of a bad one.
+    """
+
+    def __init__(
+        self,
+        split: CaptionedClips,
+        decoder,
+        seed: int,
+        sampling: str = "jitter",
+        captions_per_video: str = "one",
+        on_bad_video: str = "raise",
+    ):
+        self.split = split
+        self.decoder = decoder
+        self.seed = seed
+        self.sampling = sampling
+        self.on_bad_video = on_bad_video
+        if captions_per_video == "all":
+            self.pairs = [(v, c) for v, texts in enumerate(split.captions) for c in range(len(texts))]
+        else:
+            self.pairs = [(v, None) for v in range(len(split.captions))]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        epoch, position = key
+        bad = []
+        for attempt in range(len(self.pairs)):
+            video, caption = self.pairs[(position + attempt) % len(self.pairs)]
+            # One stream of random numbers per (seed, epoch, position): workers and resumes cannot change it.
+            generator = torch.Generator().manual_seed(hash((self.seed, epoch, position, attempt)) % 2**63)
+            if caption is None:
+                caption = int(torch.randint(len(self.split.captions[video]), (1,), generator=generator))
+            frame_seed = int(torch.randint(2**31, (1,), generator=generator))
+            try:
+                clip = self.decoder.decode(self.split.clips[video], sampling=self.sampling, seed=frame_seed)
+                return {"clip": clip, "texts": self.split.streams[video][caption], "video": video, "bad": bad}
+            except VideoDecodingError as error:
+                bad.append(BadVideo(video, describe_source(self.split.clips[video]), str(error)))
+                if self.on_bad_video == "raise":
+                    break
+        return {"clip": None, "texts": None, "video": None, "bad": bad}
+
+
+@dataclass
+class PairCollator:
+    """Pairs -> `input_ids`, `attention_mask` (N,E,L), uint8 pixels (N,T,3,H,W), `frame_mask`, `video_ids`."""
+
+    processor: object
+    experts: list[str]
+
+    def __call__(self, items: list[dict]) -> dict:
+        bad = [bad for item in items for bad in item["bad"]]
+        items = [item for item in items if item["clip"] is not None]
+        if not items:
+            return {"bad": bad}
+        batch = self.processor(
+            text=[dict(zip(self.experts, item["texts"], strict=True)) for item in items],
+            videos=[item["clip"] for item in items],
+            videos_kwargs={"do_rescale": False, "do_normalize": False},
+            return_tensors="pt",
+        )
+        return {**batch, "video_ids": torch.tensor([item["video"] for item in items]), "bad": bad}

@@ -1,0 +1,107 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The options of `run_retrieval.py`: what a recipe may say.
+
+Defaults are CLIP4Clip's recipe for MSR-VTT (arXiv 2104.08860), the common yardstick, where it has one.
+"""
+
+from dataclasses import dataclass
+
+from recipe import UserError, option
+
+
+@dataclass
+class TrainOptions:
+    """Everything that a training run is told."""
+
+    # Data
+    dataset_name: str = option(help="folder of clips with metadata.jsonl, folder of tables, or Hub id")
+    output_dir: str = option(help="where the model, its log and its checkpoints go")
+    dataset_config: str | None = option(None, "configuration of a Hub data set")
+    train_split: str = option("train", "split to train on")
+    validation_split: str | None = option("validation", "split that chooses the best checkpoint; never the test split")
+    video_column: str = option("video", "column of video paths")
+    caption_column: str | None = option(None, "column of captions, a text or a list (default: captions or caption)")
+    video_root: str | None = option(None, "folder that relative video paths are relative to")
+    max_train_clips: int | None = option(None, "keep only the first clips, for a quick try")
+    max_validation_clips: int | None = option(None, "the same for the validation split")
+    captions_per_video: str = option(
+        "all", "all: every caption is a pair; one: a random caption of each clip an epoch", choices=("all", "one")
+    )
+    validation_captions: str = option("first", "captions that are queries in validation", choices=("first", "all"))
+    on_bad_video: str = option(
+        "raise", "a clip that cannot be decoded: stop, or skip and list", choices=("raise", "skip")
+    )
+
+    # Model
+    model_name_or_path: str | None = option(None, "CLIP or CAMoE checkpoint to start from, folder or Hub id")
+    clip_config: dict | None = option(None, "sizes of a CLIP to train from scratch instead (CLIPConfig)")
+    tokenizer_vocab_size: int = option(1000, "byte pairs of the tokenizer that is made when training from scratch")
+    model: dict = option({}, "fields of CAMoEConfig, e.g. --model.experts '[fusion]'")
+    streams: dict | None = option(None, "expert -> caption stream, for experts not named after a stream")
+    tagger: str | None = option("en_core_web_sm", "spaCy model that tags captions; none: every expert reads all")
+    num_frames: int = option(12, "frames a clip")
+    max_words: int = option(32, "tokens a text, at most 77")
+    train_sampling: str = option(
+        "uniform", "frames in training: segment centres or one random frame a segment", choices=("uniform", "jitter")
+    )
+
+    # Optimisation
+    batch_size: int = option(128, "pairs in one contrastive batch over ALL processes")
+    num_train_epochs: int = option(5, "passes over the pairs")
+    max_train_steps: int | None = option(None, "stop after this many steps instead; the schedule ends there too")
+    learning_rate: float = option(1e-4, "of the new layers")
+    clip_learning_rate: float = option(1e-7, "of CLIP's own parameters; 0 freezes them")
+    weight_decay: float = option(0.2, "not on norms, biases and logit_scale")
+    warmup_ratio: float = option(0.1, "share of the steps in which the learning rate rises; then a cosine")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    adam_beta1: float = option(0.9, "AdamW")
+    adam_beta2: float = option(0.98, "AdamW")
+    adam_epsilon: float = option(1e-6, "AdamW")
+    seed: int = option(42, "of everything random")
+
+    # Running
+    num_workers: int = option(2, "processes that decode, for each training process")
+    eval_batch_size: int = option(32, "clips a forward pass in validation")
+    validation_epochs: int = option(1, "epochs between validations")
+    frame_cache: str | None = option(None, "folder in which sampled frames are kept, for runs of many epochs")
+    gradient_cache_chunk: int | None = option(None, "embed this many pairs at a time: batches beyond memory, exact")
+    checkpointing_steps: int | None = option(None, "also write a checkpoint every so many steps, not only each epoch")
+    save_total_limit: int | None = option(2, "checkpoints to keep")
+    resume_from_checkpoint: str | None = option(None, "latest, or a folder in output_dir/checkpoints")
+    on_nan: str = option(
+        "raise", "a loss or gradient that is not finite: stop, or skip the step", choices=("raise", "skip")
+    )
+    max_nan_skips: int = option(10, "stop all the same after so many skipped steps")
+    report_to: str | None = option(None, "tracker of Accelerate: tensorboard, trackio, wandb, ...")
+    logging_steps: int = option(10, "steps between lines of training_log.jsonl")
+    query_bank_size: int = option(5000, "training captions written to query_bank.txt for search and evaluation")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the run."""
+        return self.max_train_steps or self.num_train_epochs * steps_per_epoch
+
+    def __post_init__(self):
+        if (self.model_name_or_path is None) == (self.clip_config is None):
+            raise UserError(
+                "say what to start from: either --model_name_or_path (a CLIP or CAMoE checkpoint) "
+                "or --clip_config (sizes, to train from scratch)"
+            )
+        for name in ("batch_size", "num_frames", "num_train_epochs", "eval_batch_size", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"option {name!r} must be at least 1, got {getattr(self, name)}")
+        if not 3 <= self.max_words <= 77:
+            raise UserError(f"option 'max_words' must be from 3 to 77 (CLIP's positions), got {self.max_words}")
+        if self.batch_size < 2:
+            raise UserError("option 'batch_size' must be at least 2: a contrastive loss needs a negative")
