@@ -1,0 +1,164 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which motion clip shows what: the two presets, and the split of all combinations into training, validation and test.
+
+Notable features:
+- validation and test show combinations that training never shows, and every one of their clips shows another one;
+- a hash of the seed and the combination decides to which split it belongs, so no split needs to know about the others,
+  and a smaller set is the beginning of a larger one.
+"""
+
+import bisect
+import dataclasses
+import functools
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .paths import ACTIONS, RELATIONS
+from .scenes import COLORS, SCENES, SHAPES
+
+
+SPLITS = ("train", "validation", "test")
+# Shares of all combinations that the hash reserves for the held-out splits; training draws from the rest.
+TEST_SHARE, VALIDATION_SHARE = 0.15, 0.10
+# Last key of a clip's random generators: one each for what it shows, its form, its pixels and its captions.
+COMBINATION, LOOKS, PIXELS, CAPTIONS = range(4)
+
+
+class UserError(Exception):
+    """A mistake on the command line or in the output folder; the message names the remedy."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What a clip shows. The fields of a second entity are empty strings where there is none."""
+
+    color: str
+    shape: str
+    action: str  # empty where `relation` says what happens
+    scene: str
+    second_color: str = ""
+    second_shape: str = ""
+    second_action: str = ""
+    relation: str = ""  # a relation, "while" (each of two entities does something of its own), or empty (one entity)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What kind of clips to make, and by default how many."""
+
+    counts: tuple[int, int, int]  # train, validation, test
+    colors: tuple[str, ...]
+    shapes: tuple[str, ...]
+    actions: tuple[str, ...]
+    scenes: tuple[str, ...]
+    two_entities: bool
+    long_tailed: bool  # the n-th value of each list is 1/n as frequent as the first
+    short_side: tuple[int, int]  # pixels
+    long_side: int  # pixels, at most
+    seconds: tuple[float, float]
+    radius: tuple[float, float]  # of an entity, in short sides
+
+
+PRESETS = {
+    # Small files, for a small model that sees 64 x 64 pixels: 3,700 of them take about a minute on two cores.
+    "demo": Preset(
+        counts=(3000, 200, 500),
+        colors=tuple(COLORS)[:8],
+        shapes=tuple(SHAPES)[:8],
+        actions=ACTIONS[:12],
+        scenes=tuple(SCENES)[:8],
+        two_entities=False,
+        long_tailed=False,
+        short_side=(80, 112),
+        long_side=160,
+        seconds=(1.0, 3.0),
+        radius=(0.16, 0.24),
+    ),
+    "full": Preset(
+        counts=(20000, 1000, 1000),
+        colors=tuple(COLORS),
+        shapes=tuple(SHAPES),
+        actions=ACTIONS,
+        scenes=tuple(SCENES),
+        two_entities=True,
+        long_tailed=True,
+        short_side=(128, 192),
+        long_side=256,
+        seconds=(1.5, 4.5),
+        radius=(0.10, 0.14),
+    ),
+}
+WHILE_SHARE = 0.3  # of the clips of two entities in which each does something of its own
+
+
+@functools.cache
+def _cumulative_weights(count: int) -> list[float]:
+    return list(itertools.accumulate(1 / rank for rank in range(1, count + 1)))
+
+
+def draw_combination(preset: Preset, rng: np.random.Generator) -> Combination:
+    """What one clip shows, at the frequencies of the preset."""
+
+    def choose(values: Sequence[str]) -> str:
+        if not preset.long_tailed:
+            return values[int(rng.integers(len(values)))]
+        weights = _cumulative_weights(len(values))
+        return values[bisect.bisect_right(weights, rng.random() * weights[-1])]
+
+    first, scene = (choose(preset.colors), choose(preset.shapes)), choose(preset.scenes)
+    if not preset.two_entities:
+        return Combination(*first, action=choose(preset.actions), scene=scene)
+    second = first
+    while second == first:
+        second = (choose(preset.colors), choose(preset.shapes))
+    if rng.random() >= WHILE_SHARE:
+        return Combination(*first, "", scene, *second, "", choose(RELATIONS))
+    # "A while B" is "B while A": one order stands for both, so that they cannot land in two splits
+    first, second = sorted([(*first, choose(preset.actions)), (*second, choose(preset.actions))])
+    return Combination(*first, scene, *second, "while")
+
+
+def split_of(combination: Combination, seed: int) -> str:
+    """The one split that may show this combination."""
+    key = "|".join((str(seed), *dataclasses.astuple(combination)))
+    share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
+    return "test" if share < TEST_SHARE else "validation" if share < TEST_SHARE + VALIDATION_SHARE else "train"
+
+
+def plan_split(preset: Preset, split: str, count: int, seed: int) -> list[Combination]:
+    """What the clips of one split show; in validation and test no combination comes twice.
+
+    Raises:
+        UserError: when there are not that many combinations.
+    """
+    plan, seen = [], set()
+    for index in range(count):
+        rng = np.random.default_rng([seed, SPLITS.index(split), index, COMBINATION])
+        for _ in range(5000):  # tens would do, unless the combinations run out
+            combination = draw_combination(preset, rng)
+            if split_of(combination, seed) == split and combination not in seen:
+                break
+        else:
+            raise UserError(
+                f"--num_{split} {count}: this preset has only about {index} different combinations for {split}"
+            )
+        plan.append(combination)
+        if split != "train":
+            seen.add(combination)
+    return plan
