@@ -11,4 +11,4 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The clips of make_motion_clips.py: what they show (plan), how it looks (scenes), moves (paths) and is told (captions)."""
+"""The motion clips: what they show (plan), how they look (scenes) and move (paths), and their captions."""
