@@ -20,6 +20,7 @@ a byte-pair tokenizer is made from the training captions.
 import os
 from collections.abc import Iterable
 
+from huggingface_hub.errors import StrictDataclassError
 from recipe import UserError
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, CLIPConfig
 
@@ -96,7 +97,7 @@ def build_model(options, processor: CAMoEProcessor) -> CAMoEModel:
         }
         clip = CLIPConfig(**{**options.clip_config, "text_config": text})
         return CAMoEModel(CAMoEConfig(clip_config=clip, **changes))
-    except (TypeError, ValueError) as error:  # strict configs: wrong types, unknown aggregations, ...
+    except (StrictDataclassError, TypeError, ValueError) as error:  # wrong types, unknown aggregations, ...
         raise UserError(f"the model's options are wrong: {error}") from error
 
 

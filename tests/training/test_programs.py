@@ -1,0 +1,225 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The programs themselves, run as a user runs them: train, score, load back; and what a mistake gets."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+ROOT = Path(__file__).parents[2]
+TRAINING = ROOT / "training"
+
+RECIPE = """
+clip_config:
+  projection_dim: 16
+  vision_config:
+    {image_size: 32, patch_size: 16, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}
+  text_config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}
+tokenizer_vocab_size: 300
+num_frames: 3
+captions_per_video: one
+train_sampling: jitter
+batch_size: 8
+num_train_epochs: 2
+learning_rate: 1.0e-3
+clip_learning_rate: 1.0e-3
+num_workers: 0
+logging_steps: 1
+"""
+
+
+def program(name, *arguments, **kwargs):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return subprocess.run(
+        [sys.executable, str(TRAINING / name), *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT, **kwargs,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    made = program(
+        "make_motion_clips.py", "--output", folder, "--num_train", 24, "--num_validation", 6, "--num_test", 10,
+        "--num_workers", 1,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(clips, recipe, tmp_path_factory):
+    """A finished run of two epochs of three steps."""
+    folder = tmp_path_factory.mktemp("run")
+    done = program(
+        "run_retrieval.py", "--config", recipe, "--dataset_name", clips, "--output_dir", folder,
+        "--frame_cache", folder / "frames",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_leaves_a_model_that_the_auto_classes_load(trained, clips):
+    import modeling_camoe  # noqa: F401 — registers
+    from transformers import AutoModel, AutoProcessor
+
+    model, processor = AutoModel.from_pretrained(trained), AutoProcessor.from_pretrained(trained)
+    videos = sorted((clips / "test").glob("*.mp4"))[:2]
+    inputs = processor(text=["a red star spins", "a blue ring grows"], videos=videos, return_tensors="pt")
+    with torch.inference_mode():
+        output = model(**inputs)
+        text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+        video = model.get_video_features(inputs["pixel_values_videos"], inputs["frame_mask"]).pooler_output
+    scores = output.logits_per_text / model.clip.logit_scale.exp()
+    torch.testing.assert_close(text @ video.T, scores, atol=1e-5, rtol=0)
+
+
+def test_a_run_writes_down_what_it_did(trained, clips):
+    log = [json.loads(line) for line in (trained / "training_log.jsonl").read_text().splitlines()]
+    steps = [line for line in log if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    gate = sum(steps[-1][f"gate_{expert}"] for expert in ("fusion", "entity", "action", "scene"))
+    assert gate == pytest.approx(1, abs=1e-5)
+    assert [line["step"] for line in log if "validation_Rsum" in line] == [3, 6]
+    results = json.loads((trained / "all_results.json").read_text())
+    assert results["steps"] == 6 and results["best"]["step"] in (3, 6) and results["bad_videos"] == 0
+    bank = (trained / "query_bank.txt").read_text().splitlines()
+    train = [json.loads(line) for line in (clips / "train" / "metadata.jsonl").read_text().splitlines()]
+    assert len(bank) == 24 * 5 and set(bank) == {text for row in train for text in row["captions"]}
+    assert "dataset_name" in (trained / "recipe.yaml").read_text()
+
+
+def test_evaluation_reports_every_correction_in_both_directions(trained, clips):
+    done = program("evaluate_retrieval.py", "--checkpoint", trained, "--dataset_name", clips, "--num_workers", 0)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((trained / "eval_results.json").read_text())
+    assert (results["num_texts"], results["num_videos"], results["split"]) == (10, 10, "test")
+    assert list(results["results"]) == ["none", "dual_softmax", "query_bank"]
+    for by_direction in results["results"].values():
+        for direction in ("text_to_video", "video_to_text"):
+            assert 0 <= by_direction[direction]["R@1"] <= by_direction[direction]["R@10"] <= 100
+    assert results["results"]["none"]["text_to_video"]["R@10"] == 100  # ten clips
+    assert "validation" in results["temperatures_from"]["tau"]
+    assert "transductive" in results["notes"]["dual_softmax"]
+    assert "query_bank" in done.stdout and "R@10" in done.stdout
+
+
+def test_pictures_are_drawn(trained, clips):
+    done = program("show_retrieval.py", "--checkpoint", trained, "--dataset_name", clips, "--num_workers", 0)
+    assert done.returncode == 0, done.stderr
+    for name in ("retrieval_grid.png", "training_curves.png"):
+        assert (trained / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and (trained / name).stat().st_size > 10_000
+    assert "  1. " in done.stdout
+
+
+def copy_with(clips, folder, change):
+    """The clips with one thing changed: `change(train folder, rows of its metadata)`."""
+    shutil.copytree(clips, folder)
+    metadata = folder / "train" / "metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text().splitlines()]
+    change(folder / "train", rows)
+    metadata.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def break_video(folder, rows):
+    (folder / rows[3]["file_name"]).write_bytes((folder / rows[3]["file_name"]).read_bytes()[:200])
+
+
+def mute(folder, rows):
+    from tests.video_files import write_audio_only
+
+    write_audio_only(folder / rows[3]["file_name"])
+
+
+def empty_caption(folder, rows):
+    rows[5]["captions"][2] = "  "
+
+
+def drop_captions(folder, rows):
+    for row in rows:
+        del row["captions"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (break_video, "train_00003.mp4"),
+        (mute, "no video stream"),
+        (empty_caption, "row 5 of the data set has an empty caption"),
+        (drop_captions, "no column 'captions'"),
+    ],
+)
+def test_bad_data_is_one_line_with_cause_and_exit_code_2(clips, recipe, tmp_path, change, message):
+    data = copy_with(clips, tmp_path / "clips", change)
+    done = program("run_retrieval.py", "--config", recipe, "--dataset_name", data, "--output_dir", tmp_path / "run")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning_rat", "1"], "unknown option 'learning_rat' in the command line, did you mean 'learning_rate'?"),
+        (["--dataset_name", "./nowhere"], "the data set folder ./nowhere does not exist"),
+        (["--model.experts", "[fusion, fusion]"], "non-empty list of distinct names"),
+    ],
+)
+def test_a_wrong_option_is_one_line_with_cause_and_exit_code_2(clips, recipe, tmp_path, arguments, message):
+    done = program(
+        "run_retrieval.py", "--config", recipe, "--dataset_name", clips, "--output_dir", tmp_path, *arguments
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+
+
+@pytest.mark.parametrize("checkpoint", ["missing", "empty"])
+def test_a_wrong_checkpoint_folder_is_one_line_with_remedy_and_exit_code_2(clips, tmp_path, checkpoint):
+    if checkpoint == "empty":
+        (tmp_path / checkpoint).mkdir()
+    done = program("evaluate_retrieval.py", "--checkpoint", tmp_path / checkpoint, "--dataset_name", clips)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    expected = (
+        "has no config.json; give the output_dir of a finished run" if checkpoint == "empty" else "does not exist"
+    )
+    assert expected in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_bad_clip_is_skipped_and_listed_when_the_policy_says_so(clips, recipe, tmp_path):
+    data = copy_with(clips, tmp_path / "clips", break_video)
+    done = program(
+        "run_retrieval.py", "--config", recipe, "--dataset_name", data, "--output_dir", tmp_path / "run",
+        "--on_bad_video", "skip",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    listed = [json.loads(line) for line in (tmp_path / "run" / "bad_videos.jsonl").read_text().splitlines()]
+    assert {line["video_id"] for line in listed} == {"train_00003"} and "train_00003.mp4" in listed[0]["cause"]
+    assert json.loads((tmp_path / "run" / "all_results.json").read_text())["bad_videos"] == len(listed)
