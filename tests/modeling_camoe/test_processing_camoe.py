@@ -1,0 +1,146 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The processor: shapes, padding, truncation, errors, and that it saves and loads."""
+
+import pickle
+
+import pytest
+import torch
+from transformers import AutoProcessor, AutoVideoProcessor
+
+from modeling_camoe.configuration_camoe import CAMoEConfig
+from modeling_camoe.processing_camoe import CAMoEProcessor
+from modeling_camoe.video_processing_camoe import CAMoEVideoProcessor
+from tests.tokenizer_files import tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def processor(tokenizer):
+    return make_processor(tokenizer)
+
+
+def make_processor(tokenizer, **options) -> CAMoEProcessor:
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    return CAMoEProcessor(CAMoEVideoProcessor(num_frames=3, **size), tokenizer, **options)
+
+
+def test_a_text_per_expert_is_tokenised_and_padded_to_the_longest_of_the_batch(processor):
+    inputs = processor(text=["a red star spins clockwise on a sandy beach", "two kids"], return_tensors="pt")
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (2, 4, 11)  # nine words and the two ends
+    texts = [processor.batch_decode(row, skip_special_tokens=True) for row in inputs["input_ids"]]
+    assert texts[0] == [
+        "a red star spins clockwise on a sandy beach",
+        "red star",
+        "spins clockwise",
+        "on a sandy beach",
+    ]
+    assert texts[1] == ["two kids"] * 4
+    assert inputs["attention_mask"].sum(-1).tolist() == [[11, 4, 4, 6], [4, 4, 4, 4]]
+
+
+def test_one_caption_is_a_batch_of_one(processor):
+    assert processor(text="a red star", return_tensors="pt")["input_ids"].shape == (1, 4, 5)
+    assert processor(text={"fusion": "a red star", "entity": "star"}, return_tensors="pt")["input_ids"].shape[0] == 1
+
+
+def test_tagged_texts_are_read_as_they_are(processor):
+    texts = [{"fusion": "a red star spins", "entity": "two kids", "action": ""}]
+    assert processor.streams_of(texts) == [["a red star spins", "two kids", "a red star spins", "a red star spins"]]
+
+
+def test_long_texts_are_cut_to_max_length_and_keep_their_end_token(processor):
+    ids = processor(text="a red star " * 100, return_tensors="pt")["input_ids"]
+    assert ids.shape == (1, 4, 32)
+    assert (ids[..., -1] == processor.tokenizer.eos_token_id).all()
+    ids = processor(text="a red star " * 100, max_length=7, return_tensors="pt")["input_ids"]
+    assert ids.shape == (1, 4, 7) and (ids[..., -1] == processor.tokenizer.eos_token_id).all()
+
+
+def test_texts_can_be_padded_to_a_fixed_length(processor):
+    inputs = processor(text="a red star", padding="max_length", max_length=77, return_tensors="pt")
+    assert inputs["input_ids"].shape == (1, 4, 77)
+    assert inputs["attention_mask"].sum(-1).tolist() == [[5, 4, 5, 5]]
+
+
+def test_videos_and_options_for_them_reach_the_video_processor(processor):
+    video = torch.randint(0, 255, (2, 3, 40, 48), dtype=torch.uint8)
+    inputs = processor(text="two kids", videos=[video], return_tensors="pt")
+    assert inputs["pixel_values_videos"].shape == (1, 3, 3, 32, 32)
+    assert inputs["frame_mask"].tolist() == [[1, 1, 0]]
+    inputs = processor(videos=[video], videos_kwargs={"do_rescale": False, "do_normalize": False}, return_tensors="pt")
+    assert inputs["pixel_values_videos"].dtype == torch.uint8 and "input_ids" not in inputs
+
+
+def test_without_tensors_the_ids_are_nested_lists(processor):
+    ids = processor(text=["two kids", "a red star"])["input_ids"]
+    assert (len(ids), len(ids[0]), len(ids[0][0])) == (2, 4, 5)
+
+
+def test_mistakes_get_an_error_that_names_them(processor, tokenizer):
+    with pytest.raises(ValueError, match="Caption 1 is empty"):
+        processor(text=["a dog", ""])
+    with pytest.raises(ValueError, match="no caption"):
+        processor(text=[])
+    with pytest.raises(ValueError, match="`text`, `videos`, or both"):
+        processor()
+    with pytest.raises(ValueError, match="'sceen'. Did you mean 'scene'"):
+        make_processor(tokenizer, experts=["fusion", "sceen"])
+    with pytest.raises(ValueError, match="'moton'. Did you mean 'motion'"):
+        make_processor(tokenizer, experts=["motion"], streams={"moton": "action"})
+    with pytest.raises(ValueError, match="differ"):
+        make_processor(tokenizer, experts=["fusion", "fusion"])
+    with pytest.raises(ValueError, match="`max_length` is 128; it must be from 3 to 77"):
+        make_processor(tokenizer, max_length=128)
+
+
+def test_a_saved_processor_is_loaded_by_the_auto_class_as_it_was(tokenizer, tmp_path):
+    AutoVideoProcessor.register(CAMoEConfig, CAMoEVideoProcessor, exist_ok=True)
+    AutoProcessor.register(CAMoEConfig, CAMoEProcessor, exist_ok=True)
+    processor = make_processor(
+        tokenizer, experts=["fusion", "motion"], streams={"motion": "action"}, tagger=None, max_length=16
+    )
+    processor.save_pretrained(tmp_path)
+    CAMoEConfig().save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(loaded, CAMoEProcessor)
+    assert (loaded.experts, loaded.streams) == (["fusion", "motion"], {"motion": "action"})
+    assert (loaded.tagger, loaded.max_length, loaded.video_processor.num_frames) == ("none", 16, 3)
+    assert loaded(text="two kids")["input_ids"] == processor(text="two kids")["input_ids"]
+
+
+def test_a_tagger_that_is_a_callable_is_used_and_must_be_set_again_after_loading(processor, tmp_path):
+    def last_word(caption):
+        return {"entity": caption.split()[-1]}
+
+    processor.tagger = last_word
+    assert processor.streams_of("two kids") == [["two kids", "kids", "two kids", "two kids"]]
+    processor.save_pretrained(tmp_path)
+    assert processor.tagger is last_word
+    loaded = CAMoEProcessor.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="last_word.*set `processor.tagger`"):
+        loaded(text="two kids")
+    assert loaded(text={"fusion": "two kids"})["input_ids"]  # needs no tagger
+    loaded.tagger = last_word
+    assert loaded.streams_of("two kids") == processor.streams_of("two kids")
+
+
+def test_a_processor_can_be_sent_to_worker_processes(processor):
+    processor(text="a red star")
+    copy = pickle.loads(pickle.dumps(processor))
+    assert copy(text="a red star")["input_ids"] == processor(text="a red star")["input_ids"]
