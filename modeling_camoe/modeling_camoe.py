@@ -129,10 +129,11 @@ class CAMoEPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """False: `_init_weights` leaves loaded tensors alone, as the library's models do, and must not be treated otherwise.
+        """False: `_init_weights` leaves loaded tensors alone, as the library's models do, and must not be treated
+        otherwise.
 
-        For custom code the library skips modules without parameters of their own, CLIP's attention and MLP among them, which
-        would start wrongly scaled where a checkpoint lacks their weights.
+        For custom code the library skips modules without parameters of their own, CLIP's attention and MLP among them,
+        which would start wrongly scaled where a checkpoint lacks their weights.
         """
         return False
 

@@ -142,7 +142,7 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
         seed: int | None = None,
     ) -> SampledFrames:
         """
-        One file -> its frames at their final size, one byte per value: what a worker process does of the work of a call.
+        One file -> its frames at their final size, a byte per value: what a worker process does of the work of a call.
         Calling the processor on the result does the rest. `seed` makes `sampling="jitter"` repeatable.
 
         Raises:

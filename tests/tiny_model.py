@@ -14,9 +14,9 @@
 """A CAMoE small enough for tests: two layers a tower, 16 dimensions, frames of 32 pixels."""
 
 import torch
+from transformers import CLIPConfig
 
 from modeling_camoe import CAMoEConfig, CAMoEModel
-from transformers import CLIPConfig
 
 
 VOCAB, BOS, EOS = 99, 0, 98

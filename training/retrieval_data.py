@@ -214,7 +214,8 @@ class TrainPairs(Dataset):
     only.
 
     Args:
-    """Video-caption pairs, decoded on access. What (epoch, position) gives depends on it and the seed alone.
+        split: the captioned clips. decoder: a video processor or a frame cache.
+        sampling: "jitter", "uniform" or "keyframe".
         captions_per_video: "one": a random caption of each clip an epoch; "all": every caption is a pair.
         on_bad_video: "raise", or "skip": the next clip that can be decoded takes the place of a bad one.
     """

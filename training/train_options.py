@@ -47,7 +47,7 @@ class TrainOptions:
     # Model
     model_name_or_path: str | None = option(None, "CLIP or CAMoE checkpoint to start from, folder or Hub id")
     clip_config: dict | None = option(None, "sizes of a CLIP to train from scratch instead (CLIPConfig)")
-    tokenizer_vocab_size: int = option(1000, "byte pairs of the tokenizer that is made when training from scratch")
+    tokenizer_vocab_size: int = option(2000, "byte pairs of the tokenizer that is made when training from scratch")
     model: dict = option({}, "fields of CAMoEConfig, e.g. --model.experts '[fusion]'")
     streams: dict | None = option(None, "expert -> caption stream, for experts not named after a stream")
     tagger: str | None = option("en_core_web_sm", "spaCy model that tags captions; none: every expert reads all")

@@ -16,9 +16,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.tiny_model import tiny_model
 
 from modeling_camoe.experts import SingleGate, VideoExpert, masked_mean
+from tests.tiny_model import tiny_model
 
 
 def make_expert(aggregation, fresh=False, dim=16):

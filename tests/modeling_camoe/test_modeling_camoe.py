@@ -19,11 +19,11 @@ import tempfile
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.tiny_model import EOS, random_inputs, tiny_clip_config, tiny_config, tiny_model
-
-from modeling_camoe import CAMoEConfig, CAMoEModel
 from transformers import AutoConfig, AutoModel, CLIPModel
 from transformers.utils import logging
+
+from modeling_camoe import CAMoEConfig, CAMoEModel
+from tests.tiny_model import EOS, random_inputs, tiny_clip_config, tiny_config, tiny_model
 
 
 logging.disable_progress_bar()

@@ -122,7 +122,7 @@ def test_dual_softmax_multiplies_by_a_softmax_over_queries():
 
 
 def authors_dual_softmax_loss(logits, temp):
-    """What the authors' one released file computes, written from its formula: called on S and on S.T, then averaged."""
+    """What the authors' one released file computes, from its formula: called on S and on S.T, then averaged."""
     weighted = logits * F.softmax(logits / temp, dim=0) * len(logits)
     return -torch.diag(F.log_softmax(weighted, dim=-1)).mean()
 
@@ -185,8 +185,8 @@ dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, w
 data = torch.load(f"{path}/data.pt")
 mine = slice(4 * rank, 4 * rank + 4)
 weight, scale = data["weight"].requires_grad_(), data["scale"].requires_grad_()
-loss = contrastive_loss(data["texts"][mine] @ weight, data["videos"][mine] @ weight, scale.exp(), data["ids"][mine], temp)
-loss.backward()
+texts, videos, ids = data["texts"][mine] @ weight, data["videos"][mine] @ weight, data["ids"][mine]
+contrastive_loss(texts, videos, scale.exp(), ids, temp).backward()
 for gradient in (weight.grad, scale.grad):  # what DDP does
     dist.all_reduce(gradient)
     gradient /= 2

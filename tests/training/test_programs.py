@@ -31,9 +31,10 @@ RECIPE = """
 clip_config:
   projection_dim: 16
   vision_config:
-    {image_size: 32, patch_size: 16, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}
+    {image_size: 32, patch_size: 16, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,
+     num_attention_heads: 2}
   text_config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}
-tokenizer_vocab_size: 300
+tokenizer_vocab_size: 600
 num_frames: 3
 captions_per_video: one
 train_sampling: jitter
@@ -85,8 +86,9 @@ def trained(clips, recipe, tmp_path_factory):
 
 
 def test_a_run_leaves_a_model_that_the_auto_classes_load(trained, clips):
-    import modeling_camoe  # noqa: F401 — registers
     from transformers import AutoModel, AutoProcessor
+
+    import modeling_camoe  # noqa: F401 — registers
 
     model, processor = AutoModel.from_pretrained(trained), AutoProcessor.from_pretrained(trained)
     videos = sorted((clips / "test").glob("*.mp4"))[:2]
