@@ -18,9 +18,11 @@
 """
 
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoVideoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_camoe import CAMoEConfig
 from .modeling_camoe import CAMoEModel, CAMoEOutput, CAMoETextOutput, CAMoEVideoOutput
+from .pipeline_camoe import CAMoEPipeline
 from .processing_camoe import CAMoEProcessor
 from .video_processing_camoe import CAMoEVideoProcessor
 
@@ -29,6 +31,7 @@ AutoConfig.register("camoe", CAMoEConfig, exist_ok=True)
 AutoModel.register(CAMoEConfig, CAMoEModel, exist_ok=True)
 AutoVideoProcessor.register(CAMoEConfig, CAMoEVideoProcessor, exist_ok=True)
 AutoProcessor.register(CAMoEConfig, CAMoEProcessor, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline("video-text-retrieval", pipeline_class=CAMoEPipeline, pt_model=AutoModel)
 
 # What save_pretrained copies beside the weights.
 CAMoEConfig.register_for_auto_class("AutoConfig")
@@ -40,6 +43,7 @@ __all__ = [
     "CAMoEConfig",
     "CAMoEModel",
     "CAMoEOutput",
+    "CAMoEPipeline",
     "CAMoEProcessor",
     "CAMoETextOutput",
     "CAMoEVideoOutput",
