@@ -331,21 +331,25 @@ class CAMoEModel(CAMoEPreTrainedModel):
         video_ids: torch.Tensor | None = None,
         log_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The training loss that the configuration describes, of N pairs, in float32 -> scalar.
+        """The training loss that the configuration describes, of N pairs, at least in float32 -> scalar.
 
         `log_scale` stands in for the model's own `logit_scale` (gradient caching needs its gradient apart).
         """
-        device = text_output.text_embeds.device
-        scale = (self.clip.logit_scale if log_scale is None else log_scale).float().exp().to(device)
+        texts, videos = text_output.text_embeds, video_output.video_embeds.to(text_output.text_embeds.device)
+        dtype = torch.promote_types(texts.dtype, torch.float32)
+        scale = (self.clip.logit_scale if log_scale is None else log_scale).to(texts.device, dtype).exp()
         temp = self.config.dual_softmax_temp
         loss = contrastive_loss(
-            text_output.pooler_output.float(), video_output.pooler_output.float().to(device), scale, video_ids, temp
+            text_output.pooler_output.to(dtype),
+            video_output.pooler_output.to(texts.device, dtype),
+            scale,
+            video_ids,
+            temp,
         )
         # CODEPATH: above 0 only in recipes that train each expert on its own as well; checkpoints look alike
         if self.config.expert_loss_weight > 0:
-            loss = loss + self.config.expert_loss_weight * expert_contrastive_loss(
-                text_output.text_embeds.float(), video_output.video_embeds.float().to(device), scale, video_ids, temp
-            )
+            expert_loss = expert_contrastive_loss(texts.to(dtype), videos.to(dtype), scale, video_ids, temp)
+            loss = loss + self.config.expert_loss_weight * expert_loss
         return loss
 
 
