@@ -1,0 +1,350 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From a benchmark's public files, in miniature and with real videos, to tables that training and scoring read."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import prepare_benchmark
+import pytest
+from recipe import exit_on_user_error
+
+from tests import benchmark_files as files
+from tests.video_files import cut_off
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """The tables of one test must not be found in another's cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+
+
+def prepare(monkeypatch, *arguments):
+    """Run the program in this process."""
+    monkeypatch.setattr(sys, "argv", ["prepare_benchmark.py", *map(str, arguments)])
+    exit_on_user_error(prepare_benchmark.main)
+
+
+def error_of(monkeypatch, capsys, *arguments) -> str:
+    """The one line that a mistake gets."""
+    with pytest.raises(SystemExit) as raised:
+        prepare(monkeypatch, *arguments)
+    assert raised.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def tables(folder: Path) -> dict[str, list[dict]]:
+    """Split name -> rows."""
+    return {p.stem: datasets.Dataset.from_parquet(str(p)).to_list() for p in sorted(folder.glob("*.parquet"))}
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """build(benchmark, writer, options...) -> the tables prepared from a miniature tree."""
+
+    def run(benchmark, writer, *options):
+        names = writer(tmp_path / "annotations")
+        files.write_videos(tmp_path / "videos", names)
+        prepare(
+            monkeypatch, benchmark, "--annotations", tmp_path / "annotations", "--videos", tmp_path / "videos",
+            "--output", tmp_path / "out", *options,
+        )  # fmt: skip
+        return tables(tmp_path / "out")
+
+    return run
+
+
+LAYOUTS = [
+    (
+        "msrvtt", files.write_msrvtt,
+        {"train_9k": (10, 20), "train_7k": (6, 12), "validation_7k": (4, 8), "test_1k": (2, 2),
+         "train_full": (5, 10), "validation_full": (3, 6), "test_full": (4, 8)},
+    ),
+    (
+        "msrvtt", lambda folder: files.write_msrvtt(folder, with_split_field=True),
+        {"train_9k": (10, 20), "train_7k": (6, 12), "validation_7k": (4, 8), "test_1k": (2, 2),
+         "train_full": (5, 10), "validation_full": (3, 6), "test_full": (4, 8)},
+    ),
+    ("msrvtt", files.write_msrvtt_hub, {"train_9k": (5, 10), "train_7k": (3, 6), "test_1k": (2, 2)}),
+    ("msrvtt", files.write_msrvtt_one_caption_hub, {"train_full": (3, 3), "validation_full": (1, 1)}),
+    ("msvd", files.write_msvd, {"train": (2, 3), "validation": (1, 3), "test": (3, 15)}),
+    ("msvd", files.write_msvd_hub, {"train": (2, 4), "validation": (1, 2), "test": (2, 4)}),
+    ("lsmdc", files.write_lsmdc, {"train": (2, 3), "validation": (1, 1), "test": (2, 2)}),
+    ("didemo", files.write_didemo, {"train": (2, 2), "validation": (1, 1), "test": (1, 1)}),
+    ("didemo", files.write_didemo_hub, {"train": (2, 2), "test": (1, 1)}),
+    ("activitynet", files.write_activitynet, {"train": (2, 2), "test": (2, 2)}),
+    ("activitynet", files.write_activitynet_hub, {"train": (2, 2), "test": (1, 1), "test_val2": (1, 1)}),
+    ("activitynet", files.write_activitynet_leyo_hub, {"train": (2, 2), "test": (1, 1)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("benchmark", "writer", "sizes"), LAYOUTS)
+def test_every_public_layout_becomes_tables_of_clips_and_captions(build, benchmark, writer, sizes):
+    made = build(benchmark, writer, "--check_videos")
+    assert {name: (len(rows), sum(len(row["captions"]) for row in rows)) for name, rows in made.items()} == sizes
+    for rows in made.values():
+        assert all(os.path.isfile(row["video"]) and os.path.isabs(row["video"]) for row in rows)
+        assert len({row["video_id"] for row in rows}) == len(rows)
+
+
+def test_msrvtt_groups_captions_by_video_and_finds_other_extensions(build):
+    made = build("msrvtt", files.write_msrvtt)
+    assert made["train_9k"][0]["captions"] == ["a red dog moves", "a red ball, the big one, moves"]
+    assert [row["captions"] for row in made["test_1k"]] == [
+        ["video7012 shows a cat, and more"],
+        ["video9999 shows a cat, and more"],
+    ]
+    assert made["test_1k"][1]["video"].endswith("video9999.webm")
+    seen = {row["video_id"] for row in made["train_7k"] + made["test_1k"]}
+    assert not seen & {row["video_id"] for row in made["validation_7k"]}
+
+
+def test_lsmdc_keeps_the_sentences_of_a_clip_together(build):
+    first = build("lsmdc", files.write_lsmdc)["train"][0]
+    assert first["captions"] == ["SOMEONE opens door 0.", "SOMEONE opens door 0."]
+    assert first["video"].endswith("1004_Juno/1004_Juno_00.00.32.938-00.00.37.166.avi")
+
+
+def test_paragraphs_join_the_sentences_and_keep_the_published_window(build):
+    row = build("didemo", files.write_didemo)["test"][0]
+    assert (row["captions"], row["start"], row["end"]) == (["the start of test a dog of test"], 0.0, 31.0)
+
+
+def test_activitynet_paragraphs_are_of_whole_videos(build):
+    row = build("activitynet", files.write_activitynet)["test"][0]
+    assert (row["captions"], row["start"], row["end"]) == (["A man runs. He jumps."], None, None)
+
+
+RUNS, JUMPS = ("A man runs.", 0.0, 0.8), ("He jumps.", 0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "writer", "expected"),
+    [
+        ("activitynet", files.write_activitynet, [("v_cc#0", *RUNS), ("v_cc#1", *JUMPS)]),
+        ("activitynet", files.write_activitynet_hub, [("v_c#0", *RUNS), ("v_c#1", *JUMPS)]),
+        ("activitynet", files.write_activitynet_leyo_hub, [("v_c#0", *RUNS), ("v_c#1", *JUMPS)]),
+        (  # segments of five seconds, the mean of three annotators: 0 to (1 + 1) * 5
+            "didemo",
+            files.write_didemo,
+            [("6@N01_d#0", "the start of test", 0.0, 10.0), ("6@N01_d#1", "a dog of test", 0.0, 10.0)],
+        ),
+    ],
+)
+def test_windows_make_a_clip_of_each_sentence(build, benchmark, writer, expected):
+    rows = build(benchmark, writer, "--windows")["test"][:2]
+    assert [(row["video_id"], *row["captions"], row["start"], row["end"]) for row in rows] == expected
+
+
+def test_held_out_videos_leave_the_training_split(build):
+    made = build("msrvtt", files.write_msrvtt, "--hold_out", 3)
+    train, held = ({row["video_id"] for row in made[name]} for name in ("train_9k", "validation_9k"))
+    assert (len(train), len(held)) == (7, 3) and not train & held
+    assert len(made["train_7k"]) == 6  # has validation data of its own
+
+
+def test_missing_and_broken_videos_are_left_out_and_listed(tmp_path, monkeypatch, capsys):
+    names = files.write_msvd(tmp_path / "annotations")
+    videos = files.write_videos(tmp_path / "videos", names)
+    (videos / names[0]).unlink()
+    cut_off(videos / names[4], 0.02)
+    prepare(
+        monkeypatch, "msvd", "--annotations", tmp_path / "annotations", "--videos", videos, "--output",
+        tmp_path / "out", "--check_videos", "--allow_missing", 0.5,
+    )  # fmt: skip
+    listed = [json.loads(line) for line in (tmp_path / "out" / "missing_videos.jsonl").read_text().splitlines()]
+    assert [(entry["split"], entry["video_id"]) for entry in listed] == [
+        ("train", Path(names[0]).stem),
+        ("test", Path(names[4]).stem),
+    ]
+    assert listed[0]["cause"] == "no such file" and names[4] in listed[1]["cause"]
+    assert {name: len(rows) for name, rows in tables(tmp_path / "out").items()} == {
+        "train": 1,
+        "validation": 1,
+        "test": 2,
+    }
+    assert "left out" in capsys.readouterr().out
+
+
+# --- deliberate mistakes ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def msrvtt(tmp_path):
+    """A complete MSR-VTT: (annotation folder, video folder)."""
+    names = files.write_msrvtt(tmp_path / "annotations")
+    return tmp_path / "annotations", files.write_videos(tmp_path / "videos", names)
+
+
+def rewrite(path: Path, old: str, new: str):
+    path.write_text(path.read_text().replace(old, new))
+
+
+def other_column(annotations, videos):
+    rewrite(annotations / "MSRVTT_JSFUSION_test.csv", "sentence", "caption")
+
+
+def duplicate_id(annotations, videos):
+    rewrite(annotations / "MSRVTT_train.9k.csv", "video3\n", "video2\n")
+    rewrite(annotations / "MSRVTT_train.9k.csv", "video3\r\n", "video2\r\n")
+
+
+def empty_split(annotations, videos):
+    (annotations / "MSRVTT_train.7k.csv").write_text("video_id\n")
+
+
+def a_third_missing(annotations, videos):
+    for name in ("video0", "video1", "video2"):  # of the ten of train_9k
+        (videos / f"{name}.mp4").unlink()
+
+
+def uncaptioned(annotations, videos):
+    rewrite(annotations / "MSRVTT_train.9k.csv", "video3", "video4")
+
+
+def broken_json(annotations, videos):
+    cut_off(annotations / "MSRVTT_data.json")
+
+
+def no_annotations(annotations, videos):
+    for path in annotations.iterdir():
+        path.unlink()
+
+
+def no_videos(annotations, videos):
+    for path in videos.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (other_column, ["MSRVTT_JSFUSION_test.csv has no column 'sentence'", "with its header"]),
+        (duplicate_id, ["MSRVTT_train.9k.csv names video 'video2' 2 times", "leave one line for each video"]),
+        (empty_split, ["split 'train_7k'", "is empty", "download the annotations again"]),
+        (
+            a_third_missing,
+            ["split 'train_9k': 3 of 10 clips", "30 %, allowed 5 %", "missing_videos.jsonl", "--allow_missing 0.3 "],
+        ),
+        (uncaptioned, ["MSRVTT_train.9k.csv lists video 'video4'", "take both files from one release"]),
+        (broken_json, ["MSRVTT_data.json is not valid JSON", "download it again"]),
+        (no_annotations, ["neither MSRVTT_data.json", "give the folder"]),
+        (no_videos, ["there is no video under", "--videos"]),
+    ],
+)
+def test_a_mistake_in_the_files_is_one_line_with_file_and_remedy(
+    msrvtt, tmp_path, monkeypatch, capsys, mistake, words
+):
+    annotations, videos = msrvtt
+    mistake(annotations, videos)
+    message = error_of(
+        monkeypatch, capsys, "msrvtt", "--annotations", annotations, "--videos", videos, "--output", tmp_path / "out"
+    )
+    for part in words:
+        assert part in message
+    assert not list(tmp_path.glob("out/*.parquet*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["msvd"], ["MSRVTT_data.json", "the annotations of msrvtt, not of msvd", "prepare_benchmark.py msrvtt"]),
+        (["msrvt"], ["one of msrvtt, msvd, lsmdc, didemo, activitynet", "'msrvt'"]),
+        (["msrvtt", "--windows"], ["--windows", "msrvtt have no times"]),
+        (["msrvtt", "--annotations", "./nowhere"], ["annotation folder ./nowhere does not exist"]),
+        (["msrvtt", "--hold_out", "10"], ["--hold_out 10 would leave nothing of train_9k"]),
+        (["msrvtt", "--allow_missing", "30"], ["'allow_missing' must be from 0 to 1, got 30"]),
+    ],
+)
+def test_a_wrong_option_is_one_line_with_remedy(msrvtt, tmp_path, monkeypatch, capsys, arguments, words):
+    annotations, videos = msrvtt
+    message = error_of(
+        monkeypatch, capsys, arguments[0], "--annotations", annotations, "--videos", videos,
+        "--output", tmp_path / "out", *arguments[1:],
+    )  # fmt: skip
+    for part in words:
+        assert part in message
+
+
+def test_a_pickle_that_could_run_code_is_refused(tmp_path, monkeypatch, capsys):
+    videos = files.write_videos(tmp_path / "videos", files.write_msvd(tmp_path / "annotations"))
+    (tmp_path / "annotations" / "raw-captions.pkl").write_bytes(pickle.dumps({"a": Path("/")}))
+    message = error_of(
+        monkeypatch, capsys, "msvd", "--annotations", tmp_path / "annotations", "--videos", videos,
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert "raw-captions.pkl" in message and "not only lists of words" in message
+
+
+# --- the whole way ---------------------------------------------------------------------------------------------------
+
+TINY_CLIP = """
+clip_config:
+  projection_dim: 16
+  vision_config:
+    {image_size: 32, patch_size: 16, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,
+     num_attention_heads: 2}
+  text_config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}
+tokenizer_vocab_size: 600
+model_name_or_path: null
+num_frames: 2
+max_words: 16
+tagger: null
+batch_size: 4
+max_train_steps: 2
+num_workers: 0
+"""
+
+
+def program(name, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "training" / name), *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_prepare_train_and_score_with_the_recipe_of_the_benchmark(msrvtt, tmp_path):
+    annotations, videos = msrvtt
+    data, run = tmp_path / "data", tmp_path / "run"
+    printed = program(
+        "prepare_benchmark.py", "msrvtt", "--annotations", annotations, "--videos", videos, "--output", data
+    )
+    assert "train_7k" in printed and f"wrote 7 tables to {data}" in printed
+    (tmp_path / "tiny.yaml").write_text(TINY_CLIP)
+    program(
+        "run_retrieval.py", "--config", ROOT / "training" / "recipes" / "msrvtt_7k.yaml",
+        "--config", tmp_path / "tiny.yaml", "--dataset_name", data, "--output_dir", run,
+    )  # fmt: skip
+    program(
+        "evaluate_retrieval.py", "--checkpoint", run, "--dataset_name", data, "--split", "test_full",
+        "--captions", "all", "--validation_split", "validation_7k", "--train_split", "train_7k", "--num_workers", 0,
+        "--corrections", "[none, dual_softmax]",
+    )  # fmt: skip
+    results = json.loads((run / "eval_results.json").read_text())
+    assert (results["num_texts"], results["num_videos"], results["split"]) == (8, 4, "test_full")
+    assert results["results"]["none"]["text_to_video"]["R@5"] == 100  # four videos

@@ -1,0 +1,70 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Public annotation files of the five benchmarks -> splits of `AnnotatedClip`. One module a benchmark."""
+
+from pathlib import Path
+
+from recipe import UserError
+
+from .activitynet import read_activitynet
+from .common import AnnotatedClip, Splits
+from .didemo import read_didemo
+from .hub import read_hub
+from .lsmdc import read_lsmdc
+from .msrvtt import read_msrvtt
+from .msvd import read_msvd
+
+
+# Benchmark -> the file that tells its annotations from the others', and their reader.
+BENCHMARKS = {
+    "msrvtt": ("MSRVTT_data.json", read_msrvtt),
+    "msvd": ("raw-captions.pkl", read_msvd),
+    "lsmdc": ("LSMDC16_challenge_1000_publictect.csv", read_lsmdc),
+    "didemo": ("test_data.json", read_didemo),
+    "activitynet": ("val_1.json", read_activitynet),
+}
+
+
+def read_annotations(benchmark: str, annotations: str, windows: bool = False) -> Splits:
+    """Read a benchmark's annotations, whichever public layout they have.
+
+    Args:
+        benchmark: a key of `BENCHMARKS`. annotations: folder of the published files, clone of a Hub repository, or Hub
+            id. windows: a clip for each timed sentence instead of a paragraph a video (didemo, activitynet).
+
+    Raises:
+        UserError: they are not there, are another benchmark's, or a file is not as it should be.
+    """
+    folder = Path(annotations)
+    if not folder.is_dir():
+        if annotations.startswith((".", "/", "~")) or annotations.count("/") != 1:
+            raise UserError(f"the annotation folder {annotations} does not exist")
+        return read_hub(benchmark, annotations, windows)
+    marker, reader = BENCHMARKS[benchmark]
+    if (folder / marker).is_file():
+        return reader(folder, windows)
+    for other, (other_marker, _) in BENCHMARKS.items():
+        if (folder / other_marker).is_file():
+            raise UserError(
+                f"{folder} has {other_marker}: these are the annotations of {other}, not of {benchmark}; "
+                f"run prepare_benchmark.py {other}, or give the folder that has {marker}"
+            )
+    if (folder / "README.md").is_file() or any(folder.rglob("*.parquet")):
+        return read_hub(benchmark, annotations, windows)
+    raise UserError(
+        f"{folder} has neither {marker} nor the README.md of a Hub data set: give the folder that holds {marker}"
+    )
+
+
+__all__ = ["BENCHMARKS", "AnnotatedClip", "Splits", "read_annotations"]

@@ -1,0 +1,98 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the readers of all benchmarks share: the row that they return, and files read with errors that name them."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipe import UserError
+
+
+@dataclass
+class AnnotatedClip:
+    """One row of a split: a video, or a window of one, and what was written about it."""
+
+    video_id: str  # distinct within a split
+    file_name: str  # as the annotations name the video, with or without its extension
+    captions: list[str]  # at least one
+    start: float | None = None  # seconds; None: from the beginning
+    end: float | None = None  # seconds; None: to the end
+
+
+Splits = dict[str, list[AnnotatedClip]]  # split name -> its rows
+
+
+def read_json(path: Path):
+    """The content of a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; is --annotations the right folder?") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}; download it again") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank, stripped."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; is --annotations the right folder?") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_csv(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    """The rows of a comma-separated file with a header.
+
+    Raises:
+        UserError: the file has no such column.
+    """
+    rows = csv.DictReader(read_lines(path))
+    for column in columns:
+        if column not in (rows.fieldnames or []):
+            raise UserError(
+                f"{path} has no column {column!r}, only {rows.fieldnames or []}; "
+                "use the file that CLIP4Clip's releases contain, with its header"
+            )
+    return list(rows)
+
+
+def field(record, name: str, path: Path):
+    """`record[name]` of a JSON file; an error names the file where it is not there."""
+    if not isinstance(record, dict) or name not in record:
+        raise UserError(f"{path} has a record without {name!r}: {str(record)[:80]}; is it another benchmark's file?")
+    return record[name]
+
+
+def refuse_duplicates(video_ids: Iterable[str], where: str | Path):
+    """An error that names the first video that a list of videos names twice."""
+    for video_id, count in Counter(video_ids).items():
+        if count > 1:
+            raise UserError(f"{where} names video {video_id!r} {count} times: leave one line for each video")
+
+
+def captioned(video_ids: list[str], captions: dict[str, list[str]], listed_in: Path, described_in: Path):
+    """Rows for a list of distinct videos, each with all its captions."""
+    refuse_duplicates(video_ids, listed_in)
+    for video_id in video_ids:
+        if not captions.get(video_id):
+            raise UserError(
+                f"{listed_in} lists video {video_id!r}, of which {described_in} has no caption: "
+                "take both files from one release"
+            )
+    return [AnnotatedClip(video_id, video_id, captions[video_id]) for video_id in video_ids]

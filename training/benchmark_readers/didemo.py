@@ -1,0 +1,58 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""DiDeMo (Hendricks et al., ICCV 2017) as paragraph retrieval: 10,000 videos, all descriptions of one joined.
+
+Files: {train,val,test}_list.txt (a file name a line) and {train,val,test}_data.json (a list of {description, times,
+video}; times are segments of 5 seconds, one pair an annotator).
+"""
+
+from pathlib import Path
+
+from .common import AnnotatedClip, Splits, captioned, field, read_json, read_lines
+
+
+# Annotators saw the first 30 seconds (LocalizingMoments' README); CLIP4Clip reads 0 to 31, and so do we.
+ANNOTATED_SECONDS = 31.0
+SEGMENT_SECONDS = 5.0
+
+
+def read_didemo(folder: Path, windows: bool = False) -> Splits:
+    """train, validation and test: a paragraph a video or, with `windows`, a clip for each description."""
+    splits = {}
+    for name, file in (("train", "train"), ("validation", "val"), ("test", "test")):
+        path, listed_in = folder / f"{file}_data.json", folder / f"{file}_list.txt"
+        moments: dict[str, list[dict]] = {}
+        for moment in read_json(path):
+            moments.setdefault(field(moment, "video", path), []).append(moment)
+        descriptions = {v: [field(m, "description", path) for m in found] for v, found in moments.items()}
+        clips = captioned(read_lines(listed_in), descriptions, listed_in, path)
+        if windows:
+            splits[name] = [
+                _window(moment, n, path) for clip in clips for n, moment in enumerate(moments[clip.video_id])
+            ]
+        else:
+            for clip in clips:
+                clip.captions = [" ".join(clip.captions)]
+                clip.start, clip.end = 0.0, ANNOTATED_SECONDS
+            splits[name] = clips
+    return splits
+
+
+def _window(moment: dict, number: int, path: Path) -> AnnotatedClip:
+    """One description and its segments: the mean over the annotators, as CLIP4Clip computes it."""
+    times = field(moment, "times", path)
+    start = sum(first for first, _ in times) / len(times) * SEGMENT_SECONDS
+    end = (sum(last for _, last in times) / len(times) + 1) * SEGMENT_SECONDS
+    video = moment["video"]
+    return AnnotatedClip(f"{video}#{number}", video, [moment["description"]], start, end)

@@ -1,0 +1,116 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The benchmarks as repositories on the Hub have them: one table a split, named by configuration and split.
+
+Known: friedrichor/MSR-VTT, /MSVD, /DiDeMo, /ActivityNet_Captions, the same of VLM2Vec, AlexZigma/msr-vtt (one caption
+a video), Leyo/ActivityNet_Captions. Read from the Hub or from a clone of the repository. Repositories that hold the
+videos inside their tables (mteb/...) need no preparation: `--dataset_name` of the programs reads them.
+"""
+
+from pathlib import Path
+
+import datasets
+from recipe import UserError
+
+from .activitynet import paragraph_or_windows
+from .common import AnnotatedClip, Splits, refuse_duplicates
+
+
+# Benchmark -> (configuration, split) on the Hub -> our name of the split.
+HUB_SPLITS = {
+    "msrvtt": {
+        ("train_9k", "train"): "train_9k",
+        ("train_7k", "train"): "train_7k",
+        ("test_1k", "test"): "test_1k",
+        ("default", "train"): "train_full",
+        ("default", "val"): "validation_full",
+    },
+    "msvd": {("default", name): name for name in ("train", "validation", "test")},
+    "didemo": {("default", name): name for name in ("train", "validation", "test")},
+    "activitynet": {  # Leyo calls val_1 and val_2 validation and test
+        ("default", "train"): "train",
+        ("default", "val1"): "test",
+        ("default", "validation"): "test",
+        ("default", "val2"): "test_val2",
+        ("default", "test"): "test_val2",
+    },
+}
+PARAGRAPHS = ("didemo", "activitynet")  # the captions of one video are sentences of one text
+CAPTION_COLUMNS = ("captions", "caption", "sentences", "en_captions")
+VIDEO_COLUMNS = ("video", "video_path", "video_id")
+
+
+def read_hub(benchmark: str, name: str, windows: bool = False) -> Splits:
+    """All known splits of a Hub repository, or of a local clone of it.
+
+    Raises:
+        UserError: it cannot be read, or has none of the benchmark's configurations and splits, or no captions.
+    """
+    known = HUB_SPLITS.get(benchmark)
+    if known is None:
+        raise UserError(f"no Hub layout of {benchmark} is known: give the folder of its annotation files")
+    splits: Splits = {}
+    found = []
+    try:
+        for config in datasets.get_dataset_config_names(name):
+            for split in datasets.get_dataset_split_names(name, config):
+                found.append((config, split))
+                if (config, split) in known:
+                    table = datasets.load_dataset(name, config, split=split)
+                    splits[known[config, split]] = _rows(table, benchmark, f"{name} ({config}, {split})", windows)
+    except UserError:
+        raise
+    except Exception as error:  # whatever datasets raises, the user needs its words and the name, not the stack
+        raise UserError(f"cannot read {name} as a Hub data set: {error}") from error
+    if not splits:
+        raise UserError(
+            f"{name} has the configurations and splits {found}, none of {benchmark}'s {list(known)}: "
+            "is it another benchmark's?"
+        )
+    return splits
+
+
+def _rows(table: datasets.Dataset, benchmark: str, where: str, windows: bool) -> list[AnnotatedClip]:
+    video_column = _first(VIDEO_COLUMNS, table, where)
+    caption_column = _first(CAPTION_COLUMNS, table, where)
+    if isinstance(table.features[video_column], datasets.Video):
+        raise UserError(f"{where} holds the videos themselves: pass it to the programs as --dataset_name")
+
+    clips = []
+    for row in table:
+        file_name = Path(row[video_column]).name
+        captions = [row[caption_column]] if isinstance(row[caption_column], str) else row[caption_column]
+        clips.append(AnnotatedClip(str(row.get("video_id") or Path(file_name).stem), file_name, captions))
+    refuse_duplicates((clip.video_id for clip in clips), where)
+    if benchmark not in PARAGRAPHS:
+        return clips
+
+    timestamps = [None] * len(clips)
+    if windows:
+        if "timestamps" in table.column_names:
+            timestamps = table["timestamps"]
+        elif "captions_starts" in table.column_names:
+            timestamps = [list(zip(r["captions_starts"], r["captions_ends"], strict=True)) for r in table]
+        else:
+            raise UserError(f"{where} has no column of times: leave out --windows")
+    return [row for clip, times in zip(clips, timestamps, strict=True) for row in paragraph_or_windows(clip, times)]
+
+
+def _first(names: tuple[str, ...], table: datasets.Dataset, where: str) -> str:
+    for name in names:
+        if name in table.column_names:
+            return name
+    raise UserError(
+        f"{where} has no column {' or '.join(names)}, only {table.column_names}; is it the right data set?"
+    )

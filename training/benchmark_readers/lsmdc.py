@@ -1,0 +1,57 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""LSMDC (Rohrbach et al., IJCV 2017): clips of films, one or a few captions each.
+
+Files: LSMDC16_annos_training.csv, LSMDC16_annos_val.csv, LSMDC16_challenge_1000_publictect.csv. No header; six columns
+between tabs: clip_id, start_aligned, end_aligned, start_extracted, end_extracted, sentence. The times are the film's,
+not the clip's, so they make no windows.
+"""
+
+from pathlib import Path
+
+from recipe import UserError
+
+from .common import AnnotatedClip, Splits, read_lines, refuse_duplicates
+
+
+FILES = {
+    "train": "LSMDC16_annos_training.csv",
+    "validation": "LSMDC16_annos_val.csv",
+    "test": "LSMDC16_challenge_1000_publictect.csv",
+}
+
+
+def read_lsmdc(folder: Path, windows: bool = False) -> Splits:
+    """train, validation and test; the sentences of one clip are its captions."""
+    splits = {}
+    for name, file in FILES.items():
+        path = folder / file
+        pairs = [_clip_and_sentence(line, number, path) for number, line in enumerate(read_lines(path), start=1)]
+        if name == "test":  # the 1,000 clips have one sentence each; elsewhere a clip may have several
+            refuse_duplicates((clip_id for clip_id, _ in pairs), path)
+        captions: dict[str, list[str]] = {}
+        for clip_id, sentence in pairs:
+            captions.setdefault(clip_id, []).append(sentence)
+        splits[name] = [AnnotatedClip(clip_id, clip_id, texts) for clip_id, texts in captions.items()]
+    return splits
+
+
+def _clip_and_sentence(line: str, number: int, path: Path) -> tuple[str, str]:
+    columns = line.split("\t")
+    if len(columns) != 6:
+        raise UserError(
+            f"{path}, line {number}, has {len(columns)} columns between tabs, not the 6 of LSMDC "
+            "(clip_id, four times, sentence); download it again"
+        )
+    return columns[0], columns[5]
