@@ -11,4 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Index a folder of videos and search it. Not built yet: the package is reserved here so that its name is ours."""
+"""Index a folder of videos and search it: `camoe index`, `camoe search`, `camoe serve`, and [`VideoIndex`] in Python.
+
+`VideoIndex` is loaded on first use, so that `camoe --help` does not wait for torch.
+"""
+
+
+def __getattr__(name: str):
+    if name == "VideoIndex":
+        from .index import VideoIndex
+
+        return VideoIndex
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["VideoIndex"]

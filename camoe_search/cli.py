@@ -1,0 +1,301 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The command `camoe`: index, search, stats, export, calibrate.
+
+Torch and the models are imported when a command runs, so that `camoe --help` answers at once. A mistake of the
+user's is one line on stderr and exit code 2; Ctrl-C is exit code 130.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from .errors import SearchError
+
+
+DESCRIPTION = """Search a folder of videos by describing what happens in them.
+
+  camoe index ~/videos --model runs/demo --index my-index     (again later: only what is new or changed)
+  camoe search "a dog catches a frisbee" --index my-index
+"""
+
+INDEX_HELP = """Index the videos under folders. Run it again at any time: unchanged files are skipped, changed ones are
+encoded again, and an interrupted run continues where it was. Files that cannot be read are listed in
+INDEX/skipped.jsonl with the cause. Several GPUs: accelerate launch -m camoe_search index …"""
+
+SEARCH_HELP = """Search with a text, or with a video (--like). The score is the similarity, from -1 to 1, less
+how much of a hub a moment is: a video that resembles every query comes first too often, and the query bank knows which ones do.
+
+  camoe search "a red star spins" --index my-index -k 5 --grid found.png
+  camoe search "someone jumps" --index my-index --expert action=2 --path holiday
+  camoe search --like clip.mp4 --index my-index --json"""
+
+
+def main(argv: list[str] | None = None):
+    """Entry point of the console script."""
+    options = _parser().parse_args(argv)
+    try:
+        _hush()
+        options.run(options)
+    except BrokenPipeError:  # `camoe search … | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    except (SearchError, ImportError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except ValueError as error:
+        from modeling_camoe.frames import VideoDecodingError
+
+        if not isinstance(error, VideoDecodingError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _hush():
+    """No bars of the libraries: a search loads a model and a data set, and is not about them."""
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
+
+    disable_progress_bars()
+    logging.disable_progress_bar()
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("camoe", description=DESCRIPTION, formatter_class=formatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name, run, help, description=None):
+        added = commands.add_parser(name, help=help, description=description or help, formatter_class=formatter)
+        added.set_defaults(run=run)
+        added.add_argument("--index", required=True, metavar="DIR", help="folder of the index")
+        added.add_argument("--device", help="where the model runs, for example cuda:1 or cpu (default: a GPU if any)")
+        return added
+
+    index = command("index", _index, "index the videos under folders", INDEX_HELP)
+    index.add_argument("paths", nargs="+", metavar="PATH", help="folders and files")
+    index.add_argument("--model", help="checkpoint folder or Hub id (default: the one that the index was made with)")
+    index.add_argument(
+        "--window", type=_not_negative, metavar="SECONDS",
+        help="cut videos into moments of this length; 0: never (default: 10 s for videos over 30 s)",
+    )  # fmt: skip
+    index.add_argument(
+        "--stride", type=_positive, metavar="SECONDS", help="from one moment to the next (default: half a window)"
+    )
+    index.add_argument(
+        "--sampling", choices=("uniform", "keyframe"), help="keyframe is faster and less exact (default: uniform)"
+    )
+    index.add_argument("--prune", action="store_true", help="drop files that no longer exist")
+    index.add_argument("--rebuild", action="store_true", help="forget what the index holds and begin anew")
+    index.add_argument(
+        "--faiss", choices=("flat", "hnsw", "ivf"), help="flat is exact; hnsw and ivf pay from a million moments on"
+    )
+    _add_bank_options(index, required=False)
+    index.add_argument("--batch-size", type=_count, default=16, help="moments a forward pass (default: 16)")
+    index.add_argument("--num-workers", type=int, default=2, help="processes that decode (default: 2)")
+    index.add_argument("--json", action="store_true", help="print the report as JSON")
+
+    search = command("search", _search, "find moments by a text or a video", SEARCH_HELP)
+    search.add_argument("text", nargs="?", help="what to look for")
+    search.add_argument("--like", metavar="VIDEO", help="find moments like this video, instead of a text")
+    search.add_argument(
+        "--queries", metavar="FILE", help="search every line of a file; prints one line of JSON for each"
+    )
+    search.add_argument("--model", help="the index's model, if it has moved")
+    search.add_argument("-k", type=_count, default=10, help="how many results (default: 10)")
+    search.add_argument(
+        "--correction", choices=("none", "query_bank", "dynamic"),
+        help="of hubs; dynamic: only where the best result is one (default: query_bank if the index has one)",
+    )  # fmt: skip
+    search.add_argument(
+        "--expert", type=_expert, action="append", default=[], metavar="NAME=WEIGHT",
+        help="weigh one view of the model more or less, for example action=2.0; may be repeated",
+    )  # fmt: skip
+    search.add_argument("--path", metavar="TEXT", help="only files whose path contains this")
+    search.add_argument("--min-seconds", type=float, metavar="S", help="only moments at least this long")
+    search.add_argument("--max-seconds", type=float, metavar="S", help="only moments at most this long")
+    search.add_argument("--grid", metavar="PNG", help="also write a picture of the results")
+    search.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    stats = command("stats", _stats, "say what is in an index")
+    stats.add_argument("--json", action="store_true", help="print JSON")
+
+    export = command("export", _export, "write an index as .parquet or .jsonl (or .csv, without vectors)")
+    export.add_argument("output", metavar="FILE", help="its ending says the format")
+
+    calibrate = command(
+        "calibrate", _calibrate, "replace the query bank, for example by what users asked; no video is encoded again"
+    )
+    _add_bank_options(calibrate, required=True)
+    return parser
+
+
+def _add_bank_options(parser, required: bool):
+    parser.add_argument(
+        "--queries", required=required, metavar="FILE",
+        help="texts of the query bank, one a line" + ("" if required else " (default: the model's training captions)"),
+    )  # fmt: skip
+    parser.add_argument("--tau", type=_positive, help="temperature of the bank, in units of the score")
+
+
+# --- values of options -----------------------------------------------------------------------------------------------
+
+
+def _positive(text: str) -> float:
+    return _number(text, lambda value: value > 0, "above 0")
+
+
+def _not_negative(text: str) -> float:
+    return _number(text, lambda value: value >= 0, "0 or more")
+
+
+def _number(text: str, is_good, wish: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not is_good(value) or value == float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number {wish}")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _expert(text: str) -> tuple[str, float]:
+    name, _, weight = text.partition("=")
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=WEIGHT, such as action=2.0") from None
+
+
+def _lines(path: str | None) -> list[str] | None:
+    if path is None:
+        return None
+    try:
+        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise SearchError(f"{path} is no UTF-8 text: give one query a line") from None
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def _index(options):
+    import dataclasses
+
+    from .index import VideoIndex
+
+    if options.stride is not None and not options.window:
+        raise SearchError("--stride needs a --window of more than 0 seconds")
+    if options.model is None and not (Path(options.index) / "index.json").exists():
+        raise SearchError("--model is missing: a new index needs a checkpoint folder or a Hub id")
+    index = VideoIndex.build(
+        options.paths,
+        options.index,
+        options.model,
+        sampling=options.sampling,
+        device=options.device,
+        window=options.window,
+        stride=options.stride,
+        faiss=options.faiss,
+        queries=_lines(options.queries),
+        tau=options.tau,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        prune=options.prune,
+        rebuild=options.rebuild,
+        progress=sys.stderr.isatty(),
+    )
+    report = index.report
+    if options.json:
+        print(json.dumps(dataclasses.asdict(report), indent=2))
+        return
+    print(
+        f"{report.added} files added, {report.changed} changed, {report.unchanged} unchanged, "
+        f"{report.dropped} dropped in {report.seconds:.1f} s; {options.index} has {report.moments} moments"
+    )
+    if report.skipped:
+        print(f"skipped {len(report.skipped)}, listed with their causes in {Path(options.index) / 'skipped.jsonl'}")
+    if report.not_videos:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.not_videos.items()))
+        print(f"passed over, no videos by their names: {kinds}")
+
+
+def _search(options):
+    if sum(query is not None for query in (options.text, options.like, options.queries)) != 1:
+        raise SearchError("give a text, --like VIDEO or --queries FILE, one of them")
+    from . import show
+    from .index import VideoIndex
+
+    index = VideoIndex.load(options.index, options.model, options.device)
+    settings = {
+        "k": options.k,
+        "correction": options.correction,
+        "experts": dict(options.expert),
+        "path": options.path,
+        "min_seconds": options.min_seconds,
+        "max_seconds": options.max_seconds,
+    }
+    if options.queries is not None:
+        queries = _lines(options.queries)
+        for query, hits in zip(queries, index.search_batch(queries, **settings), strict=True):
+            print(json.dumps({"query": query, "hits": show.as_rows(hits)}, ensure_ascii=False))
+        return
+    hits = index.search_like(options.like, **settings) if options.like else index.search(options.text, **settings)
+    print(json.dumps(show.as_rows(hits), indent=2, ensure_ascii=False) if options.json else show.table(hits))
+    if options.grid:
+        show.grid(hits).save(options.grid, format="PNG")
+
+
+def _stats(options):
+    from .index import VideoIndex
+
+    stats = VideoIndex.load(options.index).stats()
+    if options.json:
+        print(json.dumps(stats, indent=2))
+        return
+    for name, value in stats.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {_short(part)}" for key, part in value.items())
+        print(f"{name.replace('_', ' '):<20} {_short(value)}")
+
+
+def _short(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _export(options):
+    from .index import VideoIndex
+
+    VideoIndex.load(options.index).export(options.output)
+    print(f"wrote {options.output}")
+
+
+def _calibrate(options):
+    from .index import VideoIndex
+
+    index = VideoIndex.load(options.index, device=options.device)
+    index.calibrate(_lines(options.queries), options.tau)
+    bank = index.stats()["query_bank"]
+    print(f"the query bank has {bank['queries']} queries, temperature {bank['tau']:g}")

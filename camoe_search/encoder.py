@@ -1,0 +1,88 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The model of an index: loaded on demand, known by its weights."""
+
+import hashlib
+import os
+from functools import cached_property
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from modeling_camoe import CAMoEModel, CAMoEProcessor
+from modeling_camoe.encode import encode_texts, encode_videos
+
+from .errors import SearchError
+
+
+class Encoder:
+    """A model with its processor, in eval mode on its device.
+
+    Args:
+        name: where it comes from: a folder or Hub id, written into the index.
+        model, processor: a [`CAMoEModel`] and its [`CAMoEProcessor`].
+        sampling: how frames are chosen; None as the processor says.
+    """
+
+    def __init__(self, name: str, model, processor, sampling: str | None = None):
+        self.name = name
+        self.model = model.eval()
+        self.processor = processor
+        if sampling is not None:
+            processor.video_processor.sampling = sampling
+
+    @classmethod
+    def from_pretrained(cls, name: str, device: str | None = None, sampling: str | None = None) -> "Encoder":
+        """Load a checkpoint, onto the GPU if there is one.
+
+        Raises:
+            SearchError: it cannot be loaded.
+        """
+        try:
+            model, processor = CAMoEModel.from_pretrained(name), CAMoEProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise SearchError(f"cannot load the model {name}: {reason}") from error
+        name = os.path.abspath(name) if os.path.isdir(name) else name  # an index is searched from other folders, too
+        return cls(name, model.to(device or PartialState().device), processor, sampling)
+
+    @cached_property
+    def weights(self) -> str:
+        """128-bit hash of all weights: the identity of the vectors that the model makes."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def texts(self, texts: list[str]) -> np.ndarray:
+        """Queries -> folded vectors (N,K).
+
+        Raises:
+            SearchError: a query is empty.
+        """
+        for text in texts:
+            if not text.strip():
+                raise SearchError("the query is empty: describe what happens in the video")
+        return encode_texts(self.model, self.processor, texts).numpy()
+
+    def clip(self, clip) -> np.ndarray:
+        """A video -> the query that finds similar ones, (1,K).
+
+        Its experts' unit vectors, as a text has: the gate that weighs them is that of the videos found.
+        """
+        vector = encode_videos(self.model, self.processor, [clip]).vectors  # (1,K), gated
+        experts = vector.unflatten(1, (len(self.model.config.experts), -1))  # (1,E,D)
+        return torch.nn.functional.normalize(experts, dim=-1).flatten(1).numpy()

@@ -1,0 +1,85 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Results for people: times, a table, a grid of thumbnails; and rows for JSON."""
+
+import dataclasses
+import os
+import textwrap
+
+from PIL import Image, ImageDraw
+
+from modeling_camoe.frames import Clip, VideoDecodingError, sample_frames
+
+from .index import Hit
+
+
+TILE, CAPTION, COLUMNS = 224, 34, 5  # pixels; pictures a row
+GREY, INK = (235, 235, 235), (20, 20, 20)
+
+
+def clock(seconds: float) -> str:
+    """83.5 -> "1:23.5", as a player shows it."""
+    minutes, seconds = divmod(round(seconds, 1), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02}:{seconds:04.1f}" if hours else f"{minutes}:{seconds:04.1f}"
+
+
+def table(hits: list[Hit]) -> str:
+    """Rank, score, from, to and file."""
+    if not hits:
+        return "nothing found"
+    lines = [f"{'rank':>4}  {'score':>7}  {'from':>9}  {'to':>9}  file"]
+    for rank, hit in enumerate(hits, start=1):
+        lines.append(f"{rank:>4}  {hit.score:7.4f}  {clock(hit.start):>9}  {clock(hit.end):>9}  {short(hit.path)}")
+    return "\n".join(lines)
+
+
+def short(path: str) -> str:
+    """Relative to where we are, if it is below."""
+    here = os.getcwd() + os.sep
+    return path.removeprefix(here)
+
+
+def as_rows(hits: list[Hit]) -> list[dict]:
+    """For JSON: rank, score, path, start, end, row."""
+    return [{"rank": rank} | dataclasses.asdict(hit) for rank, hit in enumerate(hits, start=1)]
+
+
+def thumbnail(path: str, start: float, end: float, size: int = TILE) -> Image.Image:
+    """The middle frame of a moment, square.
+
+    Raises:
+        VideoDecodingError: naming the file and the cause.
+    """
+    clip = Clip(path, start, end) if end > start else Clip(path)
+    frames = sample_frames(clip, 1, size=size).frames  # (1,3,size,size)
+    return Image.fromarray(frames[0].permute(1, 2, 0).numpy())
+
+
+def grid(hits: list[Hit]) -> Image.Image:
+    """Thumbnails with rank, score, time and file name. A file that cannot be read shows the cause instead."""
+    columns = max(1, min(COLUMNS, len(hits)))
+    rows = max(1, -(-len(hits) // columns))
+    picture = Image.new("RGB", (columns * TILE, rows * (TILE + CAPTION)), "white")
+    draw = ImageDraw.Draw(picture)
+    for i, hit in enumerate(hits):
+        left, top = i % columns * TILE, i // columns * (TILE + CAPTION)
+        try:
+            picture.paste(thumbnail(hit.path, hit.start, hit.end), (left, top))
+        except VideoDecodingError as error:
+            draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), GREY)
+            draw.multiline_text((left + 8, top + 8), "\n".join(textwrap.wrap(str(error), 32)), INK)
+        draw.text((left + 4, top + TILE + 2), f"{i + 1}.  {hit.score:.3f}  {clock(hit.start)} - {clock(hit.end)}", INK)
+        draw.text((left + 4, top + TILE + 17), textwrap.shorten(os.path.basename(hit.path), 34), INK)
+    return picture
