@@ -1,0 +1,249 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Model cards: a source of this folder (camoe-*.md) and a run's own JSON -> README.md.
+
+A source is a YAML header, which says what benchmark it is about, and blocks of text for card_template.md. Every number
+in a card comes from the run: results from eval_results.json, training from recipe.yaml and all_results.json. What the
+run does not hold renders as "not measured".
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+
+HERE = Path(__file__).parent
+
+TAGS = [
+    "video-text-retrieval",
+    "text-to-video-retrieval",
+    "video-retrieval",
+    "clip",
+    "mixture-of-experts",
+    "custom_code",
+]
+
+# Correction -> how a metric's name says it, and what a reader must know of it. Always shown, measured or not.
+CORRECTIONS = {
+    "none": ("uncorrected", "each query is ranked on its own"),
+    "dual_softmax": (
+        "test-time dual softmax",
+        "transductive: needs all test queries at once, no live search has that",
+    ),
+    "query_bank": ("query bank", "each query is ranked on its own; the biases come from training data"),
+    "dynamic_query_bank": ("dynamic query bank", "as the query bank, only where the best candidate is a hub of it"),
+    "sinkhorn": ("Sinkhorn", "transductive: needs all test queries and candidates at once"),
+}
+ALWAYS_SHOWN = ("none", "dual_softmax", "query_bank")
+DIRECTIONS = {
+    "text_to_video": "text to video",
+    "video_to_text": "video to text",
+    "video_to_text_caption_max": "video to text (caption max)",
+}
+METRICS = {
+    "R@1": "recall_at_1",
+    "R@5": "recall_at_5",
+    "R@10": "recall_at_10",
+    "MdR": "median_rank",
+    "MnR": "mean_rank",
+    "Rsum": "recall_sum",
+}
+NOT_MEASURED = "not measured"
+
+
+class CardError(Exception):
+    """A card that must not be published; the message says why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run wrote down; None for a file that it does not have."""
+
+    results: dict | None  # eval_results.json
+    training: dict | None  # all_results.json
+    recipe: dict | None  # recipe.yaml
+    config: dict  # config.json
+    files: frozenset[str]  # names of the files beside the card
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        def load(name, parse):
+            path = folder / name
+            return parse(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+        return cls(
+            results=load("eval_results.json", json.loads),
+            training=load("all_results.json", json.loads),
+            recipe=load("recipe.yaml", yaml.safe_load),
+            config=load("config.json", json.loads),
+            files=frozenset(path.name for path in folder.iterdir()),
+        )
+
+
+def render_card(source: Path, run: Run, repo_id: str) -> str:
+    """The README of `repo_id`.
+
+    Raises:
+        CardError: if the results are of another benchmark than the source, or the source holds numbers of its own.
+    """
+    header, body = read_source(source)
+    if run.results is not None and not _plain(run.results["dataset"]).startswith(_plain(header["benchmark"])):
+        raise CardError(
+            f"the card {source.name} is about {header['benchmark']!r}, but eval_results.json holds results on "
+            f"{run.results['dataset']!r}: choose another --card, or score the run on the benchmark of the card"
+        )
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = environment.from_string(body).render(
+        repo_id=repo_id,
+        header=header,
+        run=run,
+        results_table=results_table(run.results),
+        training_table=training_table(run),
+        corrections={name: CORRECTIONS[name] for name in _corrections(run.results)},
+        tau=(run.results or {}).get("settings", {}).get("tau"),
+    )
+    strange = unsupported_numbers(text, run.results)
+    if strange:
+        raise CardError(
+            f"the card {source.name} gives the results {', '.join(strange)}, which eval_results.json of the run does "
+            "not hold: a card shows this run's results only"
+        )
+    return str(ModelCard(f"---\n{card_data(header, run, repo_id).to_yaml()}\n---\n\n{text.strip()}\n"))
+
+
+def read_source(source: Path) -> tuple[dict, str]:
+    """The header of a card's source and its text."""
+    try:
+        _, header, body = source.read_text(encoding="utf-8").split("---\n", 2)
+    except ValueError as error:
+        raise CardError(f"the card {source} does not begin with a YAML header between lines of ---") from error
+    return yaml.safe_load(header), body
+
+
+def card_data(header: dict, run: Run, repo_id: str) -> ModelCardData:
+    """The metadata of the card. A base model is named only if it is one on the Hub."""
+    base_model = (run.recipe or {}).get("model_name_or_path")
+    if base_model is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", base_model):
+        base_model = None
+    results = eval_results(header, run.results)
+    is_other = header["license"] == "other"  # then the Hub wants a name and an address
+    return ModelCardData(
+        language=header["language"],
+        license=header["license"],
+        license_name="apache-2.0-and-data-terms" if is_other else None,
+        license_link=f"https://huggingface.co/{repo_id}#the-data" if is_other else None,
+        library_name="transformers",
+        pipeline_tag="feature-extraction",  # the Hub has no tag for video-text retrieval
+        tags=[*TAGS, header["benchmark"]],
+        datasets=header["datasets"] or None,
+        base_model=base_model,
+        model_name=repo_id.split("/")[-1] if results else None,
+        eval_results=results or None,
+    )
+
+
+def eval_results(header: dict, results: dict | None) -> list[EvalResult]:
+    """Every metric of eval_results.json, to the last digit; its name says direction and correction."""
+    if results is None:
+        return []
+    return [
+        EvalResult(
+            task_type="video-text-retrieval",
+            task_name="Video-text retrieval",
+            dataset_type=(header["datasets"] or [header["benchmark"]])[0],
+            dataset_name=header["dataset_name"],
+            dataset_split=results["split"],
+            metric_type=METRICS[metric],
+            metric_value=by_metric[metric],
+            metric_name=f"{DIRECTIONS[direction]} {metric}, {CORRECTIONS[correction][0]}",
+        )
+        for correction, by_direction in results["results"].items()
+        for direction, by_metric in by_direction.items()
+        for metric in METRICS
+        if metric in by_metric
+    ]
+
+
+def results_table(results: dict | None) -> str:
+    """Markdown, a row per correction and direction, one decimal."""
+    lines = ["| correction | direction | " + " | ".join(METRICS) + " |", "|---|---|" + "---:|" * len(METRICS)]
+    measured = (results or {}).get("results", {})
+    for correction in _corrections(results):
+        directions = [d for d in DIRECTIONS if d in measured.get(correction, {}) or d != "video_to_text_caption_max"]
+        for direction in directions:
+            by_metric = measured.get(correction, {}).get(direction, {})
+            cells = [f"{by_metric[metric]:.1f}" if metric in by_metric else NOT_MEASURED for metric in METRICS]
+            lines.append(f"| {CORRECTIONS[correction][0]} | {DIRECTIONS[direction]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def training_table(run: Run) -> str:
+    """Markdown: what the recipe asked for and what the run did."""
+    recipe, done = run.recipe or {}, run.training or {}
+    rows = {
+        "started from": recipe.get("model_name_or_path") or ("scratch" if recipe else None),
+        "training pairs": done.get("train_pairs"),
+        "steps": done.get("steps"),
+        "epochs": done.get("epochs"),
+        "contrastive batch": recipe.get("batch_size"),
+        "frames per clip": recipe.get("num_frames"),
+        "learning rate, new layers": recipe.get("learning_rate"),
+        "learning rate, CLIP": recipe.get("clip_learning_rate"),
+        "dual softmax temperature of the loss": run.config.get("dual_softmax_temp") or "plain contrastive loss",
+        "seed": recipe.get("seed"),
+        "parameters": done.get("parameters"),
+        "of which new": done.get("head_parameters"),
+        "seconds": done.get("seconds") and round(done["seconds"]),
+    }
+    lines = [f"| {name} | {'not recorded' if value is None else value} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def unsupported_numbers(text: str, results: dict | None) -> list[str]:
+    """Decimal numbers in lines about a metric, or in table rows with one, that eval_results.json does not hold."""
+    values = {
+        f"{value:.1f}"
+        for by_direction in (results or {}).get("results", {}).values()
+        for by_metric in by_direction.values()
+        for entry in by_metric.values()
+        for value in (entry if isinstance(entry, list) else [entry])
+    }
+    strange = []
+    in_table = False
+    for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines():
+        names_metric = re.search(r"R@\d|Recall@\d|MdR|MnR|Rsum", line, flags=re.IGNORECASE)
+        in_table = line.startswith("|") and (in_table or bool(names_metric))
+        if names_metric or in_table:
+            strange += [number for number in re.findall(r"\d+\.\d+", line) if f"{float(number):.1f}" not in values]
+    return strange
+
+
+def _corrections(results: dict | None) -> list[str]:
+    measured = (results or {}).get("results", {})
+    return [name for name in CORRECTIONS if name in ALWAYS_SHOWN or name in measured]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -1,0 +1,94 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Load a release folder as a stranger does: a fresh process in which this project cannot be imported.
+
+    python -I hub_cards/check_release.py FOLDER [--without PACKAGE ...]
+
+Prints a JSON object: the `fingerprint` of what was loaded, equal to the bit to that of the model that was released.
+`--without` makes further packages unimportable (spacy, av), to see that the model loads where they are absent.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+
+import torch
+
+
+PROJECT = ("modeling_camoe", "camoe_search")
+CAPTIONS = ("a red star spins on the beach", "two kids are playing basketball in a gym")
+
+
+class Unimportable:
+    """Import hook: the named packages do not exist, however they are installed."""
+
+    def __init__(self, names):
+        self.names = set(names)
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.split(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {fullname!r} (hidden by check_release.py)", name=fullname)
+        return None
+
+
+def fingerprint(model, processor) -> dict[str, str]:
+    """SHA-256 of the float32 vectors of fixed noise videos and fixed captions. Needs no decoder and no tagger."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (2, 3, 96, 128, 3), generator=generator, dtype=torch.uint8)  # (B,T,H,W,3)
+    captions = [{"caption": caption} for caption in CAPTIONS]
+    inputs = processor(text=captions, videos=list(noise), return_tensors="pt")
+    with torch.inference_mode():
+        vectors = {
+            "videos": model.get_video_features(inputs["pixel_values_videos"], inputs["frame_mask"]).pooler_output,
+            "texts": model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output,
+        }
+    return {name: hashlib.sha256(v.float().numpy().tobytes()).hexdigest() for name, v in vectors.items()}
+
+
+def load_as_stranger(folder: str) -> dict[str, str]:
+    """Every Auto class and the pipeline, each from the folder alone; the fingerprint of what they load."""
+    from transformers import AutoConfig, AutoModel, AutoProcessor, AutoVideoProcessor, pipeline
+
+    AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    AutoVideoProcessor.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    found = fingerprint(model, processor)
+
+    with tempfile.TemporaryDirectory() as again:  # what was loaded can be saved and loaded again
+        model.save_pretrained(again)
+        processor.save_pretrained(again)
+        second = AutoModel.from_pretrained(again, trust_remote_code=True).eval()
+        if fingerprint(second, AutoProcessor.from_pretrained(again, trust_remote_code=True)) != found:
+            raise ValueError("loaded, saved and loaded again, the model gives other vectors")
+
+    retrieval = pipeline("video-text-retrieval", model=folder, trust_remote_code=True, device="cpu")
+    noise = torch.zeros(3, 96, 128, 3, dtype=torch.uint8)
+    retrieval(noise, candidate_texts=[{"caption": caption} for caption in CAPTIONS])
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="release folder")
+    parser.add_argument("--without", nargs="*", default=[], metavar="PACKAGE", help="further packages to hide")
+    arguments = parser.parse_args()
+    sys.meta_path.insert(0, Unimportable([*PROJECT, *arguments.without]))
+    print(json.dumps(load_as_stranger(arguments.folder)))
+
+
+if __name__ == "__main__":
+    main()

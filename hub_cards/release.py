@@ -1,0 +1,192 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From a finished run to a repository on the Hub that works for a stranger.
+
+    python hub_cards/release.py runs/demo --repo_id org/camoe-motion --dry_run release
+    python hub_cards/release.py runs/demo --repo_id org/camoe-motion [--create_pr] [--private]
+
+Makes the release folder (weights, code, processor, card, results), loads it in a fresh process in which this project
+cannot be imported, compares the vectors to the bit, shows what it holds, and uploads it in one commit: whoever
+interrupts the upload leaves the repository as it was. There is no release without a card, and no card shows results
+that eval_results.json of the run does not hold.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from card import CardError, Run, render_card
+from check_release import fingerprint
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import logging
+
+from modeling_camoe import CAMoEModel, CAMoEPipeline, CAMoEProcessor
+
+
+HERE = Path(__file__).parent
+
+# From the run, where it has them.
+RUN_FILES = ("query_bank.txt", "eval_results.json", "all_results.json", "recipe.yaml")
+# From this folder, into every release.
+STATIC_FILES = ("handler.py", "requirements.txt")
+# What a release may hold: text, pictures and safetensors. A pickle can run code when it is loaded.
+SUFFIXES = frozenset({".json", ".md", ".png", ".py", ".safetensors", ".txt", ".yaml"})
+# Of an earlier release; left there, old code or shards would go on being loaded.
+STALE_SUFFIXES = (".py", ".safetensors", ".safetensors.index.json")
+
+
+class ReleaseError(Exception):
+    """A mistake of the user's: one line, exit code 2."""
+
+
+def find_card(card: str | None, repo_id: str) -> Path:
+    """The card's source: the file given, or the one that is named like the repository."""
+    source = Path(card) if card else HERE / f"{repo_id.split('/')[-1]}.md"
+    if not source.is_file():
+        names = ", ".join(sorted(path.stem for path in HERE.glob("camoe-*.md")))
+        raise ReleaseError(
+            f"no card: {source} does not exist; give --card FILE, or name the repository as one of {names}"
+        )
+    return source
+
+
+def assemble(run_dir: Path, folder: Path, source: Path, repo_id: str) -> dict[str, str]:
+    """Fill `folder` with the release of a run; returns the fingerprint of its model."""
+    if not (run_dir / "config.json").is_file() or not list(run_dir.glob("*.safetensors")):
+        raise ReleaseError(
+            f"{run_dir} holds no config.json with model.safetensors; give the output_dir of a finished run"
+        )
+    model = CAMoEModel.from_pretrained(run_dir).eval()
+    processor = CAMoEProcessor.from_pretrained(run_dir)
+    CAMoEPipeline(model, processor=processor, device="cpu").save_pretrained(folder)  # weights, config and all code
+    processor.save_pretrained(folder)
+    for name in RUN_FILES:
+        if (run_dir / name).is_file():
+            shutil.copy(run_dir / name, folder / name)
+    for picture in run_dir.glob("*.png"):
+        shutil.copy(picture, folder / picture.name)
+    for name in STATIC_FILES:
+        shutil.copy(HERE / name, folder / name)
+    (folder / "README.md").write_text(render_card(source, Run.read(folder), repo_id), encoding="utf-8")
+    foreign = sorted(path.name for path in folder.iterdir() if path.suffix not in SUFFIXES)
+    if foreign:
+        raise ReleaseError(f"the release would hold files of an unknown kind: {', '.join(foreign)}")
+    return fingerprint(model, processor)
+
+
+def verify(folder: Path, expected: dict[str, str]):
+    """Load the folder as a stranger does; the vectors must be the run's, to the bit."""
+    with tempfile.TemporaryDirectory() as modules:  # the copies of remote code that transformers makes
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules}
+        done = subprocess.run(
+            [sys.executable, "-I", str(HERE / "check_release.py"), str(folder.resolve())],
+            capture_output=True, text=True, env=environment, cwd=modules,
+        )  # fmt: skip
+    if done.returncode != 0:
+        cause = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise ReleaseError(f"the release does not load where this project is not installed: {cause[0]}")
+    if json.loads(done.stdout.splitlines()[-1]) != expected:
+        raise ReleaseError("the release loads, but gives other vectors than the run's model")
+
+
+def describe(folder: Path, repo_id: str) -> str:
+    """What will be uploaded, a line per file."""
+    files = sorted(path for path in folder.iterdir())
+    total = sum(path.stat().st_size for path in files)
+    lines = [f"{path.stat().st_size:>12,}  {path.name}" for path in files]
+    if not (folder / "eval_results.json").is_file():
+        lines.append("no eval_results.json: the card says that nothing was measured")
+    here = {str(Path.home()), str(HERE.parent.resolve())}
+    for path in files:
+        if path.suffix in (".json", ".yaml") and any(place in path.read_text(encoding="utf-8") for place in here):
+            lines.append(f"note: {path.name} names folders of this machine")
+    return "\n".join([f"{repo_id}: {len(files)} files, {total / 1e6:.1f} MB", *lines])
+
+
+def upload(folder: Path, repo_id: str, private: bool, create_pr: bool) -> str:
+    """Upload everything in one commit; returns the address of the commit, or of the pull request.
+
+    Not `upload_folder`: with xet it may commit in parts, and a repository in between two releases would load old
+    weights with new code.
+    """
+    api = HfApi()
+    api.create_repo(repo_id, private=private or None, exist_ok=True)
+    files = sorted(path for path in folder.iterdir())
+    operations = [CommitOperationAdd(path.name, path) for path in files]
+    names = {path.name for path in files}
+    for name in api.list_repo_files(repo_id):
+        if name not in names and "/" not in name and name.endswith(STALE_SUFFIXES):
+            operations.append(CommitOperationDelete(name))
+    commit = api.create_commit(repo_id, operations, commit_message=f"Release {repo_id}", create_pr=create_pr)
+    return commit.pr_url or commit.commit_url
+
+
+def release(arguments: argparse.Namespace):
+    """Everything that the program does."""
+    try:
+        validate_repo_id(arguments.repo_id)
+    except HFValidationError as error:
+        raise ReleaseError(f"--repo_id: {error}") from error
+    run_dir = Path(arguments.run_dir)
+    if not run_dir.is_dir():
+        raise ReleaseError(f"the run {run_dir} does not exist")
+    source = find_card(arguments.card, arguments.repo_id)
+    kept = Path(arguments.dry_run) if arguments.dry_run else None
+    if kept is not None and kept.exists():
+        raise ReleaseError(f"--dry_run: {kept} exists already; name a folder that does not")
+    with tempfile.TemporaryDirectory(dir=kept.parent if kept else None, prefix=".release_") as temporary:
+        folder = Path(temporary) / "release"
+        folder.mkdir()
+        expected = assemble(run_dir, folder, source, arguments.repo_id)
+        verify(folder, expected)
+        print(describe(folder, arguments.repo_id))
+        if kept is not None:
+            os.replace(folder, kept)
+            print(f"dry run: nothing was uploaded; the release is in {kept}")
+        else:
+            print(f"uploaded: {upload(folder, arguments.repo_id, arguments.private, arguments.create_pr)}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", help="output_dir of a finished run")
+    parser.add_argument("--repo_id", required=True, help="repository on the Hub, as org/camoe-msrvtt")
+    parser.add_argument("--card", help="source of the card (default: the one in hub_cards/ named like the repository)")
+    parser.add_argument(
+        "--dry_run", metavar="DIR", help="make and check the release in this new folder, upload nothing"
+    )
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        release(arguments)
+    except (ReleaseError, CardError, OSError, HTTPError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was released", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
