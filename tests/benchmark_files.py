@@ -193,7 +193,7 @@ def write_activitynet_leyo_hub(folder: Path) -> list[str]:
     for split, ids in (("train", ["v_a", "v_b"]), ("validation", ["v_c"])):
         row = {
             "captions_starts": [0.0, 0.5],
-            "captions_ends": [0.75, 2.0],
+            "captions_ends": [0.8, 2.0],
             "en_captions": ["A man runs.", "He jumps."],
         }
         rows = [{"video_id": v, "video_path": f"{v}.mp4", "duration": 2.0} | row for v in ids]

@@ -1,0 +1,71 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The recipes: every one parses, baselines and variants combine with every benchmark."""
+
+from pathlib import Path
+
+import pytest
+from recipe import parse_options
+from train_options import TrainOptions
+
+from tests.tiny_model import tiny_config
+
+
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+BENCHMARKS = ("msrvtt_9k", "msrvtt_7k", "msrvtt_full", "msvd", "lsmdc", "didemo", "activitynet")
+DATA = ("dataset_name", "train_split", "validation_split", "validation_captions")
+BASELINES = ("zero_shot_clip", "clip4clip_meanp", "clip4clip_seqtransf")
+
+
+def resolve(*names):
+    argv = [word for name in names for word in ("--config", str(RECIPES / f"{name}.yaml"))]
+    return parse_options(TrainOptions, [*argv, "--output_dir", "somewhere"])
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_a_benchmark_recipe_is_the_common_yardstick(benchmark):
+    options = resolve(benchmark)
+    assert options.model_name_or_path == "openai/clip-vit-base-patch32"
+    assert (options.batch_size, options.num_train_epochs, options.learning_rate) == (128, 5, 1e-4)
+    assert options.clip_learning_rate == 1e-7
+    long = benchmark in ("didemo", "activitynet")
+    assert (options.num_frames, options.max_words) == ((64, 64) if long else (12, 32))
+    assert "test" not in options.train_split and "test" not in (options.validation_split or "")
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_a_baseline_goes_on_top_of_a_benchmark(benchmark, baseline):
+    plain, options = resolve(benchmark), resolve(benchmark, "vit_b16", baseline)
+    assert options.model_name_or_path == "openai/clip-vit-base-patch16"
+    assert (options.dataset_name, options.train_split) == (plain.dataset_name, plain.train_split)
+    assert (options.num_frames, options.batch_size) == (plain.num_frames, plain.batch_size)
+    config = tiny_config(**options.model)
+    assert (config.experts, config.gate, options.tagger) == (["fusion"], "uniform", None)
+
+
+def test_zero_shot_takes_no_step():
+    assert resolve("msrvtt_9k", "zero_shot_clip").max_train_steps == 0
+
+
+def test_meanp_has_nothing_new_to_train_and_seqtransf_four_layers():
+    assert resolve("msvd", "clip4clip_meanp").learning_rate == 0
+    assert resolve("msvd", "clip4clip_seqtransf").model["temporal_num_layers"] == 4
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_every_hyper_parameter_names_its_source(benchmark):
+    lines = (RECIPES / f"{benchmark}.yaml").read_text().splitlines()
+    settings = [line for line in lines if line[:1].isalpha() and line.partition(":")[0] not in DATA]
+    assert settings and all("# " in line for line in settings)
