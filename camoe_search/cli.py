@@ -37,7 +37,8 @@ encoded again, and an interrupted run continues where it was. Files that cannot 
 INDEX/skipped.jsonl with the cause. Several GPUs: accelerate launch -m camoe_search index …"""
 
 SEARCH_HELP = """Search with a text, or with a video (--like). The score is the similarity, from -1 to 1, less
-how much of a hub a moment is: a video that resembles every query comes first too often, and the query bank knows which ones do.
+how much of a hub a moment is: a video that resembles every query comes first too often, and the query bank knows
+which ones do.
 
   camoe search "a red star spins" --index my-index -k 5 --grid found.png
   camoe search "someone jumps" --index my-index --expert action=2 --path holiday

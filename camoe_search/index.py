@@ -17,8 +17,8 @@
     for hit in index.search("a dog catches a frisbee on the beach", k=5):
         print(f"{hit.score:.3f} {hit.path} from {hit.start:.0f} s to {hit.end:.0f} s")
 
-N queries, B moments (rows), E experts, D dims, K = E*D entries a folded vector. Scores are s of retrieval.py, in [-1, 1],
-less the moment's bias where the query bank corrects.
+N queries, B moments (rows), E experts, D dims, K = E*D entries a folded vector. Scores are s of retrieval.py, in
+[-1, 1], less the moment's bias where the query bank corrects.
 """
 
 import difflib

@@ -151,7 +151,8 @@ def write_index(folder: Path, description: Description, table: pa.Table, bank: Q
 
     generation = folder / f"generation-{uuid.uuid4().hex[:12]}"
     generation.mkdir(parents=True)
-    datasets.Dataset(table).save_to_disk(generation / "moments")
+    # An empty data set would be saved as no file at all, which cannot be loaded.
+    datasets.Dataset(table).save_to_disk(generation / "moments", num_shards=None if len(table) else 1)
     folded = np.concatenate([vectors, -bias[:, None]], axis=1)  # (B,K+1)
     faiss.write_index(make_faiss(folded, description.faiss), str(generation / "vectors.faiss"))
     if bank is not None:

@@ -1,0 +1,137 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a search returns, against the explicit formulas on the full matrix."""
+
+import numpy as np
+import pytest
+import torch
+
+from camoe_search import bank as bank_module
+from camoe_search.bank import QueryBank, hub_bias
+from camoe_search.errors import SearchError
+from camoe_search.store import column_matrix, read_bank
+from modeling_camoe.retrieval import dynamic_query_bank, hubs_of_bank, query_bank_bias, similarity
+from tests.camoe_search.random_index import DIM, EXPERTS, random_index, random_texts, random_videos
+
+
+COUNT, TAU = 40, 0.05
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return random_index(tmp_path_factory.mktemp("index") / "index", COUNT, TAU)
+
+
+def explicit(index, correction: str, texts: torch.Tensor) -> torch.Tensor:
+    """The (N,B) matrix that DESIGN writes down, in the index's order of rows."""
+    vectors = torch.tensor(column_matrix(index.moments.data.table, "vector"))
+    bank_scores = similarity(torch.tensor(read_bank(index.folder, index.description).vectors), vectors)
+    scores, bias = similarity(texts, vectors), query_bank_bias(bank_scores, TAU)
+    if correction == "query_bank":
+        return scores - bias
+    if correction == "dynamic":
+        return dynamic_query_bank(scores, bias, hubs_of_bank(bank_scores))
+    return scores
+
+
+@pytest.mark.parametrize("correction", ["none", "query_bank", "dynamic"])
+def test_one_query_at_a_time_ranks_as_the_formula_on_the_full_matrix(index, correction):
+    texts = random_texts(25)
+    expected = explicit(index, correction, texts)
+    for n, text in enumerate(texts):
+        hits = index.search_vectors(text[None].numpy(), k=COUNT, correction=correction)[0]
+        assert [hit.row for hit in hits] == expected[n].argsort(descending=True).tolist()
+        np.testing.assert_allclose([hit.score for hit in hits], expected[n].sort(descending=True).values, atol=1e-6)
+
+
+def test_the_three_corrections_differ_on_these_queries(index):
+    """Else the test above would show nothing."""
+    best = {c: explicit(index, c, random_texts(25)).argmax(dim=1).tolist() for c in ("none", "query_bank", "dynamic")}
+    assert best["none"] != best["query_bank"] and best["query_bank"] != best["dynamic"] != best["none"]
+
+
+def test_a_batch_gives_what_single_queries_give(index):
+    texts = random_texts(7).numpy()
+    batch = index.search_vectors(texts, k=5, correction="dynamic")
+    for text, hits in zip(texts, batch, strict=True):
+        assert [h.row for h in index.search_vectors(text[None], k=5, correction="dynamic")[0]] == [h.row for h in hits]
+
+
+def test_hits_name_file_and_time_of_their_row(index):
+    for hit in index.search_vectors(random_texts(1).numpy(), k=10)[0]:
+        number = int(hit.path[-7:-4])
+        assert (hit.path, hit.start, hit.end) == (f"/videos/{number % 4}/{number:03}.mp4", number, 2 * number + 1)
+
+
+def test_the_default_correction_is_the_bank_where_there_is_one(index, tmp_path):
+    text = random_texts(1).numpy()
+    assert index.search_vectors(text) == index.search_vectors(text, correction="query_bank")
+    without = random_index(tmp_path / "index", COUNT, tau=None)
+    assert without.search_vectors(text) == without.search_vectors(text, correction="none")
+    with pytest.raises(SearchError, match="camoe calibrate"):
+        without.search_vectors(text, correction="query_bank")
+
+
+def test_expert_weights_weigh_the_parts_of_the_score(index):
+    text = random_texts(1)
+    weighted = text.clone().view(len(EXPERTS), DIM)
+    weighted[EXPERTS.index("action")] *= 2
+    weighted[EXPERTS.index("scene")] = 0
+    hits = index.search_vectors(text.numpy(), COUNT, correction="none", experts={"action": 2.0, "scene": 0.0})[0]
+    expected = explicit(index, "none", weighted.view(1, -1))[0]
+    assert [hit.row for hit in hits] == expected.argsort(descending=True).tolist()
+
+
+def test_expert_scores_add_up_to_the_score(index):
+    text = random_texts(1).numpy()
+    hit = index.search_vectors(text, 1, correction="none")[0][0]
+    shares = index.expert_scores(text[0], hit.row)
+    assert list(shares) == EXPERTS and sum(shares.values()) == pytest.approx(hit.score, abs=1e-6)
+
+
+@pytest.mark.parametrize("faiss", ["flat", "hnsw", "ivf"])
+def test_filters_keep_the_best_of_what_passes(tmp_path, faiss):
+    index = random_index(tmp_path / "index", COUNT, TAU, faiss)
+    text = random_texts(1).numpy()
+    everything = index.search_vectors(text, COUNT, correction="none")[0]
+    some = index.search_vectors(text, 5, correction="none", path="VIDEOS/1", min_seconds=5, max_seconds=30)[0]
+    wanted = [h for h in everything if "/videos/1/" in h.path and 5 <= h.end - h.start <= 30]
+    assert [hit.row for hit in some] == [hit.row for hit in wanted][:5] and len(wanted) > 5
+    assert index.search_vectors(text, 5, path="nothing is called so") == [[]]
+
+
+def test_more_results_than_moments_gives_all_of_them(index):
+    assert len(index.search_vectors(random_texts(1).numpy(), k=1000)[0]) == COUNT
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"experts": {"acton": 2.0}}, "did you mean action"),
+        ({"correction": "dsl"}, "choose from none, query_bank, dynamic"),
+        ({"k": 0}, "ask for one result or more"),
+    ],
+)
+def test_wrong_options_are_errors_that_say_what_is_right(index, options, message):
+    with pytest.raises(SearchError, match=message):
+        index.search_vectors(random_texts(1).numpy(), **options)
+
+
+def test_biases_and_hubs_in_blocks_are_those_of_the_whole(monkeypatch):
+    monkeypatch.setattr(bank_module, "BLOCK", 7)
+    queries, (vectors, _) = random_texts(30), random_videos(COUNT)
+    bias, is_hub = hub_bias(QueryBank([], queries.numpy(), TAU), vectors.numpy())
+    scores = similarity(queries, vectors)
+    np.testing.assert_allclose(bias, query_bank_bias(scores, TAU), atol=1e-6)
+    assert is_hub.tolist() == hubs_of_bank(scores).tolist() and 0 < is_hub.sum() < COUNT
