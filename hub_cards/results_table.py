@@ -1,0 +1,128 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Results measured by this project beside published ones, as a Markdown page.
+
+    python hub_cards/results_table.py [--results hub_cards/results] [--output docs/results.md]
+
+Measured: every `*.json` of the results folder, each the eval_results.json of a run of training/evaluate_retrieval.py,
+renamed after its system. Published: published_results.json beside this program, each row with its source; none of them
+was measured here. Rows of one table share data set and split; the correction is in every row.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+
+HERE = Path(__file__).parent
+METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
+DIRECTIONS = {
+    "text_to_video": "text to video",
+    "video_to_text": "video to text",
+    "video_to_text_caption_max": "video to text, caption max",
+}
+
+
+class ResultsError(Exception):
+    """A file that is not a result: shown as one line, exit code 2."""
+
+
+def read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"cannot read {path}: {error}") from error
+
+
+def measured_rows(folder: Path) -> Iterable[dict]:
+    """A row for each correction of each result in a folder, in the form of published_results.json."""
+    if not folder.is_dir():
+        raise ResultsError(f"the results folder {folder} does not exist; set --results")
+    for path in sorted(folder.glob("*.json")):
+        run = read_json(path)
+        absent = [name for name in ("dataset", "split", "results") if name not in run]
+        if absent:
+            raise ResultsError(
+                f"{path} has no {absent[0]!r}: copy there the eval_results.json of evaluate_retrieval.py"
+            )
+        for correction, directions in run["results"].items():
+            yield {
+                "system": path.stem,
+                "dataset": run["dataset"],
+                "split": run["split"],
+                "correction": correction,
+                "source": f"measured here, {path.name}",
+                **directions,
+            }
+
+
+def render(measured: Iterable[dict], published: Iterable[dict]) -> str:
+    """Markdown: for each data set, split and direction a table, measured rows first."""
+    rows = [(row, "measured") for row in measured] + [(row, "published") for row in published]
+    lines = [
+        "# Results",
+        "",
+        "Rows marked *published* are quoted from the source named and were not measured by this project. Numbers with "
+        "dual softmax or sinkhorn are transductive: they use all test queries at once.",
+    ]
+    for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row, _ in rows):
+        lines += ["", f"## {dataset}, {split}"]
+        for direction, title in DIRECTIONS.items():
+            shown = [
+                (row, origin)
+                for row, origin in rows
+                if (row["dataset"], row["split"]) == (dataset, split) and row.get(direction)
+            ]
+            if not shown:
+                continue
+            heads = ("", "system", "correction", *METRICS, "source")
+            lines += ["", f"### {title.capitalize()}", "", _line(heads), _line("---" for _ in heads)]
+            for row, origin in shown:
+                numbers = [_number(row[direction], metric) for metric in METRICS]
+                lines.append(_line((origin, row["system"], row["correction"], *numbers, row["source"])))
+    return "\n".join(lines) + "\n"
+
+
+def _number(metrics: dict, name: str) -> str:
+    """One decimal, the 95 % interval where there is one, a dash where nothing was reported."""
+    if name not in metrics:
+        return "–"
+    interval = metrics.get(f"{name}_ci95")
+    return f"{metrics[name]:.1f}" + (f" ({interval[0]:.1f} to {interval[1]:.1f})" if interval else "")
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of measured results")
+    parser.add_argument("--output", type=Path, help="file to write (default: print)")
+    options = parser.parse_args()
+    try:
+        page = render(measured_rows(options.results), read_json(HERE / "published_results.json"))
+    except ResultsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if options.output is None:
+        print(page, end="")
+    else:
+        options.output.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a training run would do, said before it does it: `run_retrieval.py --dry_run`.
+
+The memory of activations is not guessed from formulas: the model runs forward once on the `meta` device, where tensors
+have shapes but no storage, and what autograd would keep for the backward pass is summed up. What the estimate leaves
+out: the workspace of kernels, fragmentation, and the optimiser step's own temporaries; allow a fifth more.
+"""
+
+import copy
+import dataclasses
+
+import torch
+import yaml
+from retrieval_data import CaptionedClips
+from torch.multiprocessing.reductions import StorageWeakRef
+
+
+GIB = 2**30
+FLOAT32 = 4  # bytes
+
+
+def describe_run(options, train: CaptionedClips, validation: CaptionedClips | None, model, total_steps: int) -> str:
+    """The resolved recipe, split sizes, steps, parameters and a memory estimate, as text to print.
+
+    Args:
+        options: [`TrainOptions`]. train, validation: the splits. model: on the CPU, frozen parts marked so.
+        total_steps: optimiser steps of the run.
+    """
+    pairs = len(train.captions) if options.captions_per_video == "one" else sum(map(len, train.captions))
+    steps_per_epoch = pairs // options.batch_size
+    sizes = [f"train split {options.train_split!r}: {_size(train)}; {pairs:,} pairs an epoch"]
+    if validation is None:
+        sizes.append("validation: none, the model of the last epoch is kept")
+    else:
+        sizes.append(f"validation split {options.validation_split!r}: {_size(validation)}")
+
+    total = sum(p.numel() for p in model.parameters())
+    head = sum(p.numel() for p in model.head.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    fixed = FLOAT32 * (total + 3 * trained)  # weights; gradients and the two moments of AdamW
+    chunk = min(options.gradient_cache_chunk or options.batch_size, options.batch_size)
+    pair = activation_bytes(model, options.num_frames, options.max_words)
+    part = "the batch" if chunk == options.batch_size else "a chunk of the gradient cache"
+    lines = [
+        yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, allow_unicode=True).rstrip(),
+        "",
+        *sizes,
+        f"steps: {total_steps:,}, {steps_per_epoch:,} an epoch of {options.batch_size} pairs a step",
+        f"parameters: {total:,}, of them {head:,} beside CLIP; {trained:,} are trained",
+        f"memory, estimated in float32: {(fixed + chunk * pair) / GIB:.1f} GiB in one process",
+        f"  weights, gradients, optimiser: {fixed / GIB:.2f} GiB in every process",
+        f"  activations: {chunk * pair / GIB:.2f} GiB, {pair / GIB:.3f} for each of {chunk} pairs of {part}; "
+        "W processes share them, and bf16 takes about half",
+    ]
+    if chunk == options.batch_size:
+        lines.append("  if that is too much: --gradient_cache_chunk embeds the same batch a part at a time, exactly")
+    return "\n".join(lines)
+
+
+def activation_bytes(model, num_frames: int, num_tokens: int) -> int:
+    """Bytes that autograd keeps for the backward pass of one pair, in float32.
+
+    Args:
+        model: [`CAMoEModel`]; left as it is. num_frames: T. num_tokens: L, of the longest text.
+    """
+    model = copy.deepcopy(model).to("meta").train()
+    size, channels = model.config.clip_config.vision_config.image_size, 3
+    weights = {StorageWeakRef(tensor.untyped_storage()) for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[StorageWeakRef, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = StorageWeakRef(tensor.untyped_storage())  # views share theirs
+        if storage not in weights:
+            kept[storage] = tensor
+        return tensor
+
+    # Two pairs, because some layers do less for one.
+    ids = torch.zeros(2, len(model.config.experts), num_tokens, dtype=torch.long, device="meta")
+    pixels = torch.zeros(2, num_frames, channels, size, size, device="meta")
+    mask = torch.ones(2, num_frames, dtype=torch.bool, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=ids, pixel_values_videos=pixels, frame_mask=mask)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) // 2
+
+
+def _size(split: CaptionedClips) -> str:
+    return f"{len(split.clips):,} clips, {sum(map(len, split.captions)):,} captions"
