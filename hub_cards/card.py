@@ -223,20 +223,23 @@ def training_table(run: Run) -> str:
 
 def unsupported_numbers(text: str, results: dict | None) -> list[str]:
     """Decimal numbers in lines about a metric, or in table rows with one, that eval_results.json does not hold."""
-    values = {
+    results = results or {}
+    known = {
         f"{value:.1f}"
-        for by_direction in (results or {}).get("results", {}).values()
+        for by_direction in results.get("results", {}).values()
         for by_metric in by_direction.values()
         for entry in by_metric.values()
         for value in (entry if isinstance(entry, list) else [entry])
     }
+    known |= {str(value) for value in results.get("settings", {}).values()}  # temperatures
     strange = []
     in_table = False
     for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines():
         names_metric = re.search(r"R@\d|Recall@\d|MdR|MnR|Rsum", line, flags=re.IGNORECASE)
         in_table = line.startswith("|") and (in_table or bool(names_metric))
         if names_metric or in_table:
-            strange += [number for number in re.findall(r"\d+\.\d+", line) if f"{float(number):.1f}" not in values]
+            numbers = re.findall(r"\d+\.\d+", line)
+            strange += [number for number in numbers if not {number, f"{float(number):.1f}"} & known]
     return strange
 
 

@@ -13,13 +13,11 @@
 # limitations under the License.
 """Load a release folder as a stranger does: a fresh process in which this project cannot be imported.
 
-    python -I hub_cards/check_release.py FOLDER [--without PACKAGE ...]
+    python -I hub_cards/check_release.py FOLDER
 
 Prints a JSON object: the `fingerprint` of what was loaded, equal to the bit to that of the model that was released.
-`--without` makes further packages unimportable (spacy, av), to see that the model loads where they are absent.
 """
 
-import argparse
 import hashlib
 import json
 import sys
@@ -32,14 +30,11 @@ PROJECT = ("modeling_camoe", "camoe_search")
 CAPTIONS = ("a red star spins on the beach", "two kids are playing basketball in a gym")
 
 
-class Unimportable:
-    """Import hook: the named packages do not exist, however they are installed."""
-
-    def __init__(self, names):
-        self.names = set(names)
+class HideProject:
+    """Import hook: this project does not exist, however it is installed."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname.split(".")[0] in self.names:
+        if fullname.split(".")[0] in PROJECT:
             raise ModuleNotFoundError(f"No module named {fullname!r} (hidden by check_release.py)", name=fullname)
         return None
 
@@ -81,14 +76,6 @@ def load_as_stranger(folder: str) -> dict[str, str]:
     return found
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="release folder")
-    parser.add_argument("--without", nargs="*", default=[], metavar="PACKAGE", help="further packages to hide")
-    arguments = parser.parse_args()
-    sys.meta_path.insert(0, Unimportable([*PROJECT, *arguments.without]))
-    print(json.dumps(load_as_stranger(arguments.folder)))
-
-
 if __name__ == "__main__":
-    main()
+    sys.meta_path.insert(0, HideProject())
+    print(json.dumps(load_as_stranger(sys.argv[1])))

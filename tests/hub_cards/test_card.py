@@ -1,0 +1,116 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Cards say what the run measured, and nothing else."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from card import CORRECTIONS, DIRECTIONS, CardError, Run, read_source, render_card
+from huggingface_hub import ModelCard
+
+
+SOURCES = sorted((Path(__file__).parents[2] / "hub_cards").glob("camoe-*.md"))
+MOTION = next(path for path in SOURCES if path.stem == "camoe-motion")
+
+
+@pytest.fixture
+def run(run_dir):
+    return Run.read(run_dir)
+
+
+def test_every_metric_reaches_the_model_index_to_the_last_digit(run):
+    card = ModelCard(render_card(MOTION, run, "org/camoe-motion"))
+    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    expected = {
+        f"{DIRECTIONS[direction]} {metric}, {CORRECTIONS[correction][0]}": value
+        for correction, by_direction in run.results["results"].items()
+        for direction, by_metric in by_direction.items()
+        for metric, value in by_metric.items()
+        if not isinstance(value, list)  # intervals stay in eval_results.json
+    }
+    assert found == expected and len(found) >= 5 * 5  # five rankings: the bank has no videos
+    assert "text to video R@1, query bank" in found and "video to text R@1, query bank" not in found
+    assert {result.metric_type for result in card.data.eval_results} >= {"recall_at_1", "median_rank"}
+    assert card.data.eval_results[0].dataset_split == "test"
+
+
+def test_the_metadata_is_what_the_hub_understands(run):
+    data = ModelCard(render_card(MOTION, run, "org/camoe-motion")).data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "feature-extraction")
+    assert "video-text-retrieval" in data.tags and data.license == "apache-2.0"
+    assert data.base_model == "openai/clip-vit-base-patch32" and data.model_name == "camoe-motion"
+
+
+def test_a_base_model_that_is_a_folder_is_not_named(run):
+    run = replace(run, recipe={**run.recipe, "model_name_or_path": "/home/me/clip"})
+    assert ModelCard(render_card(MOTION, run, "org/camoe-motion")).data.base_model is None
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_without_results_a_card_says_not_measured_and_holds_no_number(source, run):
+    text = render_card(source, replace(run, results=None), f"org/{source.stem}")
+    card = ModelCard(text)
+    assert card.data.eval_results is None
+    rows = [line for line in card.text.splitlines() if line.startswith(("| uncorrected", "| query bank"))]
+    assert len(rows) == 4
+    for row in rows:
+        assert row.count("not measured") == 6 and not re.search(r"\d", row)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_every_benchmark_has_a_card_of_its_own(source, run):
+    header, _ = read_source(source)
+    run = replace(run, results={**run.results, "dataset": f"{header['benchmark']}_1k"})
+    card = ModelCard(render_card(source, run, f"org/{source.stem}"))
+    assert card.data.eval_results[0].dataset_name == header["dataset_name"]
+    for section in ("## Use", "## Results", "## Training", "## The data", "## Intended use and limits", "## Citation"):
+        assert section in card.text
+    assert "transductive" in card.text and run.results["protocol"] in card.text
+
+
+def test_results_on_another_benchmark_are_refused(run):
+    with pytest.raises(CardError, match="'msrvtt', but eval_results.json holds results on 'motion_demo'"):
+        render_card(MOTION.with_name("camoe-msrvtt.md"), run, "org/camoe-msrvtt")
+
+
+@pytest.mark.parametrize(
+    "line", ["R@1 is 47.3 in the paper.", "| model | R@1 |\n|---|---|\n| CAMoE | 47.3 |", "Recall@5: 47.3 %"]
+)
+def test_numbers_that_the_run_does_not_hold_are_refused(line, run, tmp_path):
+    source = tmp_path / "card.md"
+    source.write_text(MOTION.read_text().replace("{% block data %}", "{% block data %}\n" + line + "\n"))
+    with pytest.raises(CardError, match="47.3, which eval_results.json of the run does not hold"):
+        render_card(source, run, "org/camoe-motion")
+
+
+def test_a_number_of_the_run_may_be_repeated_in_the_text(run, tmp_path):
+    value = run.results["results"]["none"]["text_to_video"]["R@5"]
+    source = tmp_path / "card.md"
+    source.write_text(MOTION.read_text().replace("{% block data %}", f"{{% block data %}}\nR@5 is {value:.1f}.\n"))
+    assert f"R@5 is {value:.1f}." in render_card(source, run, "org/camoe-motion")
+
+
+def test_a_source_without_header_is_one_line_of_cause(run, tmp_path):
+    (tmp_path / "card.md").write_text("# nothing\n")
+    with pytest.raises(CardError, match="does not begin with a YAML header"):
+        render_card(tmp_path / "card.md", run, "org/camoe-motion")
+
+
+def test_the_query_bank_is_explained_with_the_temperature_of_the_run(run):
+    text = render_card(MOTION, run, "org/camoe-motion")
+    assert f"tau = {json.dumps(run.results['settings']['tau'])}  # chosen on validation data" in text
+    assert "query_bank.txt" not in render_card(MOTION, replace(run, files=frozenset()), "org/camoe-motion")
