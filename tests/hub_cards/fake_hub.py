@@ -13,8 +13,8 @@
 # limitations under the License.
 """A Hub on loopback, small and strict: the parts of the API that the real `huggingface_hub` client uses for models.
 
-Repositories live in memory as commits, each a whole mapping path -> bytes. Large files go the LFS way (batch, PUT and
-then a commit that names their SHA-256), small ones travel in the commit. A request that it does not know is answered 404
+Repositories live in memory as commits, each a whole mapping path -> bytes. Large files go the LFS way (batch, PUT, and
+a commit that names their SHA-256), small ones travel in the commit. A request that it does not know is answered 404
 and kept in `unknown`, so that a test can tell what the client asked for in vain.
 """
 

@@ -1,0 +1,230 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The endpoint's handler behind a real HTTP server: what it answers, and what it refuses without falling over."""
+
+import base64
+import io
+import json
+import struct
+import threading
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import handler as handler_module
+import pytest
+import torch
+from handler import EndpointHandler, RequestError
+from PIL import Image
+
+from modeling_camoe import CAMoEModel, CAMoEProcessor
+from tests.video_files import write_video
+
+
+def base64_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def png(width: int, height: int, color=(200, 30, 40)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), color).save(file, "PNG")
+    return file.getvalue()
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A few bytes that would unpack to width * height pixels."""
+    content = bytearray(png(8, 8))
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+def gif_that_claims(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    frames = [Image.new("P", (8, 8), value) for value in (0, 1)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    content = bytearray(file.getvalue())
+    content[6:10] = struct.pack("<HH", width, height)
+    return bytes(content)
+
+
+@pytest.fixture(scope="module")
+def endpoint(run_dir):
+    return EndpointHandler(str(run_dir), allow_urls=False)
+
+
+@pytest.fixture(scope="module")
+def server(endpoint):
+    """Reads bodies and answers as the inference toolkit does: JSON, text and images; an exception is a 400."""
+
+    class Server(BaseHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            kind = self.headers["Content-Type"]
+            try:
+                if kind == "application/json":
+                    data = json.loads(body)
+                elif kind.startswith("image/"):
+                    data = {"inputs": Image.open(io.BytesIO(body))}
+                else:
+                    data = {"inputs": body if kind.startswith("audio/") else body.decode()}
+                status, answer = 200, endpoint(data)
+            except Exception as error:
+                status, answer = 400, {"error": str(error), "type": type(error).__name__}
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http_server.server_port}"
+    http_server.shutdown()
+    http_server.server_close()
+
+
+def post(server: str, body, kind: str = "application/json") -> tuple[int, dict]:
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        with urlopen(Request(server, body, {"Content-Type": kind})) as answer:
+            return answer.status, json.load(answer)
+    except HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def ten_hours(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("video") / "long.mp4", 2, times=[0.0, 36_000.0]).read_bytes()
+
+
+def test_texts_and_videos_become_the_vectors_that_the_model_gives(server, run_dir, video):
+    model, processor = CAMoEModel.from_pretrained(run_dir).eval(), CAMoEProcessor.from_pretrained(run_dir)
+    with torch.inference_mode():
+        texts = model.get_text_features(**processor(text=["a red star spins"], return_tensors="pt")).pooler_output
+        videos = model.get_video_features(**processor(videos=[video], return_tensors="pt")).pooler_output
+    status, found = post(server, {"inputs": {"texts": ["a red star spins"]}})
+    assert status == 200 and found == {"text_vectors": texts.tolist()}
+    status, found = post(server, {"inputs": {"videos": [base64_of(video)]}})
+    assert status == 200 and found == {"video_vectors": videos.tolist()}
+    _, found = post(server, {"inputs": {"texts": ["a red star spins"], "videos": [base64_of(video)]}})
+    assert found["scores"] == (texts @ videos.T).tolist()
+
+
+def test_frames_data_addresses_plain_text_and_images_are_understood(server, video):
+    frames = [base64_of(png(40, 30)), base64_of(png(40, 30, (0, 0, 0)))]
+    status, found = post(server, {"inputs": {"videos": [{"frames": frames}]}})
+    assert status == 200 and len(found["video_vectors"][0]) == 64
+    as_address = post(server, {"inputs": {"videos": ["data:video/mp4;base64," + base64_of(video)]}})
+    assert as_address == post(server, {"inputs": {"videos": [base64_of(video)]}})
+    as_text = post(server, b"a red star spins", "text/plain")
+    assert as_text == post(server, {"inputs": {"texts": ["a red star spins"]}})
+    assert post(server, png(40, 30), "image/png") == post(server, {"inputs": {"videos": [{"frames": frames[:1]}]}})
+
+
+REFUSED = {
+    "a path": ({"videos": ["/etc/passwd"]}, "not base64"),
+    "a path as a video": ({"videos": [base64_of(b"/etc/passwd")]}, "not a video"),
+    "a file address": ({"videos": ["file:///etc/passwd"]}, "not base64"),
+    "a file address as url": ({"videos": [{"url": "file:///etc/passwd"}]}, "does not download"),
+    "loopback": ({"videos": [{"url": "http://127.0.0.1/"}]}, "does not download"),
+    "cloud metadata": ({"videos": [{"url": "http://169.254.169.254/latest"}]}, "does not download"),
+    "pixels of an image": ({"videos": [{"frames": [base64_of(png_that_claims(20_000, 20_000))]}]}, "20000 x 20000"),
+    "pixels of a video": ({"videos": [base64_of(gif_that_claims(20_000, 20_000))]}, "20000 x 20000"),
+    "no video": ({"videos": [base64_of(b"hello" * 1000)]}, "not a video"),
+    "no image": ({"videos": [{"frames": [base64_of(b"hello" * 1000)]}]}, "no JPEG, PNG or WebP"),
+    "too many frames": ({"videos": [{"frames": ["AAAA"] * 65}]}, "1 to 64 images"),
+    "too many videos": ({"videos": ["AAAA"] * 9}, "the limits are 256 and 8"),
+    "frames of different sizes": (
+        {"videos": [{"frames": [base64_of(png(8, 8)), base64_of(png(9, 8))]}]},
+        "the same size",
+    ),
+    "an empty video": ({"videos": [""]}, "is empty"),
+    "an empty text": ({"texts": [" "]}, "texts[0]"),
+    "a long text": ({"texts": ["a" * 2001]}, "2001 characters"),
+    "a number": (7, "the body must be"),
+    "a list": ([1, 2], "the body must be"),
+    "an unknown key": ({"text": "a dog"}, "the body must be"),
+    "nothing": ({"texts": []}, "no texts and no videos"),
+    "a dict for a list": ({"texts": {"a": 1}}, "must be lists"),
+    "a nested video": ({"videos": [["AAAA"]]}, "must be base64"),
+    "a text that is a number": ({"texts": [3]}, "texts[0]"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_a_message_and_the_next_request_is_served(server, name):
+    inputs, message = REFUSED[name]
+    status, answer = post(server, {"inputs": inputs})
+    assert status == 400 and answer["type"] == "RequestError" and message in answer["error"]
+    assert post(server, {"inputs": "a red star"})[0] == 200
+
+
+def test_a_video_of_ten_hours_is_refused_by_its_header(server, ten_hours):
+    status, answer = post(server, {"inputs": {"videos": [base64_of(ten_hours)]}})
+    assert status == 400 and "the limit is 600 s" in answer["error"]
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"text"', b"{}", b"null", b'{"instances": 1}'])
+def test_json_of_another_form_is_refused(server, body):
+    status, answer = post(server, body)
+    assert status == 400 and "the body must be" in answer["error"]
+
+
+def test_half_a_gigabyte_of_base64_is_refused_before_it_is_decoded(endpoint, monkeypatch):
+    monkeypatch.setattr(handler_module.base64, "b64decode", None)
+    with pytest.raises(RequestError, match="64 MiB together"):
+        endpoint({"inputs": {"videos": ["A" * 500_000_000]}})
+
+
+def test_the_limit_on_bytes_is_for_all_videos_together(endpoint, video, monkeypatch):
+    monkeypatch.setattr(handler_module, "MAX_BYTES", len(video) + 10)
+    endpoint({"inputs": {"videos": [base64_of(video)]}})
+    with pytest.raises(RequestError, match=r"videos\[1\]"):
+        endpoint({"inputs": {"videos": [base64_of(video)] * 2}})
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://127.0.0.1/v.mp4", "must be an https"),
+        ("file:///etc/passwd", "must be an https"),
+        ("https://user@example.com/v.mp4", "must be an https"),
+        ("https://example.com:8080/v.mp4", "must be an https"),
+        ("https://127.0.0.1/v.mp4", "not on the public internet"),
+        ("https://169.254.169.254/latest", "not on the public internet"),
+        ("https://localhost/v.mp4", "not on the public internet"),
+        ("https://[::1]/v.mp4", "not on the public internet"),
+        ("https://10.0.0.7/v.mp4", "not on the public internet"),
+        (7, "must be an https"),
+    ],
+)
+def test_downloads_that_are_switched_on_stay_out_of_the_network(endpoint, monkeypatch, url, message):
+    monkeypatch.setattr(endpoint, "allow_urls", True)
+    with pytest.raises(RequestError, match=message):
+        endpoint({"inputs": {"videos": [{"url": url}]}})
+
+
+def test_a_name_with_one_private_address_among_public_ones_is_refused(monkeypatch):
+    answers = [(2, 1, 6, "", (address, 443)) for address in ("93.184.216.34", "127.0.0.1")]
+    monkeypatch.setattr(handler_module.socket, "getaddrinfo", lambda *arguments, **options: answers)
+    with pytest.raises(RequestError, match="not on the public internet"):
+        handler_module.public_address("rebinding.example", "videos[0]")
