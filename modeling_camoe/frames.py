@@ -64,6 +64,18 @@ REORDER_LIMIT = 17
 # Where the file has no index of key frames: up to this distance, reading on is cheaper than a jump into the dark.
 BLIND_JUMP_SECONDS = 10.0
 
+# Pixels. Below, a clip of some seconds is decoded in less time than it takes to start the threads that would share it.
+SMALL_AREA = 256 * 256
+
+# Keeps FFmpeg from decoding the first frames while it opens a file: 1 ms instead of 8 (360p) or 25 (720p).
+OPEN_QUICKLY = {"skip_frame": "all"}
+
+# Where to look for a key frame, in seconds before the target, in a file without an index: FFmpeg may land after it.
+STEPS_BACK = (0, 4, 16, 64)
+
+# Seconds. A frame counts as shown this much before its time: Matroska rounds the time to milliseconds.
+TIME_TOLERANCE = 0.0005
+
 # For streams that do not state their frame rate.
 DEFAULT_FPS = 25.0
 
@@ -137,8 +149,8 @@ def sample_frames(
         fps: take no more frames than this many per second of the window.
         seed: makes `"jitter"` repeatable.
         backend: `"pyav"` or `"torchcodec"` (to be installed, with FFmpeg). Both find the same frames.
-        threads: of the decoder; 0: one per core. Default: 1 in a worker process, where the other cores are busy with
-            other videos, else 0.
+        threads: of the decoder; 0: one per core. Default: 1 for small videos and in worker processes (the other cores
+            are busy with other videos there), else 0.
 
     Returns:
         [`SampledFrames`] with frames (T', 3, size, size), 1 <= T' <= num_frames.
@@ -151,9 +163,6 @@ def sample_frames(
     start = clip.start if start is None else start
     end = clip.end if end is None else end
     _check_arguments(num_frames, sampling, size, start, end, fps, backend)
-    if threads is None:
-        in_worker = multiprocessing.parent_process() is not None or torch.utils.data.get_worker_info() is not None
-        threads = 1 if in_worker else 0
     name = describe_source(clip.source)
 
     plainly = False  # decode the plain way, because the lazy one failed
@@ -170,9 +179,7 @@ def sample_frames(
                     elif plainly:
                         images = _decode_everything(video, targets, size)
                     elif sampling == "keyframe":
-                        images = _decode_key_frames(video, targets, size, video.ticks(begin), video.ticks(finish))
-                    elif video.has_unreliable_times:
-                        images = _decode_everything(video, targets, size)
+                        images = _decode_key_frames(video, targets, size, begin, finish)
                     else:
                         images = _LazyDecoder(video, size).run(targets)
                     break
@@ -312,17 +319,16 @@ class _Video:
 
     Args:
         source: path or bytes.
-        threads: of the decoder; 0: one per core.
-        thorough: let FFmpeg decode the first frames already when it opens the file, as is its habit. The header of an
-            MP4 says all that we need: without this it is open in 1 ms instead of 8 (360p) or 25 (720p).
+        threads: of the decoder; 0: one per core; None: whatever suits the video and the process.
+        thorough: open an MP4 as any other file, although its header says all that we need to know.
     """
 
     def __init__(self, source, threads=1, thorough=False):
         self.source = source
         self.name = describe_source(source)
-        self.threads = threads
+        self.wanted_threads = threads
         head = _first_bytes(source, self.name)
-        self.options = {"skip_frame": "all"} if head[4:8] in (b"ftyp", b"moov") and not thorough else {}
+        self.options = OPEN_QUICKLY if head[4:8] in (b"ftyp", b"moov") and not thorough else {}
         self._open()
 
     def __enter__(self):
@@ -331,11 +337,13 @@ class _Video:
     def __exit__(self, *exception):
         self.container.close()
 
-    def _open(self):
+    def _file(self):
         # An absolute path, because "12:30.mp4" would be taken for a protocol called "12".
-        file = io.BytesIO(self.source) if isinstance(self.source, bytes) else os.path.abspath(self.source)
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else os.path.abspath(self.source)
+
+    def _open(self):
         try:
-            self.container = av.open(file, options=self.options)
+            self.container = av.open(self._file(), options=self.options)
         except av.FFmpegError as error:
             raise VideoDecodingError(
                 f"{self.name}: no video, or cut off before its end ({error.strerror}); encode or download it again"
@@ -346,6 +354,7 @@ class _Video:
             self.container.close()
             raise
         self.decoder = self.stream.codec_context
+        self.threads = _suitable_threads(self.stream) if self.wanted_threads is None else self.wanted_threads
         self.decoder.thread_count = self.threads
         self.decoder.thread_type = "NONE" if self.threads == 1 else "AUTO"
         self.time_base = float(self.stream.time_base)  # seconds per tick
@@ -370,13 +379,17 @@ class _Video:
         self._open()
 
     @property
-    def has_unreliable_times(self):
-        """AVI has no time stamps. FFmpeg makes them up from the order of packets: wrong where frames are reordered."""
+    def has_few_times(self):
+        """An MPEG program stream has one for some frames only. After a jump FFmpeg is unsure about the others."""
+        return self.container.format.name == "mpeg"
+
+    @property
+    def may_lack_times(self):
+        """AVI has no time stamps. FFmpeg derives them from the order of packets: wrong where frames are reordered."""
         return self.container.format.name == "avi" and self.decoder.has_b_frames
 
     def ticks(self, seconds):
-        # The thousandth: 0.2 s may come as 2559.9999999 ticks, and means the frame that begins at tick 2560.
-        return math.floor((seconds + self.zero) / self.time_base + 1e-3)
+        return math.floor((seconds + TIME_TOLERANCE + self.zero) / self.time_base)
 
     def seconds(self, ticks):
         return max(0.0, ticks * self.time_base - self.zero)
@@ -384,37 +397,40 @@ class _Video:
     def span(self):
         """When the first frame appears and when the last one disappears, in seconds."""
         first = self.seconds(self.first_tick)
-        if self.stream.duration:
+        if self.stream.duration and not self.has_few_times:
             return first, max(first, self.seconds(self.first_tick + self.stream.duration))
         return first, max(first, self._end_of_packets())
 
     def _end_of_packets(self):
         """For Matroska, WebM, FLV and raw streams, which do not state how long the video stream is."""
         stated = (self.container.duration or 0) / 1e6  # seconds, of the longest stream
-        end = None
-        if stated and self.container.start_time is not None:
-            self.container.seek(self.container.start_time + self.container.duration)
-            _, end, end_of_file = self._count_packets()  # only those after the last key frame
-            if end_of_file is not None and end_of_file < stated - 1:  # a second: some writers round
+        for jump in (True, False) if stated and not self.has_few_times else (False,):
+            count, end, end_of_file = self._count_packets(jump)
+            if jump and end_of_file is not None and end_of_file < stated - 1:  # a second: some writers round
                 raise VideoDecodingError(
                     f"{self.name}: cut off: it should last {stated:.3f} s, but ends at {end_of_file:.3f} s; "
                     "download it again"
                 )
-        if end is None:
-            count, end, _ = self._count_packets()
-        return count / self.fps if end is None else end
+            if end is not None:
+                return end - self.zero
+        return count / self.fps
 
-    def _count_packets(self):
-        """Reads on to the end: (number of video packets, end of the video in seconds, end of the file in seconds)."""
+    def _count_packets(self, jump):
+        """
+        Reads the file, or only its last group of pictures: (number of video packets, when the last frame disappears,
+        when the last stream ends), in seconds as they are stored.
+        """
         count, end, end_of_file = 0, None, None
-        for packet in self.container.demux():
-            count += packet.size > 0 and packet.stream is self.stream
-            if packet.pts is not None:
-                seconds = float((packet.pts + (packet.duration or 0)) * packet.time_base) - self.zero
-                end_of_file = max(end_of_file or 0, seconds)
-                if packet.stream is self.stream:
-                    end = max(end or 0, seconds)
-        self.reopen()
+        with av.open(self._file(), options=OPEN_QUICKLY) as container:
+            if jump:
+                container.seek((self.container.start_time or 0) + self.container.duration)
+            for packet in container.demux():
+                is_video = packet.stream_index == self.stream.index
+                count += is_video and packet.size > 0
+                if packet.pts is not None:
+                    seconds = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                    end_of_file = max(end_of_file or 0.0, seconds)
+                    end = max(end or 0.0, seconds) if is_video else end
         return count, end, end_of_file
 
     def early_end(self, end, here):
@@ -426,6 +442,12 @@ class _Video:
                 f"but it ends at {self.seconds(end):.3f} s; download it again"
             )
         return _EndsEarly(self.seconds(end))
+
+
+def _suitable_threads(stream):
+    is_worker = multiprocessing.parent_process() is not None or torch.utils.data.get_worker_info() is not None
+    is_small = stream.width * stream.height < SMALL_AREA
+    return 1 if is_worker or is_small else 0
 
 
 def _first_bytes(source, name):
@@ -498,7 +520,9 @@ class _LazyDecoder:
         self.here = video.first_tick  # decoding time of the packet read last
         self.delay = 0  # from decoding to showing a key frame
         self.decoder_is_fresh = True  # it has seen no frames, hence can only begin with a key frame
-        self.may_jump = self.may_jump_blindly = True
+        self.may_jump = self.may_jump_blindly = not video.has_few_times
+        self.highest = -math.inf  # pts of the packets read
+        self.reorders = False  # some packet came after one that is shown later
         self._start_reading()
 
     def _start_reading(self):
@@ -538,9 +562,8 @@ class _LazyDecoder:
 
     def _jump(self, target):
         self._drain()
-        # Without an index FFmpeg may land after the key frame that is needed. Then jump to before it.
-        for seconds_before in (0, 4, 16, 64):
-            tick = max(self.video.first_tick, target - int(seconds_before / self.video.time_base))
+        for seconds_back in STEPS_BACK:
+            tick = max(self.video.first_tick, target - int(seconds_back / self.video.time_base))
             try:
                 self.video.container.seek(tick, stream=self.video.stream)
             except av.FFmpegError:
@@ -585,6 +608,8 @@ class _LazyDecoder:
             return None
         if packet.pts is None:
             raise _NotExact
+        self.reorders |= packet.pts < self.highest
+        self.highest = max(self.highest, packet.pts)
         self.here = packet.pts if packet.dts is None else packet.dts
         if packet.is_keyframe:
             self.delay = packet.pts - self.here
@@ -598,6 +623,8 @@ class _LazyDecoder:
 
     def _decode_through(self, pts):
         """Gives the decoder what it needs to decode the frame `pts`."""
+        if self.video.may_lack_times and not self.reorders:
+            raise _NotExact  # frames are reordered, but time stamps are not
         if pts in self.later:
             self.images[pts] = self.make_image(self.later[pts])
             return
@@ -642,7 +669,7 @@ class _LazyDecoder:
 
 
 def _decode_key_frames(video, targets, size, begin, finish):
-    """The key frames nearest to the targets, those in [begin, finish) first, all in ticks: {pts: image}."""
+    """The key frames nearest to the targets (ticks), if possible within the window (seconds): {pts: image}."""
     make_image = _ImageMaker(size)
     video.decoder.thread_count, video.decoder.thread_type = 1, "NONE"  # threads work on successive frames
     index = video.stream.index_entries  # sorted by decoding time
@@ -653,17 +680,12 @@ def _decode_key_frames(video, targets, size, begin, finish):
         around = [index.search_timestamp(target - delay, backward=backward) for backward in (True, False)]
         keys = [index[i].timestamp + delay for i in around if i >= 0]
         if len(keys) == 2:  # else jump to the target, and see which key frame that leads to
-            target = min(keys, key=lambda tick: (not begin <= tick < finish, abs(tick - target)))
+            inside = [key for key in keys if begin <= video.seconds(key) + TIME_TOLERANCE < finish]
+            target = min(inside or keys, key=lambda key: abs(key - target))
         if target in visited:
             continue
         visited.add(target)
-        try:
-            video.container.seek(target, stream=video.stream)
-        except av.FFmpegError as error:
-            raise _NotExact from error
-        packet = next((packet for packet in video.container.demux(video.stream) if packet.is_keyframe), None)
-        if packet is None or packet.pts is None:
-            raise _NotExact
+        packet = _read_key_frame(video, target)
         if packet.pts in images:
             continue
         for frame in video.decoder.decode(packet) + video.decoder.decode(None):
@@ -674,11 +696,28 @@ def _decode_key_frames(video, targets, size, begin, finish):
     return images
 
 
+def _read_key_frame(video, target):
+    """The packet of a key frame near the target (in ticks), before it if possible."""
+    for seconds_back in STEPS_BACK:
+        try:
+            tick = max(video.first_tick, target - int(seconds_back / video.time_base))
+            video.container.seek(tick, stream=video.stream)
+        except av.FFmpegError as error:
+            raise _NotExact from error
+        packet = next((packet for packet in video.container.demux(video.stream) if packet.is_keyframe), None)
+        if packet is not None and packet.pts is not None:
+            return packet
+        index = video.stream.index_entries
+        if len(index) and index[-1].timestamp >= tick:
+            break  # the index knows a key frame there, but the file is cut off
+    raise _NotExact
+
+
 def _decode_everything(video, targets, size):
     """The frames shown at the targets (ticks, ascending), by decoding all that precedes them: {pts: image}."""
     make_image = _ImageMaker(size)
     interval = 1 / video.fps / video.time_base
-    stored = _sorted_times(video) if video.has_unreliable_times else []
+    stored = _sorted_times(video) if video.may_lack_times else []
     waiting, images = deque(targets), {}
     shown, shown_pts = None, None  # the frame that is shown until the next one
 

@@ -1,0 +1,138 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Tiny video files whose frames tell their own index, so that a test can assert which frame was taken.
+
+The left and the right half of frame i are grey of level 16 + 14 * digit, for the two hexadecimal digits of i. So there
+are up to 256 frames, farther apart than coding and scaling could blur.
+"""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.stream import Disposition
+
+
+LEVELS, BLACK, STEP = 16, 16, 14
+
+
+def index_picture(index: int, width: int, height: int) -> np.ndarray:
+    """(H, W, 3) uint8 picture of a frame number."""
+    picture = np.empty((height, width, 3), np.uint8)
+    high, low = divmod(index, LEVELS)
+    picture[:, : width // 2] = BLACK + STEP * high
+    picture[:, width // 2 :] = BLACK + STEP * low
+    return picture
+
+
+def index_of(frame) -> int:
+    """Frame number shown by a (3, H, W) frame."""
+    frame = np.asarray(frame, np.float32)
+    quarter = frame.shape[-1] // 4
+    high, low = (part.mean() for part in (frame[:, :, :quarter], frame[:, :, -quarter:]))
+    return round((high - BLACK) / STEP) * LEVELS + round((low - BLACK) / STEP)
+
+
+def indices_of(frames) -> list[int]:
+    """Frame numbers shown by (T, 3, H, W) frames."""
+    return [index_of(frame) for frame in frames]
+
+
+def write_video(
+    path,
+    num_frames: int = 24,
+    fps: int = 12,
+    size: tuple[int, int] = (64, 48),
+    gop: int = 12,
+    *,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    options: dict | None = None,
+    start: float = 0.0,
+    times=None,
+    pictures=None,
+    audio: float = 0.0,
+    rotation: int = 0,
+    format: str | None = None,
+    container_options: dict | None = None,
+) -> Path:
+    """
+    Writes a video file and returns its path.
+
+    Args:
+        size: (width, height). gop: a key frame every so many frames, and nowhere else; in between, B-frames.
+        options: of the encoder, instead of those. start: when the first frame is shown, in seconds. times: when each
+            frame is shown, in seconds (variable frame rate). pictures: (H, W, 3) uint8 instead of `index_picture`s.
+        audio: length of a silent audio track in seconds, or 0 for none. rotation: that players are asked to make.
+    """
+    if options is None:
+        options = {"g": str(gop), "bf": "2", "sc_threshold": "0", "preset": "veryfast", "crf": "10"}
+        options = options if codec == "libx264" else {"g": str(gop)}
+    with av.open(str(path), "w", format=format, container_options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=fps, options=options)
+        stream.width, stream.height, stream.pix_fmt = *size, pixel_format
+        time_base = Fraction(1, fps) if times is None and start == 0 else Fraction(1, 1000)
+        stream.codec_context.time_base = stream.time_base = time_base
+        if rotation:
+            stream.set_display_rotation(rotation)
+        sound = container.add_stream("aac", rate=8000, layout="mono") if audio else None
+        for i in range(num_frames):
+            picture = index_picture(i, *size) if pictures is None else pictures[i]
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = round((start + (i / fps if times is None else times[i])) / time_base)
+            frame.time_base = time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if sound:
+            _write_silence(container, sound, audio)
+    return Path(path)
+
+
+def write_audio(path, seconds: float = 1.0, cover: bool = False) -> Path:
+    """Writes a file with an audio track only, or with a cover picture beside it."""
+    with av.open(str(path), "w", format="mp4") as container:  # "m4a" takes no pictures
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        if cover:
+            picture = container.add_stream("png", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 64, 48, "rgb24"
+            picture.disposition = Disposition.attached_pic
+            frame = av.VideoFrame.from_ndarray(index_picture(0, 64, 48), format="rgb24")
+            container.mux(picture.encode(frame) + picture.encode(None))
+        _write_silence(container, stream, seconds)
+    return Path(path)
+
+
+def _write_silence(container, stream, seconds):
+    silence = np.zeros((1, int(8000 * seconds)), np.int16)
+    frame = av.AudioFrame.from_ndarray(silence, format="s16", layout="mono")
+    frame.sample_rate, frame.pts = 8000, 0
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def cut_off(path, share: float = 0.5) -> Path:
+    """Keeps the first part of a file, as an interrupted download does."""
+    path = Path(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    return path
+
+
+def stored_times(path) -> list[float]:
+    """When each frame is shown, in seconds of the file, by decoding all of it."""
+    with av.open(str(path)) as container:
+        zero = (container.start_time or 0) / 1e6
+        return [float(frame.pts * frame.time_base) - zero for frame in container.decode(video=0)]
