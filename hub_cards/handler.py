@@ -200,20 +200,19 @@ def _read_frames(frames, where: str, budget: int) -> tuple[list[Image.Image], in
     images, size = [], 0
     for index, frame in enumerate(frames):
         name = f"{where}.frames[{index}]"
-        if isinstance(frame, str):
-            content = _decode_base64(frame, name, budget - size)
-            size += len(content)
-            try:
-                frame = Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP"))
-                _check_pixels(*frame.size, name)
-                frame = frame.convert("RGB")
-            except RequestError:
-                raise
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise RequestError(f"{name} is no JPEG, PNG or WebP image that can be decoded") from error
-        elif not isinstance(frame, Image.Image):
+        if not isinstance(frame, str | Image.Image):
             raise RequestError(f"{name} must be an image in base64")
-        images.append(frame)
+        try:
+            if isinstance(frame, str):
+                content = _decode_base64(frame, name, budget - size)
+                size += len(content)
+                frame = Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP"))
+            _check_pixels(*frame.size, name)
+            images.append(frame.convert("RGB"))
+        except RequestError:
+            raise
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise RequestError(f"{name} is no JPEG, PNG or WebP image that can be decoded") from error
     if len({image.size for image in images}) > 1:
         raise RequestError(f"{where}.frames must all have the same size")
     return images, size

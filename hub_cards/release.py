@@ -124,18 +124,24 @@ def describe(folder: Path, repo_id: str) -> str:
 def upload(folder: Path, repo_id: str, private: bool, create_pr: bool) -> str:
     """Upload everything in one commit; returns the address of the commit, or of the pull request.
 
+    Raises:
+        ReleaseError: no access, no connection, a broken upload.
+
     Not `upload_folder`: with xet it may commit in parts, and a repository in between two releases would load old
     weights with new code.
     """
     api = HfApi()
-    api.create_repo(repo_id, private=private or None, exist_ok=True)
     files = sorted(path for path in folder.iterdir())
     operations = [CommitOperationAdd(path.name, path) for path in files]
     names = {path.name for path in files}
-    for name in api.list_repo_files(repo_id):
-        if name not in names and "/" not in name and name.endswith(STALE_SUFFIXES):
-            operations.append(CommitOperationDelete(name))
-    commit = api.create_commit(repo_id, operations, commit_message=f"Release {repo_id}", create_pr=create_pr)
+    try:
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        for name in api.list_repo_files(repo_id):
+            if name not in names and "/" not in name and name.endswith(STALE_SUFFIXES):
+                operations.append(CommitOperationDelete(name))
+        commit = api.create_commit(repo_id, operations, commit_message=f"Release {repo_id}", create_pr=create_pr)
+    except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: a large file did not get through
+        raise ReleaseError(f"the upload failed, and the repository is as it was: {error}") from error
     return commit.pr_url or commit.commit_url
 
 
@@ -180,7 +186,7 @@ def main():
     logging.disable_progress_bar()
     try:
         release(arguments)
-    except (ReleaseError, CardError, OSError, HTTPError) as error:
+    except (ReleaseError, CardError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
