@@ -211,7 +211,9 @@ def _read_frames(frames, where: str, budget: int) -> tuple[list[Image.Image], in
             images.append(frame.convert("RGB"))
         except RequestError:
             raise
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:  # PIL's own limit comes before ours
+            raise RequestError(f"{name} has too many pixels; the limit is {MAX_PIXELS}") from error
+        except (OSError, ValueError, SyntaxError) as error:
             raise RequestError(f"{name} is no JPEG, PNG or WebP image that can be decoded") from error
     if len({image.size for image in images}) > 1:
         raise RequestError(f"{where}.frames must all have the same size")

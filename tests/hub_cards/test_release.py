@@ -101,7 +101,7 @@ def stranger(script: str, cwd: Path, hub: FakeHub | None = None, hidden=(), **na
     setup = "".join(f"{name} = {value!r}\n" for name, value in names.items())
     done = subprocess.run(
         [sys.executable, "-I", "-c", setup + HIDE + script],
-        capture_output=True, text=True, timeout=300, cwd=cwd, env=environment(cwd, hub),
+        capture_output=True, text=True, timeout=900, cwd=cwd, env=environment(cwd, hub),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -146,7 +146,7 @@ def hub(run_dir, tmp_path_factory):
     with FakeHub() as hub:
         done = subprocess.run(
             [sys.executable, str(ROOT / "hub_cards" / "release.py"), str(run_dir), "--repo_id", REPO],
-            capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment(home, hub),
+            capture_output=True, text=True, timeout=900, cwd=ROOT, env=environment(home, hub),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         hub.shown = done.stdout
