@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_bank_options(index, required=False)
     index.add_argument("--batch-size", type=_count, default=16, help="moments a forward pass (default: 16)")
-    index.add_argument("--num-workers", type=int, default=2, help="processes that decode (default: 2)")
+    index.add_argument("--num-workers", type=_count_or_zero, default=2, help="processes that decode (default: 2)")
     index.add_argument("--json", action="store_true", help="print the report as JSON")
 
     search = command("search", _search, "find moments by a text or a video", SEARCH_HELP)
@@ -176,10 +176,14 @@ def _number(text: str, is_good, wish: str) -> float:
     return value
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+def _count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
     return int(text)
+
+
+def _count_or_zero(text: str) -> int:
+    return _count(text, least=0)
 
 
 def _expert(text: str) -> tuple[str, float]:

@@ -20,6 +20,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 
 from modeling_camoe import CAMoEModel, CAMoEProcessor
 from modeling_camoe.encode import encode_texts, encode_videos
@@ -52,7 +53,7 @@ class Encoder:
         """
         try:
             model, processor = CAMoEModel.from_pretrained(name), CAMoEProcessor.from_pretrained(name)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise SearchError(f"cannot load the model {name}: {reason}") from error
         name = os.path.abspath(name) if os.path.isdir(name) else name  # an index is searched from other folders, too

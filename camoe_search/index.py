@@ -63,6 +63,7 @@ class VideoIndex:
         self.folder = Path(folder)
         self.device = device
         self._encoder = encoder
+        self.report: builder.BuildReport | None = None  # of the `build` that made this object
         self._reopen()
 
     def _reopen(self):
