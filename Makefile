@@ -20,6 +20,7 @@ help:  ## show the targets
 demo: .venv/.ready  ## make motion clips, train a tiny CAMoE on them, score it and search with it (about 10 minutes)
 	$(BIN)/python training/make_motion_clips.py --preset demo --output data/motion_demo
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu \
+		--num_cpu_threads_per_process 2 \
 		training/run_retrieval.py --config training/recipes/motion_demo.yaml --output_dir $(DEMO)
 	$(BIN)/python training/evaluate_retrieval.py --checkpoint $(DEMO) --dataset_name data/motion_demo --split test
 	$(BIN)/python training/show_retrieval.py --checkpoint $(DEMO) --dataset_name data/motion_demo --split test
@@ -27,10 +28,14 @@ demo: .venv/.ready  ## make motion clips, train a tiny CAMoE on them, score it a
 test: .venv/.ready  ## run all tests (no network, no GPU, no display)
 	$(BIN)/python -m pytest
 
+bench: .venv/.ready  ## compare with what else there is: evaluation, search (JSON in benchmarks/results/)
+	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/search.py --moments 20000
+
 lint: .venv/.ready  ## ruff and the transformers library's model linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mlinter modeling_camoe
 
 clean:  ## remove what demo made; the environment stays
-	rm -rf $(DEMO) data/motion_demo
+	rm -rf $(DEMO) data/motion_demo data/motion_demo_frames

@@ -51,6 +51,14 @@ class PriorLinear(nn.Linear):
         self.start = start
 
 
+class PositionEmbedding(nn.Embedding):
+    """Learned positions that start with standard deviation `std`, of the order of what they are added to."""
+
+    def __init__(self, num_positions: int, dim: int, std: float):
+        super().__init__(num_positions, dim)
+        self.std = std
+
+
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean over frames that counts real frames only.
 
@@ -118,10 +126,9 @@ class TemporalTransformer(nn.Module):
     def __init__(self, dim: int, num_layers: int, num_heads: int, max_frames: int):
         super().__init__()
         self.max_frames = max_frames
-        # Unit-length frame embeddings have entries of about 1/sqrt(D): the input norm brings them to the scale of
-        # positions.
         self.input_norm = nn.LayerNorm(dim)
-        self.position_embedding = nn.Embedding(max_frames, dim)
+        # Normalised frames have entries of about 1: at the usual 0.02 the order would be inaudible beside them.
+        self.position_embedding = PositionEmbedding(max_frames, dim, std=0.5)
         self.layers = nn.ModuleList([TemporalTransformerLayer(dim, num_heads) for _ in range(num_layers)])
         self.output_norm = nn.LayerNorm(dim)
         self.output = ZeroLinear(dim, dim)

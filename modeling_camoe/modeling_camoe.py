@@ -33,7 +33,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_camoe import CAMoEConfig
-from .experts import IdentityLinear, PriorLinear, ZeroLinear
+from .experts import IdentityLinear, PositionEmbedding, PriorLinear, ZeroLinear
 from .retrieval import (
     CAMoERetrievalHead,
     contrastive_loss,
@@ -144,6 +144,8 @@ class CAMoEPreTrainedModel(PreTrainedModel):
             init.zeros_(module.weight)
         elif isinstance(module, IdentityLinear):
             init.eye_(module.weight)
+        elif isinstance(module, PositionEmbedding):
+            init.normal_(module.weight, std=module.std)
         elif isinstance(module, PriorLinear):
             init.zeros_(module.weight)
             init.copy_(module.bias, torch.tensor(module.start))

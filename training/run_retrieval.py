@@ -34,6 +34,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from build import build_model, build_processor, parameter_groups
+from dry_run import describe_run
 from frame_cache import FrameCache
 from recipe import exit_on_user_error, parse_options, save_recipe
 from retrieval_data import (
@@ -128,6 +129,9 @@ def main():
         generator=torch.Generator().manual_seed(options.seed),
     )
     total_steps = options.total_steps(len(batches))
+    if options.dry_run:
+        accelerator.print(describe_run(options, train, validation, model, total_steps))
+        return
     scheduler = get_cosine_schedule_with_warmup(optimizer, math.ceil(options.warmup_ratio * total_steps), total_steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.init_trackers("camoe")

@@ -69,6 +69,7 @@ class TrainOptions:
     adam_beta1: float = option(0.9, "AdamW")
     adam_beta2: float = option(0.98, "AdamW")
     adam_epsilon: float = option(1e-6, "AdamW")
+    dry_run: bool = option(False, "say what the run would do, and stop")
     seed: int = option(42, "of everything random")
 
     # Running
@@ -90,7 +91,7 @@ class TrainOptions:
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the run."""
-        return self.max_train_steps or self.num_train_epochs * steps_per_epoch
+        return self.num_train_epochs * steps_per_epoch if self.max_train_steps is None else self.max_train_steps
 
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.clip_config is None):

@@ -125,6 +125,8 @@ class Trainer:
             self.model.train()
             while progress.step < self.total_steps:
                 self._run_epoch()
+            if self.total_steps == 0:  # a zero-shot baseline: only scored and saved
+                self._validate_and_keep_best(last=True)
         finally:
             self.bar.close()
             signal.signal(signal.SIGTERM, previous)

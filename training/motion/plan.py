@@ -79,10 +79,10 @@ PRESETS = {
     # Small files, for a small model that sees 64 x 64 pixels: 3,700 of them take about a minute on two cores.
     "demo": Preset(
         counts=(3000, 200, 500),
-        colors=tuple(COLORS)[:8],
+        colors=tuple(COLORS),
         shapes=tuple(SHAPES)[:8],
         actions=ACTIONS[:12],
-        scenes=tuple(SCENES)[:8],
+        scenes=tuple(SCENES),
         two_entities=False,
         long_tailed=False,
         short_side=(80, 112),
