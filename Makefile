@@ -20,7 +20,7 @@ help:  ## show the targets
 demo: .venv/.ready  ## make motion clips, train a tiny CAMoE on them, score it and search with it (about 10 minutes)
 	$(BIN)/python training/make_motion_clips.py --preset demo --output data/motion_demo
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu \
-		--num_cpu_threads_per_process 2 \
+		--num_cpu_threads_per_process 1 \
 		training/run_retrieval.py --config training/recipes/motion_demo.yaml --output_dir $(DEMO)
 	$(BIN)/python training/evaluate_retrieval.py --checkpoint $(DEMO) --dataset_name data/motion_demo --split test
 	$(BIN)/python training/show_retrieval.py --checkpoint $(DEMO) --dataset_name data/motion_demo --split test
