@@ -515,8 +515,8 @@ class _LazyDecoder:
         self.can_skip = video.decoder.name == "h264"
         self.images = {}  # pts -> (3, H, W); the result
         self.missing = set()  # pts of wanted frames that have not come out of the decoder yet
-        self.later = {}  # pts -> decoded frame: came out together with a wanted frame, but is shown after it
         self.newest = -math.inf  # pts of the newest wanted frame
+        self.newest_key = -math.inf  # pts of the newest key frame in the decoder
         self.here = video.first_tick  # decoding time of the packet read last
         self.delay = 0  # from decoding to showing a key frame
         self.decoder_is_fresh = True  # it has seen no frames, hence can only begin with a key frame
@@ -625,9 +625,6 @@ class _LazyDecoder:
         """Gives the decoder what it needs to decode the frame `pts`."""
         if self.video.may_lack_times and not self.reorders:
             raise _NotExact  # frames are reordered, but time stamps are not
-        if pts in self.later:
-            self.images[pts] = self.make_image(self.later[pts])
-            return
         position = next((i for i, packet in enumerate(self.queue) if packet.pts == pts), -1)
         keys = [i for i in range(position + 1) if self.queue[i].is_keyframe and self.queue[i].pts <= pts]
         if self.decoder_is_fresh and not keys:
@@ -641,6 +638,8 @@ class _LazyDecoder:
         for _ in range(position + 1):  # none if the frame is on its way through the decoder already
             packet = self.queue.popleft()
             # The decoder knows which pictures no other refers to; we know which are shown before the wanted one.
+            if packet.is_keyframe:
+                self.newest_key = packet.pts
             self.video.decoder.skip_frame = "NONREF" if self.can_skip and packet.pts < pts else "DEFAULT"
             self._decode(packet)
         self.decoder_is_fresh = False
@@ -650,15 +649,14 @@ class _LazyDecoder:
             frames = self.video.decoder.decode(packet)
         except av.FFmpegError as error:
             raise _NotExact from error
-        self.later = {pts: frame for pts, frame in self.later.items() if pts > self.newest}
         for frame in frames:
-            if frame.is_corrupt:
-                continue  # if it is wanted, it stays missing
-            if frame.pts in self.missing:
+            # What refers to a damaged picture is damaged, too, though FFmpeg does not say so. (Frames shown before the
+            # key frame do not count: in an open group of pictures, they refer to others that we did not decode.)
+            if frame.pts is None or (frame.is_corrupt and frame.pts >= self.newest_key):
+                raise _NotExact
+            if frame.pts in self.missing and not frame.is_corrupt:
                 self.images[frame.pts] = self.make_image(frame)
                 self.missing.discard(frame.pts)
-            elif frame.pts is not None and frame.pts > self.newest:
-                self.later[frame.pts] = frame
 
     def _drain(self):
         """Gets the last frames out of the decoder and makes it ready to begin at another key frame."""
@@ -720,9 +718,10 @@ def _decode_everything(video, targets, size):
     stored = _sorted_times(video) if video.may_lack_times else []
     waiting, images = deque(targets), {}
     shown, shown_pts = None, None  # the frame that is shown until the next one
+    is_damaged = is_shown_damaged = False  # since the last key frame
 
-    def take(frame, pts):
-        if frame.is_corrupt:
+    def take(frame, pts, is_damaged):
+        if is_damaged:
             raise VideoDecodingError(
                 f"{video.name}: damaged at {video.seconds(pts):.3f} s; encode or download it again"
             )
@@ -733,22 +732,23 @@ def _decode_everything(video, targets, size):
             pts = stored[count]
         else:
             pts = video.first_tick + round(count * interval) if frame.pts is None else frame.pts
+        is_damaged = frame.is_corrupt or (is_damaged and not frame.key_frame)
         if shown is None:
-            shown, shown_pts = frame, pts
+            shown, shown_pts, is_shown_damaged = frame, pts, is_damaged
         if pts < shown_pts:
             continue
         while waiting and waiting[0] < pts:
-            take(shown, shown_pts)
+            take(shown, shown_pts, is_shown_damaged)
             waiting.popleft()
         if not waiting:
             return images
-        shown, shown_pts = frame, pts
+        shown, shown_pts, is_shown_damaged = frame, pts, is_damaged
     if shown is None:
         raise VideoDecodingError(f"{video.name}: not one of its frames can be decoded")
     end = shown_pts + (shown.duration or interval)
     if waiting[-1] >= end + interval / 2:
         raise video.early_end(end, end)
-    take(shown, shown_pts)
+    take(shown, shown_pts, is_shown_damaged)
     return images
 
 

@@ -20,6 +20,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import PIL.Image
 import pytest
@@ -500,30 +501,62 @@ def test_a_window_before_the_break_is_decoded(folder):
     assert indices_of(sample(path, 2, end=2.0).frames) == [6, 18]
 
 
-def damage(path, first, last):
-    """Overwrites the coded pictures of some frames with noise."""
-    import av
-
+def damage(path, first, last, kept=0.0):
+    """Overwrites the coded pictures of some frames (12 a second) with noise, but for their first share."""
     with av.open(str(path)) as container:
         packets = [(p.pts * p.time_base * 12, p.pos, p.size) for p in container.demux(video=0) if p.size]
     content = bytearray(path.read_bytes())
     generator = np.random.default_rng(0)
     for frame, position, size in packets:
         if first <= frame <= last:
-            content[position + 4 : position + size] = generator.bytes(size - 4)  # the first 4 bytes are its length
+            whole = 4 + int((size - 4) * kept)  # the first 4 bytes are its length
+            content[position + whole : position + size] = generator.bytes(size - whole)
     path.write_bytes(content)
     return path
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_damaged_frame_is_an_error_and_a_window_around_it_is_not(folder, threads):
-    path = write_video(folder / f"damaged{threads}.mp4", 96, gop=24, size=(128, 96))
-    damage(path, 48, 71)
+    path = damage(write_video(folder / f"damaged{threads}.mp4", 96, gop=24, size=(128, 96)), 48, 71)
     with pytest.raises(VideoDecodingError, match="damaged") as error:
         sample(path, 12, threads=threads)
     assert str(path) in str(error.value)
     assert indices_of(sample(path, 2, end=3.0, threads=threads).frames) == [9, 27]
     assert indices_of(sample(path, 2, start=6.5, threads=threads).frames) == [82, 91]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_frame_that_refers_to_a_damaged_one_is_damaged(folder, threads):
+    pictures = [natural_picture(96, 128, seed=i // 24) for i in range(96)]
+    path = write_video(
+        folder / f"concealed{threads}.mp4", 96, size=(128, 96), pictures=pictures, options=H264 | {"bf": "0"}
+    )
+    damage(path, 48, 48, kept=0.5)  # FFmpeg fills in the rest of this picture, and says so for this one only
+    for start in (4.0, 5.0):  # frames 48 and 60, of the same group of pictures
+        with pytest.raises(VideoDecodingError, match=r"damaged at [45]\.\d+ s"):
+            sample(path, 1, start=start, end=start + 0.05, threads=threads)
+    for start in (3.9, 6.0):
+        assert len(sample(path, 1, start=start, end=start + 0.05, threads=threads).times) == 1
+
+
+def test_frames_cut_away_by_an_edit_list_are_not_shown(folder):
+    """As an editor cuts without encoding again: the file still holds the frames from the key frame to the cut."""
+    path = write_video(folder / "edited.mp4", 48, gop=12)
+    content = bytearray(path.read_bytes())
+    edit = content.index(b"elst") + 12  # past version, flags and number of edits (1): duration, beginning
+    duration, beginning = (int.from_bytes(content[edit + i : edit + i + 4], "big") for i in (0, 4))
+    content[edit : edit + 4] = (duration - 1500).to_bytes(4, "big")  # milliseconds
+    content[edit + 4 : edit + 8] = (beginning + 18 * 1024).to_bytes(4, "big")  # 18 frames of 1024 ticks
+    path.write_bytes(content)
+    sampled = sample(path, 30)
+    assert indices_of(sampled.frames) == list(range(18, 48))
+    assert sampled.times[0] == 0.0
+    assert sampled.duration == pytest.approx(2.5)
+
+
+def test_the_duration_of_a_program_stream_is_read_from_its_packets(folder):
+    path = write_video(folder / "program.mpg", **{"num_frames": 60, **FILES["mpg"]})
+    assert sample(path, 1).duration == pytest.approx(60 / 25, abs=0.05)
 
 
 def test_a_window_after_the_end_is_an_error_that_names_the_duration(video):
