@@ -69,16 +69,19 @@ def build_processor(options, captions: Iterable[str]) -> CAMoEProcessor:
         except (OSError, ValueError) as error:
             raise UserError(f"cannot load {options.model_name_or_path}: {error}") from error
         size = config.vision_config.image_size
-    return CAMoEProcessor(
-        video_processor=CAMoEVideoProcessor(
-            num_frames=options.num_frames, size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-        ),
-        tokenizer=tokenizer,
-        experts=options.model.get("experts", CAMoEConfig().experts),
-        streams=options.streams,
-        tagger=options.tagger,
-        max_length=options.max_words,
-    )
+    try:
+        return CAMoEProcessor(
+            video_processor=CAMoEVideoProcessor(
+                num_frames=options.num_frames, size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+            ),
+            tokenizer=tokenizer,
+            experts=options.model.get("experts", CAMoEConfig().experts),
+            streams=options.streams,
+            tagger=options.tagger,
+            max_length=options.max_words,
+        )
+    except ValueError as error:  # experts, streams, lengths
+        raise UserError(f"the processor's options are wrong: {error}") from error
 
 
 def build_model(options, processor: CAMoEProcessor) -> CAMoEModel:

@@ -110,12 +110,22 @@ def stranger(script: str, cwd: Path, hub: FakeHub | None = None, hidden=(), **na
 def environment(home: Path, hub: FakeHub | None) -> dict:
     """A user's environment with an empty cache, in which the Hub is on loopback or out of reach."""
     settings = {"HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test", "NO_PROXY": "127.0.0.1"}
+    settings["OMP_NUM_THREADS"] = "1"  # to the bit: how many threads share a sum decides how it is rounded
     settings |= {"HF_ENDPOINT": hub.url} if hub else {"HF_HUB_OFFLINE": "1"}
     return {**{k: v for k, v in os.environ.items() if not k.startswith("HF_")}, **settings}
 
 
 def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the stranger's process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

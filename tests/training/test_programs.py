@@ -23,6 +23,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.video_files import write_audio
+
 
 ROOT = Path(__file__).parents[2]
 TRAINING = ROOT / "training"
@@ -97,7 +99,7 @@ def test_a_run_leaves_a_model_that_the_auto_classes_load(trained, clips):
         output = model(**inputs)
         text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
         video = model.get_video_features(inputs["pixel_values_videos"], inputs["frame_mask"]).pooler_output
-    scores = output.logits_per_text / model.clip.logit_scale.exp()
+    scores = output.logits_per_text / model.clip.logit_scale.exp().item()
     torch.testing.assert_close(text @ video.T, scores, atol=1e-5, rtol=0)
 
 
@@ -154,9 +156,7 @@ def break_video(folder, rows):
 
 
 def mute(folder, rows):
-    from tests.video_files import write_audio_only
-
-    write_audio_only(folder / rows[3]["file_name"])
+    write_audio(folder / rows[3]["file_name"])
 
 
 def empty_caption(folder, rows):
@@ -191,7 +191,7 @@ def test_bad_data_is_one_line_with_cause_and_exit_code_2(clips, recipe, tmp_path
     [
         (["--learning_rat", "1"], "unknown option 'learning_rat' in the command line, did you mean 'learning_rate'?"),
         (["--dataset_name", "./nowhere"], "the data set folder ./nowhere does not exist"),
-        (["--model.experts", "[fusion, fusion]"], "non-empty list of distinct names"),
+        (["--model.experts", "[fusion, fusion]"], "`experts` must be names that differ from each other"),
     ],
 )
 def test_a_wrong_option_is_one_line_with_cause_and_exit_code_2(clips, recipe, tmp_path, arguments, message):

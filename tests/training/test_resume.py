@@ -51,7 +51,7 @@ checkpointing_steps: 2
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    command = [sys.executable, ROOT / "training" / "make_motion_clips.py", "--output", folder, "--num_train", 40]
+    command = [sys.executable, ROOT / "training" / "make_motion_clips.py", "--output", folder, "--num_train", "40"]
     subprocess.run([*command, "--num_validation", "4", "--num_test", "2"], check=True, capture_output=True)
     (folder / "recipe.yaml").write_text(RECIPE + f"dataset_name: {folder}\nframe_cache: {folder / 'frames'}\n")
     return folder
