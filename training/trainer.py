@@ -21,6 +21,7 @@ one that was not.
 import json
 import math
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -209,7 +210,7 @@ class Trainer:
         what = f"loss {loss.item():.4g}, gradient not finite, at step {progress.step + 1}; the batch's videos: "
         if self.options.on_nan == "skip" and progress.num_skipped < self.options.max_nan_skips:
             progress.num_skipped += 1
-            self.bar.write(f"skipped a step ({progress.num_skipped}): {what}{', '.join(names)}")
+            self.bar.write(f"skipped a step ({progress.num_skipped}): {what}{', '.join(names)}", file=sys.stderr)
             return
         finished = self.checkpoints.finished()
         kept = f"the last good checkpoint is {finished[-1]}" if finished else "no checkpoint was written yet"
