@@ -67,10 +67,8 @@ BLIND_JUMP_SECONDS = 10.0
 # Pixels. Below, a clip of some seconds is decoded in less time than it takes to start the threads that would share it.
 SMALL_AREA = 256 * 256
 
-# Keeps FFmpeg from decoding the first frames while it opens a file: 1 ms instead of 8 (360p) or 25 (720p). Only for
-# files that list their streams at the beginning, as these two do: others crash PyAV 17.
+# Keeps FFmpeg from decoding the first frames while it opens a file: 1 ms instead of 8 (360p) or 25 (720p).
 OPEN_QUICKLY = {"skip_frame": "all"}
-MP4_BOXES, MATROSKA = (b"ftyp", b"moov"), b"\x1aE\xdf\xa3"
 
 # Where to look for a key frame, in seconds before the target, in a file without an index: FFmpeg may land after it.
 STEPS_BACK = (0, 4, 16, 64)
@@ -330,8 +328,7 @@ class _Video:
         self.name = describe_source(source)
         self.wanted_threads = threads
         head = _first_bytes(source, self.name)
-        self.options = OPEN_QUICKLY if head[4:8] in MP4_BOXES and not thorough else {}
-        self.tail_options = OPEN_QUICKLY if head.startswith(MATROSKA) else {}
+        self.options = OPEN_QUICKLY if head[4:8] in (b"ftyp", b"moov") and not thorough else {}
         self._open()
 
     def __enter__(self):
@@ -424,7 +421,7 @@ class _Video:
         when the last stream ends), in seconds as they are stored.
         """
         count, end, end_of_file = 0, None, None
-        with av.open(self._file(), options=self.tail_options) as container:
+        with av.open(self._file(), options=OPEN_QUICKLY) as container:
             if jump:
                 container.seek((self.container.start_time or 0) + self.container.duration)
             for packet in container.demux():
@@ -601,7 +598,7 @@ class _LazyDecoder:
         return pts
 
     def _read(self):
-        """Reads a packet into the queue; returns its pts, or None at the end and before the first key frame."""
+        """Reads a packet into the queue; returns the pts of its frame if that will be shown."""
         try:
             packet = next(self.packets, None)
         except av.FFmpegError as error:
@@ -619,6 +616,8 @@ class _LazyDecoder:
         elif self.decoder_is_fresh and not self.queue:
             return None  # belongs to a key frame that was not read
         self.queue.append(packet)
+        if packet.is_discard:  # other frames refer to it, but the edit list of the file cuts it away
+            return None
         self.shown[packet.pts] = packet.duration or 0
         return packet.pts
 

@@ -539,7 +539,7 @@ def test_a_frame_that_refers_to_a_damaged_one_is_damaged(folder, threads):
         assert len(sample(path, 1, start=start, end=start + 0.05, threads=threads).times) == 1
 
 
-def test_frames_cut_away_by_an_edit_list_are_not_shown(folder, monkeypatch):
+def test_frames_cut_away_by_an_edit_list_are_not_shown(folder):
     """As an editor cuts without encoding again: the file still holds the frames from the key frame to the cut."""
     path = write_video(folder / "edited.mp4", 48, gop=12)
     content = bytearray(path.read_bytes())
@@ -548,8 +548,7 @@ def test_frames_cut_away_by_an_edit_list_are_not_shown(folder, monkeypatch):
     content[edit : edit + 4] = (duration - 1500).to_bytes(4, "big")  # milliseconds
     content[edit + 4 : edit + 8] = (beginning + 18 * 1024).to_bytes(4, "big")  # 18 frames of 1024 ticks
     path.write_bytes(content)
-    monkeypatch.setattr(frames_module, "_decode_everything", None)
-    sampled = sample(path, 120)
+    sampled = sample(path, 30)
     assert indices_of(sampled.frames) == list(range(18, 48))
     assert sampled.times[0] == 0.0
     assert sampled.duration == pytest.approx(2.5)
