@@ -25,8 +25,9 @@ demo: .venv/.ready  ## make motion clips, train a tiny CAMoE on them, score it a
 	$(BIN)/python training/evaluate_retrieval.py --checkpoint $(DEMO) --dataset_name data/motion_demo --split test
 	$(BIN)/python training/show_retrieval.py --checkpoint $(DEMO) --dataset_name data/motion_demo --split test
 
+# Two workers, each with one thread: tests that start programs of their own fill the cores.
 test: .venv/.ready  ## run all tests (no network, no GPU, no display)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: .venv/.ready  ## compare with what else there is: evaluation, search (JSON in benchmarks/results/)
 	$(BIN)/python benchmarks/evaluation.py
