@@ -25,8 +25,35 @@ import av
 import numpy as np
 from av.stream import Disposition
 
+from modeling_camoe.frames import sample_frames
+
 
 LEVELS, BLACK, STEP = 16, 16, 14
+
+H264 = {"g": "24", "bf": "3", "sc_threshold": "0", "preset": "veryfast", "crf": "10"}
+
+# Arguments of `write_video` for files of all kinds, by file name or extension.
+KINDS = {
+    "mp4": {},
+    "all_key_frames.mp4": {"gop": 1},
+    "one_key_frame.mp4": {"gop": 300},
+    "no_b_frames.mp4": {"options": H264 | {"bf": "0"}},
+    "fragmented.mp4": {"container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "late_in_file.mp4": {"start": 1.5, "audio": 6.0},
+    "late.ts": {"start": 7.0},
+    "mkv": {"audio": 6.0},  # longer than the video
+    "ts": {},
+    "open_gop.ts": {"options": H264 | {"x264-params": "open-gop=1:b-pyramid=strict"}},
+    "no_key_frames.ts": {"options": H264 | {"x264-params": "intra-refresh=1"}},
+    "flv": {},
+    "avi": {},  # reordered frames without time stamps
+    "mpeg4.avi": {"codec": "mpeg4", "options": {"g": "12", "bf": "2", "b": "9000000", "qmin": "1", "qmax": "1"}},
+    "mpg": {"codec": "mpeg2video", "fps": 25, "options": {"g": "12", "bf": "2", "b": "4000000"}},
+    "webm": {"codec": "libvpx", "options": {"g": "24", "b": "1000000", "deadline": "realtime", "cpu-used": "8"}},
+    "hevc.mp4": {"codec": "libx265", "options": {"preset": "ultrafast", "x265-params": "keyint=24:log-level=none"}},
+    "variable_rate.mp4": {"times": np.cumsum(1 + np.arange(60) * 7 % 5) / 25},
+    "variable_rate.mkv": {"times": np.cumsum(1 + np.arange(60) * 7 % 5) / 25},
+}
 
 
 def index_picture(index: int, width: int, height: int) -> np.ndarray:
@@ -49,6 +76,23 @@ def index_of(frame) -> int:
 def indices_of(frames) -> list[int]:
     """Frame numbers shown by (T, 3, H, W) frames."""
     return [index_of(frame) for frame in frames]
+
+
+def natural_picture(height, width, seed=0):
+    """Noise with the spectrum of photographs (amplitude 1/f): detail of all sizes, so that aliasing would show."""
+    generator = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.fftfreq(width)[None] * width)
+    channels = []
+    for _ in range(3):
+        spectrum = np.fft.fft2(generator.standard_normal((height, width))) / (1 + frequency)
+        channel = np.fft.ifft2(spectrum).real
+        channels.append(128 + 50 * channel / channel.std())
+    return np.clip(np.stack(channels, -1), 0, 255).astype(np.uint8)
+
+
+def sample(source, *args, size=32, **kwargs):
+    """`sample_frames`, of the size of these files."""
+    return sample_frames(source, *args, size=size, **kwargs)
 
 
 def write_video(

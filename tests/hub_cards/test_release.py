@@ -179,7 +179,8 @@ def test_a_release_is_one_commit_that_was_shown_before(hub, run_dir):
     assert files["eval_results.json"] == (run_dir / "eval_results.json").read_bytes()
     for name in set(files) - {".gitattributes"}:
         assert re.search(rf"^ *{len(files[name]):,}  {re.escape(name)}$", hub.shown, flags=re.MULTILINE)
-    needed = {"encode.py", "caption_grammar.py", "caption_words.py", "frames.py", "pipeline_camoe.py", "handler.py"}
+    needed = {"encode.py", "caption_grammar.py", "caption_words.py", "frames.py", "lazy_decoder.py", "pipeline_camoe.py"}
+    needed |= {"frame_decoders.py", "video_file.py", "handler.py"}
     assert needed <= set(files) and not [request for request in hub.unknown if REPO in request]
     assert json.loads(files["config.json"])["auto_map"]["AutoModel"] == "modeling_camoe.CAMoEModel"
     assert len(ModelCard(files["README.md"].decode()).data.eval_results) > 20

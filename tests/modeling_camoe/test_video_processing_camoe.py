@@ -291,7 +291,8 @@ def test_it_loads_as_remote_code(tmp_path, video, monkeypatch):
     CAMoEVideoProcessor.register_for_auto_class("AutoVideoProcessor")
     saved = CAMoEVideoProcessor(num_frames=3, **SMALL)
     saved.save_pretrained(tmp_path / "remote")
-    assert {path.name for path in (tmp_path / "remote").glob("*.py")} == {"frames.py", "video_processing_camoe.py"}
+    decoding = {"frames.py", "frame_decoders.py", "lazy_decoder.py", "video_file.py"}
+    assert {path.name for path in (tmp_path / "remote").glob("*.py")} == decoding | {"video_processing_camoe.py"}
     # AutoVideoProcessor would prefer our own class, which is registered in this process.
     reference = saved.to_dict()["auto_map"]["AutoVideoProcessor"]
     loaded = get_class_from_dynamic_module(reference, tmp_path / "remote").from_pretrained(tmp_path / "remote")
@@ -306,7 +307,7 @@ def test_it_loads_as_remote_code(tmp_path, video, monkeypatch):
 def test_files_are_decoded_by_the_frames_module_alone(processor, video, monkeypatch, tmp_path):
     copy = shutil.copy(video, tmp_path / "copy.mp4")
     opened = []
-    original = frames_module._Video._open
-    monkeypatch.setattr(frames_module._Video, "_open", lambda self: opened.append(self.name) or original(self))
+    original = frames_module.VideoFile._open
+    monkeypatch.setattr(frames_module.VideoFile, "_open", lambda self: opened.append(self.name) or original(self))
     processor(videos=copy)
     assert opened == [str(copy)]

@@ -1,0 +1,261 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+An open video file: which stream it decodes, when its frames are shown, where it ends.
+
+Only the header is read here, or the time stamps of packets where the header does not say enough; decoders are in
+`lazy_decoder.py` and `frame_decoders.py`. "Seconds" count from the beginning of the file, as in a player; "ticks" are
+the time stamps of the stream.
+"""
+
+import io
+import math
+import multiprocessing
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+
+try:
+    import av
+except ImportError:  # the rest of the model works without a decoder
+    av = None
+
+# Pixels. Below, a clip of some seconds is decoded in less time than it takes to start the threads that would share it.
+SMALL_AREA = 256 * 256
+
+# Keeps FFmpeg from decoding the first frames while it opens a file: 1 ms instead of 8 (360p) or 25 (720p). Only for
+# files that list their streams at the beginning, as these two do: others crash PyAV 17.
+OPEN_QUICKLY = {"skip_frame": "all"}
+MP4_BOXES, MATROSKA = (b"ftyp", b"moov"), b"\x1aE\xdf\xa3"
+
+# Where to look for a key frame, in seconds before the target, in a file without an index: FFmpeg may land after it.
+STEPS_BACK = (0, 4, 16, 64)
+
+# Seconds. A frame counts as shown this much before its time: Matroska rounds the time to milliseconds.
+TIME_TOLERANCE = 0.0005
+
+# For streams that do not state their frame rate.
+DEFAULT_FPS = 25.0
+
+
+class VideoDecodingError(ValueError):
+    """A video that cannot be decoded. The message names the file and the cause."""
+
+
+@dataclass(frozen=True, repr=False)
+class Clip:
+    """What to decode: a whole video or a window of it."""
+
+    source: str | os.PathLike | bytes  # path, or the file's bytes
+    start: float | None = None  # seconds; None: from the beginning
+    end: float | None = None  # seconds; None: to the end
+
+    def __repr__(self):  # in a message, a megabyte of video helps nobody
+        return f"Clip({describe_source(self)}, start={self.start}, end={self.end})"
+
+
+def as_clip(source: str | os.PathLike | bytes | Clip) -> Clip:
+    """A [`Clip`] as it is; anything else as the whole of its video."""
+    # No isinstance: a processor loaded with remote code has a Clip class of its own.
+    return source if hasattr(source, "source") else Clip(source)
+
+
+def describe_source(source: str | os.PathLike | bytes | Clip) -> str:
+    """A short name for messages: the path, or how many bytes were given."""
+    source = as_clip(source).source
+    return f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source)
+
+
+class NotExact(Exception):
+    """The lazy way did not yield every wanted frame: decode the plain way."""
+
+
+class EndsEarly(Exception):
+    """The video ends before the end that its header states."""
+
+    def __init__(self, seconds):
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+@contextmanager
+def naming_the_file(name):
+    """Lets FFmpeg's errors name the file."""
+    if av is None:
+        raise ImportError("decoding a video needs PyAV: pip install av")
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise VideoDecodingError(
+            f"{name}: damaged or incomplete ({error.strerror}); encode or download it again"
+        ) from error
+
+
+class VideoFile:
+    """
+    An open video file. Only to be used as a context manager within one call: a decoder must not live through a fork.
+
+    Args:
+        source: path or bytes.
+        threads: of the decoder; 0: one per core; None: whatever suits the video and the process.
+        thorough: open an MP4 as any other file, although its header says all that we need to know.
+    """
+
+    def __init__(self, source, threads=1, thorough=False):
+        self.source = source
+        self.name = describe_source(source)
+        self.wanted_threads = threads
+        head = _first_bytes(source, self.name)
+        self.options = OPEN_QUICKLY if head[4:8] in MP4_BOXES and not thorough else {}
+        self.tail_options = OPEN_QUICKLY if head.startswith(MATROSKA) else {}
+        self._open()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.container.close()
+
+    def _file(self):
+        # An absolute path, because "12:30.mp4" would be taken for a protocol called "12".
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else os.path.abspath(self.source)
+
+    def _open(self):
+        try:
+            self.container = av.open(self._file(), options=self.options)
+        except av.FFmpegError as error:
+            raise VideoDecodingError(
+                f"{self.name}: no video, or cut off before its end ({error.strerror}); encode or download it again"
+            ) from error
+        try:
+            self.stream = self._choose_stream()
+        except VideoDecodingError:
+            self.container.close()
+            raise
+        self.decoder = self.stream.codec_context
+        self.threads = _suitable_threads(self.stream) if self.wanted_threads is None else self.wanted_threads
+        self.decoder.thread_count = self.threads
+        self.decoder.thread_type = "NONE" if self.threads == 1 else "AUTO"
+        self.time_base = float(self.stream.time_base)  # seconds per tick
+        self.first_tick = self.stream.start_time or 0
+        self.zero = (self.container.start_time or 0) / 1e6  # seconds; FFmpeg counts it in microseconds
+        self.fps = float(self.stream.average_rate or DEFAULT_FPS)
+
+    def _choose_stream(self):
+        if self.container.format.name == "tty":  # FFmpeg would make a film of the letters of a text file
+            raise VideoDecodingError(f"{self.name}: a text file, not a video")
+        # The cover picture of an audio file is a video stream of one frame to FFmpeg.
+        streams = [s for s in self.container.streams.video if not s.disposition & type(s.disposition).attached_pic]
+        if not streams:
+            raise VideoDecodingError(f"{self.name}: has no video stream")
+        if streams[0].codec_context is None:
+            raise VideoDecodingError(f"{self.name}: the installed FFmpeg has no decoder for its video stream")
+        return streams[0]
+
+    def reopen(self):
+        """Back to the first packet. Not every format can jump there."""
+        self.container.close()
+        self._open()
+
+    @property
+    def has_few_times(self):
+        """An MPEG program stream has one for some frames only. After a jump FFmpeg is unsure about the others."""
+        return self.container.format.name == "mpeg"
+
+    @property
+    def may_lack_times(self):
+        """AVI has no time stamps. FFmpeg derives them from the order of packets: wrong where frames are reordered."""
+        return self.container.format.name == "avi" and self.decoder.has_b_frames
+
+    def ticks(self, seconds):
+        return math.floor((seconds + TIME_TOLERANCE + self.zero) / self.time_base)
+
+    def seconds(self, ticks):
+        return max(0.0, ticks * self.time_base - self.zero)
+
+    def span(self):
+        """When the first frame appears and when the last one disappears, in seconds."""
+        first = self.seconds(self.first_tick)
+        if self.stream.duration and not self.has_few_times:
+            return first, max(first, self.seconds(self.first_tick + self.stream.duration))
+        return first, max(first, self._end_of_packets())
+
+    def _end_of_packets(self):
+        """For Matroska, WebM, FLV and raw streams, which do not state how long the video stream is."""
+        stated = (self.container.duration or 0) / 1e6  # seconds, of the longest stream
+        for jump in (True, False) if stated and not self.has_few_times else (False,):
+            count, end, end_of_file = self._count_packets(jump)
+            if jump and end_of_file is not None and end_of_file < stated - 1:  # a second: some writers round
+                raise VideoDecodingError(
+                    f"{self.name}: cut off: it should last {stated:.3f} s, but ends at {end_of_file:.3f} s; "
+                    "download it again"
+                )
+            if end is not None:
+                return end - self.zero
+        return count / self.fps
+
+    def _count_packets(self, jump):
+        """
+        Reads the file, or only its last group of pictures: (number of video packets, when the last frame disappears,
+        when the last stream ends), in seconds as they are stored.
+        """
+        count, end, end_of_file = 0, None, None
+        with av.open(self._file(), options=self.tail_options) as container:
+            if jump:
+                container.seek((self.container.start_time or 0) + self.container.duration)
+            for packet in container.demux():
+                is_video = packet.stream_index == self.stream.index
+                count += is_video and packet.size > 0
+                if packet.pts is not None:
+                    seconds = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                    end_of_file = max(end_of_file or 0.0, seconds)
+                    end = max(end or 0.0, seconds) if is_video else end
+        return count, end, end_of_file
+
+    def early_end(self, end, here):
+        """The exception for a video that ends at tick `end`, too soon, with a packet to be decoded at tick `here`."""
+        index = self.stream.index_entries
+        if len(index) and index[-1].timestamp > here:
+            return VideoDecodingError(
+                f"{self.name}: cut off: its index lists frames up to {self.seconds(index[-1].timestamp):.3f} s, "
+                f"but it ends at {self.seconds(end):.3f} s; download it again"
+            )
+        return EndsEarly(self.seconds(end))
+
+
+def _suitable_threads(stream):
+    is_worker = multiprocessing.parent_process() is not None or torch.utils.data.get_worker_info() is not None
+    is_small = stream.width * stream.height < SMALL_AREA
+    return 1 if is_worker or is_small else 0
+
+
+def _first_bytes(source, name):
+    """The first 12 bytes. Tells in words, before FFmpeg comes in, what is wrong with a path."""
+    if isinstance(source, bytes):
+        head = source[:12]
+    else:
+        try:
+            with open(source, "rb") as file:
+                head = file.read(12)
+        except FileNotFoundError as error:
+            remedy = "; only files can be decoded: download it first" if "://" in name else ""
+            raise VideoDecodingError(f"{name}: no such file{remedy}") from error
+        except OSError as error:
+            raise VideoDecodingError(f"{name}: cannot be read ({error.strerror})") from error
+    if not head:
+        raise VideoDecodingError(f"{name}: the file is empty")
+    return head

@@ -1,0 +1,136 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pixels: scaling, cropping, colours, rotation, formats; and torchcodec beside PyAV."""
+
+import functools
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from tests import video_files
+from tests.video_files import KINDS, indices_of, natural_picture, sample, write_video
+
+
+@functools.cache
+def _torchcodec_loads():
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+needs_torchcodec = pytest.mark.skipif(not _torchcodec_loads(), reason="torchcodec or its FFmpeg is not installed")
+
+
+def test_scaling_is_antialiased_bicubic_like_pil(folder):
+    picture = natural_picture(180, 320)
+    path = write_video(
+        folder / "natural.mp4", 1, size=(320, 180), pictures=[picture], pixel_format="yuv444p", options={"crf": "1"}
+    )
+    frame = sample(path, 1, size=60).frames[0].permute(1, 2, 0).numpy().astype(float)
+    crop = np.s_[:, 23:83]  # the central 60 of 106
+
+    def difference(**kwargs):
+        reference = PIL.Image.fromarray(picture).resize((106, 60), PIL.Image.BICUBIC, **kwargs)
+        return np.abs(frame - np.asarray(reference, float)[crop])
+
+    # The cubic of swscale is a little sharper (a = -0.6, PIL has -0.5), and H.264 works in YUV: 1 level on average.
+    assert difference().mean() < 1.5
+    assert np.percentile(difference(), 99) < 6
+    nearest = np.asarray(PIL.Image.fromarray(picture).resize((106, 60), PIL.Image.NEAREST), float)[crop]
+    assert np.abs(frame - nearest).mean() > 5  # what a scaler without antialiasing comes near to
+
+
+def test_colours_and_their_order_survive(folder):
+    colours = [(220, 30, 30), (30, 200, 40), (40, 50, 210)]
+    pictures = [np.full((48, 64, 3), colour, np.uint8) for colour in colours]
+    path = write_video(folder / "colours.mp4", 3, pictures=pictures)
+    for frame, colour in zip(sample(path, 3).frames, colours, strict=True):
+        assert frame.float().mean((1, 2)).tolist() == pytest.approx(colour, abs=3)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (50, 38), (130, 32), (32, 32)])
+def test_the_centre_of_every_shape_is_cut_out(folder, size):
+    picture = np.full((size[1], size[0], 3), 40, np.uint8)
+    picture[size[1] // 2 - 8 : size[1] // 2 + 8, size[0] // 2 - 8 : size[0] // 2 + 8] = 200  # 16 x 16 in the middle
+    path = write_video(folder / f"{size[0]}x{size[1]}.mp4", 1, size=size, pictures=[picture])
+    frame = sample(path, 1, size=32).frames[0].float().mean(0)
+    assert frame.shape == (32, 32)
+    rows, columns = frame.mean(1), frame.mean(0)
+    centre = (torch.arange(32) + 0.5) / 32
+    for profile in (rows, columns):
+        weight = profile - profile.min()
+        assert (weight * centre).sum() / weight.sum() == pytest.approx(0.5, abs=0.03)
+
+
+def test_size_none_keeps_the_stored_size(video):
+    assert sample(video, 2, size=None).frames.shape == (2, 3, 48, 64)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, -90])
+def test_the_rotation_that_a_file_asks_for_is_applied(folder, degrees):
+    picture = np.full((48, 64, 3), 40, np.uint8)
+    picture[:24, :32] = 200  # top left
+    path = write_video(folder / f"rotated{degrees}.mp4", 2, pictures=[picture] * 2, rotation=degrees)
+    frame = sample(path, 1, size=None).frames[0].float().mean(0)
+    turned = np.rot90(picture[..., 0], degrees // 90).astype(np.float32)  # counterclockwise, as the display matrix
+    assert frame.shape == turned.shape
+    assert np.abs(frame.numpy() - turned).mean() < 4
+
+
+@pytest.mark.parametrize(
+    "codec,pixel_format,extension",
+    [
+        ("libx264", "yuv420p10le", "mp4"),
+        ("png", "rgba", "mov"),
+        ("mjpeg", "yuvj420p", "mov"),
+    ],
+)
+def test_unusual_pixel_formats_become_rgb(folder, codec, pixel_format, extension):
+    options = None if codec == "libx264" else {}
+    path = folder / f"{pixel_format}.{extension}"
+    write_video(path, 6, codec=codec, pixel_format=pixel_format, options=options)
+    assert indices_of(sample(path, 3).frames) == [1, 3, 5]
+
+
+def test_an_animated_gif_is_a_video(folder):
+    path = folder / "animated.gif"
+    pictures = [PIL.Image.fromarray(video_files.index_picture(i, 64, 48)) for i in range(8)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
+    assert indices_of(sample(path, 4).frames) == [1, 3, 5, 7]
+
+
+@needs_torchcodec
+@pytest.mark.parametrize("name", ["mp4", "mkv", "variable_rate.mp4", "late_in_file.mp4", "one_key_frame.mp4"])
+@pytest.mark.parametrize("sampling", ["uniform", "jitter"])
+def test_torchcodec_finds_the_same_frames(folder, name, sampling):
+    path = write_video(folder / f"torchcodec_{name if '.' in name else 'plain.' + name}", 60, **KINDS[name])
+    for window in ({}, {"start": 2.0, "end": 3.3}):
+        by_pyav, by_torchcodec = (
+            sample(path, 9, sampling, seed=1, backend=backend, **window) for backend in ("pyav", "torchcodec")
+        )
+        assert indices_of(by_torchcodec.frames) == indices_of(by_pyav.frames)
+        assert by_torchcodec.times == pytest.approx(by_pyav.times, abs=1e-6)
+        assert by_torchcodec.duration == by_pyav.duration
+
+
+@needs_torchcodec
+def test_torchcodec_pixels_are_close(folder):
+    path = write_video(folder / "pixels.mp4", 1, size=(320, 180), pictures=[natural_picture(180, 320)])
+    by_pyav, by_torchcodec = (sample(path, 1, size=60, backend=backend) for backend in ("pyav", "torchcodec"))
+    difference = (by_pyav.frames.float() - by_torchcodec.frames.float()).abs()
+    assert difference.mean() < 5  # the fast path of swscale, which torchcodec takes, is 1 to 2 levels too dark
