@@ -95,7 +95,10 @@ class FrameExcitation(nn.Module):
 
 
 class TemporalTransformerLayer(GradientCheckpointingLayer):
-    """One pre-norm transformer layer over frames."""
+    """One pre-norm transformer layer over frames.
+
+    `attn_implementation` chooses for CLIP's towers, not here: T is a dozen, where all of them cost the same.
+    """
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -111,9 +114,8 @@ class TemporalTransformerLayer(GradientCheckpointingLayer):
         """(B,T,D), boolean (B,1,1,T) where True may be attended to -> (B,T,D)."""
         batch, frames, dim = hidden_states.shape
         qkv = self.qkv(self.attention_norm(hidden_states))  # (B,T,3D)
-        query, key, value = qkv.view(batch, frames, 3, self.num_heads, -1).permute(
-            2, 0, 3, 1, 4
-        )  # (B,heads,T,D/heads)
+        qkv = qkv.view(batch, frames, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (3,B,heads,T,D/heads)
+        query, key, value = qkv
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         attended = attended.transpose(1, 2).reshape(batch, frames, dim)
         hidden_states = hidden_states + self.attention_output(attended)
@@ -140,7 +142,9 @@ class TemporalTransformer(nn.Module):
                 f"The clip has {frames.shape[1]} frames, this model takes at most {self.max_frames}: "
                 "sample fewer (`num_frames` of the processor) or train with a larger `max_frames`."
             )
-        hidden_states = self.input_norm(frames) + self.position_embedding.weight[: frames.shape[1]]
+        # Called as a module, not sliced: weights that are offloaded to disk arrive when a module is called.
+        positions = self.position_embedding(torch.arange(frames.shape[1], device=frames.device))  # (T,D)
+        hidden_states = self.input_norm(frames) + positions  # (B,T,D)
         attention_mask = mask.bool()[:, None, None, :]  # (B,1,1,T)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask)

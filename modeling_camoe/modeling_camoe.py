@@ -20,6 +20,7 @@ expert has a text of its own, so a caption is E texts, folded likewise. The inne
 Every `pooler_output` here IS such a folded vector: index the videos', query with a text's, metric inner product.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,13 +39,14 @@ from .retrieval import (
     CAMoERetrievalHead,
     contrastive_loss,
     expert_contrastive_loss,
+    expert_scores,
     fold_text,
     fold_video,
     similarity,
 )
 
 
-MAX_LOGIT_SCALE = 4.6052  # ln 100: CLIP clamps its temperature there, and so do CLIP4Clip and we
+MAX_LOGIT_SCALE = math.log(100)  # CLIP clamps its temperature there, and so do CLIP4Clip and we
 
 
 # trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
@@ -60,7 +62,8 @@ class CAMoEVideoOutput(BaseModelOutputWithPooling):
         video_embeds: (B, E, D), one unit vector per expert.
         gate_weights: (B, E), rows sum to 1.
         frame_embeds: (B, T, D), CLIP's unit vectors of the frames.
-        frame_weights: (B, E, T), each frame's share in each expert; padding has 0.
+        frame_weights: (B, E, T), each frame's share in each expert, rows sum to 1; padding has 0. Only "excitation"
+            weighs frames: the shares of the others are even, and what a "transformer" made of a frame they do not say.
     """
 
     video_embeds: torch.FloatTensor | None = None
@@ -96,6 +99,7 @@ class CAMoEOutput(ModelOutput):
         logits_per_text: (N, B), exp(logit_scale) times the score.
         logits_per_video: (B, N).
         text_embeds: (N, E, D). video_embeds: (B, E, D). gate_weights: (B, E).
+        expert_scores: (N, B, E), on request, what each expert adds to the score: gate times cosine.
         text_model_output: [`CAMoETextOutput`]. video_model_output: [`CAMoEVideoOutput`].
     """
 
@@ -105,6 +109,7 @@ class CAMoEOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
     video_embeds: torch.FloatTensor | None = None
     gate_weights: torch.FloatTensor | None = None
+    expert_scores: torch.FloatTensor | None = None
     text_model_output: CAMoETextOutput | None = None
     video_model_output: CAMoEVideoOutput | None = None
 
@@ -121,6 +126,7 @@ class CAMoEPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over pairs: `Trainer` divides it by its accumulation steps
     _no_split_modules = ["CAMoERetrievalHead"]  # CLIP's own are collected from it
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -172,8 +178,8 @@ class CAMoEModel(CAMoEPreTrainedModel):
 
     >>> model, processor = AutoModel.from_pretrained(path), AutoProcessor.from_pretrained(path)
     >>> videos = model.get_video_features(**processor(videos=["a.mp4", "b.mp4"], return_tensors="pt")).pooler_output
-    >>> texts = model.get_text_features(**processor(text=["a dog catches a frisbee"],
-    return_tensors="pt")).pooler_output
+    >>> captions = ["a dog catches a frisbee"]
+    >>> texts = model.get_text_features(**processor(text=captions, return_tensors="pt")).pooler_output
     >>> scores = texts @ videos.T  # (1, 2), in [-1, 1]
     ```
     """
@@ -210,8 +216,9 @@ class CAMoEModel(CAMoEPreTrainedModel):
     @can_return_tuple
     def get_video_features(
         self,
-        pixel_values_videos: torch.Tensor,
+        pixel_values_videos: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
+        frame_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CAMoEVideoOutput:
         """
@@ -220,29 +227,47 @@ class CAMoEModel(CAMoEPreTrainedModel):
         Args:
             pixel_values_videos: (B, T, 3, H, W), normalised floats, or uint8 RGB that is rescaled and normalised here.
             frame_mask: (B, T), 1 for a real frame, 0 for padding; None if all are real.
+            frame_embeds: (B, T, D), as a call with pixels returned them, instead of pixels: CLIP does not run again.
 
         Returns:
             [`CAMoEVideoOutput`], whose `pooler_output` (B, E*D) is the vector to index.
         """
-        batch, num_frames = pixel_values_videos.shape[:2]
-        pixels = pixel_values_videos.flatten(0, 1)  # (B*T,3,H,W)
-        if pixels.dtype == torch.uint8:
-            pixels = (pixels.to(self.dtype) / 255 - self.pixel_mean) / self.pixel_std
-        clip_output = self.clip.get_image_features(pixels.to(self.dtype), **kwargs)
-        frame_embeds = F.normalize(clip_output.pooler_output, dim=-1).unflatten(0, (batch, num_frames))  # (B,T,D)
+        if (pixel_values_videos is None) == (frame_embeds is None):
+            raise ValueError("Give either `pixel_values_videos` or `frame_embeds`.")
+        clip_output = None
+        if frame_embeds is None:
+            clip_output, frame_embeds = self._embed_frames(pixel_values_videos, **kwargs)
+        batch, num_frames = frame_embeds.shape[:2]
         if frame_mask is None:
             frame_mask = torch.ones(batch, num_frames, dtype=torch.bool, device=frame_embeds.device)
-        video_embeds, gate_weights, frame_weights = self.head(frame_embeds, frame_mask)
-        return CAMoEVideoOutput(
-            last_hidden_state=clip_output.last_hidden_state.unflatten(0, (batch, num_frames)).flatten(1, 2),
+        video_embeds, gate_weights, frame_weights = self.head(frame_embeds.to(self.dtype), frame_mask)
+        output = CAMoEVideoOutput(
             pooler_output=fold_video(video_embeds, gate_weights),
-            hidden_states=clip_output.hidden_states,
-            attentions=clip_output.attentions,
             video_embeds=video_embeds,
             gate_weights=gate_weights,
             frame_embeds=frame_embeds,
             frame_weights=frame_weights,
         )
+        if clip_output is not None:
+            hidden = clip_output.last_hidden_state  # (B*T,patches,.)
+            output.last_hidden_state = hidden.unflatten(0, (batch, num_frames)).flatten(1, 2)
+            output.hidden_states, output.attentions = clip_output.hidden_states, clip_output.attentions
+        return output
+
+    def _embed_frames(self, pixel_values_videos: torch.Tensor, **kwargs: Unpack[TransformersKwargs]):
+        """(B,T,3,H,W) -> CLIP's output for the B*T frames, and their unit vectors (B,T,D)."""
+        if pixel_values_videos.ndim != 5:
+            raise ValueError(
+                f"`pixel_values_videos` must be (videos, frames, 3, H, W), got {tuple(pixel_values_videos.shape)}."
+            )
+        batch, num_frames = pixel_values_videos.shape[:2]
+        pixels = pixel_values_videos.flatten(0, 1)  # (B*T,3,H,W)
+        if pixels.dtype == torch.uint8:
+            mean, std = self.pixel_mean.to(pixels.device), self.pixel_std.to(pixels.device)  # (3,1,1)
+            pixels = (pixels.to(self.dtype) / 255 - mean) / std
+        clip_output = self.clip.get_image_features(pixels.to(self.dtype), **kwargs)
+        frame_embeds = F.normalize(clip_output.pooler_output, dim=-1).unflatten(0, (batch, num_frames))  # (B,T,D)
+        return clip_output, frame_embeds
 
     # trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
     @can_return_tuple
@@ -293,6 +318,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
         frame_mask: torch.Tensor | None = None,
         video_ids: torch.Tensor | None = None,
         return_loss: bool | None = None,
+        output_expert_scores: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CAMoEOutput:
         """
@@ -302,6 +328,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
             input_ids, attention_mask: (N, E, L). pixel_values_videos: (B, T, 3, H, W). frame_mask: (B, T).
             video_ids: (B,) integers, for the loss: pairs of the same video are not each other's negatives.
             return_loss: also compute the contrastive loss (N = B, pair n in row n of both), over all processes' rows.
+            output_expert_scores: also return what each expert adds to each score.
 
         Returns:
             [`CAMoEOutput`].
@@ -315,6 +342,12 @@ class CAMoEModel(CAMoEPreTrainedModel):
         loss = None
         if return_loss:
             loss = self.retrieval_loss(text_output, video_output, video_ids)
+        scores_of_experts = None
+        if output_expert_scores:
+            device = text_output.text_embeds.device
+            scores_of_experts = expert_scores(
+                text_output.text_embeds, video_output.video_embeds.to(device), video_output.gate_weights.to(device)
+            )
         return CAMoEOutput(
             loss=loss,
             logits_per_text=logits_per_text,
@@ -322,6 +355,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
             text_embeds=text_output.text_embeds,
             video_embeds=video_output.video_embeds,
             gate_weights=video_output.gate_weights,
+            expert_scores=scores_of_experts,
             text_model_output=text_output,
             video_model_output=video_output,
         )

@@ -86,7 +86,7 @@ def dual_softmax(logits: torch.Tensor, temp: float = 1.0) -> torch.Tensor:
     """Dual softmax at test time: `S * softmax(S / temp, dim=0)`. Transductive: it sees all queries at once.
 
     Each direction has its own prior over its own queries: pass S to rank videos for texts and S.T to rank texts for
-        videos.
+    videos.
 
     Args:
         logits: (queries, candidates), scaled by exp(logit_scale).
@@ -203,9 +203,8 @@ def contrastive_loss(
     rows = text_vectors.shape[0]
     if video_vectors.shape[0] != rows:
         raise ValueError(f"The loss takes pairs, got {rows} texts and {video_vectors.shape[0]} videos.")
-    logits = scale * similarity(
-        gather_with_grad(text_vectors), gather_with_grad(video_vectors)
-    )  # (N,N) of all processes
+    # (N,N), of all processes
+    logits = scale * similarity(gather_with_grad(text_vectors), gather_with_grad(video_vectors))
     if video_ids is not None:
         video_ids = gather_with_grad(video_ids)
         same_video = video_ids[:, None] == video_ids[None, :]
