@@ -234,25 +234,25 @@ class CAMoEModel(CAMoEPreTrainedModel):
         """
         if (pixel_values_videos is None) == (frame_embeds is None):
             raise ValueError("Give either `pixel_values_videos` or `frame_embeds`.")
-        clip_output = None
+        clip_output, last_hidden_state = BaseModelOutputWithPooling(), None
         if frame_embeds is None:
             clip_output, frame_embeds = self._embed_frames(pixel_values_videos, **kwargs)
-        batch, num_frames = frame_embeds.shape[:2]
+            last_hidden_state = clip_output.last_hidden_state.unflatten(0, frame_embeds.shape[:2]).flatten(1, 2)
+        else:
+            frame_embeds = frame_embeds.to(self.dtype)
         if frame_mask is None:
-            frame_mask = torch.ones(batch, num_frames, dtype=torch.bool, device=frame_embeds.device)
-        video_embeds, gate_weights, frame_weights = self.head(frame_embeds.to(self.dtype), frame_mask)
-        output = CAMoEVideoOutput(
+            frame_mask = torch.ones(frame_embeds.shape[:2], dtype=torch.bool, device=frame_embeds.device)
+        video_embeds, gate_weights, frame_weights = self.head(frame_embeds, frame_mask)
+        return CAMoEVideoOutput(
+            last_hidden_state=last_hidden_state,
             pooler_output=fold_video(video_embeds, gate_weights),
+            hidden_states=clip_output.hidden_states,
+            attentions=clip_output.attentions,
             video_embeds=video_embeds,
             gate_weights=gate_weights,
             frame_embeds=frame_embeds,
             frame_weights=frame_weights,
         )
-        if clip_output is not None:
-            hidden = clip_output.last_hidden_state  # (B*T,patches,.)
-            output.last_hidden_state = hidden.unflatten(0, (batch, num_frames)).flatten(1, 2)
-            output.hidden_states, output.attentions = clip_output.hidden_states, clip_output.attentions
-        return output
 
     def _embed_frames(self, pixel_values_videos: torch.Tensor, **kwargs: Unpack[TransformersKwargs]):
         """(B,T,3,H,W) -> CLIP's output for the B*T frames, and their unit vectors (B,T,D)."""
@@ -273,8 +273,9 @@ class CAMoEModel(CAMoEPreTrainedModel):
     @can_return_tuple
     def get_text_features(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CAMoETextOutput:
         """
@@ -283,10 +284,16 @@ class CAMoEModel(CAMoEPreTrainedModel):
         Args:
             input_ids: (N, E, L), from the processor, trimmed to the longest text of the batch.
             attention_mask: (N, E, L).
+            text_embeds: (N, E, D), as a call with ids returned them, instead of ids: CLIP does not run again.
 
         Returns:
             [`CAMoETextOutput`], whose `pooler_output` (N, E*D) is the vector to query with.
         """
+        if (input_ids is None) == (text_embeds is None):
+            raise ValueError("Give either `input_ids` or `text_embeds`.")
+        if text_embeds is not None:
+            text_embeds = text_embeds.to(self.dtype)
+            return CAMoETextOutput(pooler_output=fold_text(text_embeds), text_embeds=text_embeds)
         num_experts = len(self.config.experts)
         if input_ids.ndim != 3 or input_ids.shape[1] != num_experts:
             raise ValueError(
@@ -312,13 +319,15 @@ class CAMoEModel(CAMoEPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
-        pixel_values_videos: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         video_ids: torch.Tensor | None = None,
         return_loss: bool | None = None,
         output_expert_scores: bool = False,
+        frame_embeds: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CAMoEOutput:
         """
@@ -329,12 +338,13 @@ class CAMoEModel(CAMoEPreTrainedModel):
             video_ids: (B,) integers, for the loss: pairs of the same video are not each other's negatives.
             return_loss: also compute the contrastive loss (N = B, pair n in row n of both), over all processes' rows.
             output_expert_scores: also return what each expert adds to each score.
+            frame_embeds: (B, T, D) instead of pixels, text_embeds: (N, E, D) instead of ids, where CLIP ran before.
 
         Returns:
             [`CAMoEOutput`].
         """
-        video_output = self.get_video_features(pixel_values_videos, frame_mask, **kwargs)
-        text_output = self.get_text_features(input_ids, attention_mask, **kwargs)
+        video_output = self.get_video_features(pixel_values_videos, frame_mask, frame_embeds, **kwargs)
+        text_output = self.get_text_features(input_ids, attention_mask, text_embeds, **kwargs)
 
         scale = self.clip.logit_scale.exp().to(text_output.pooler_output.device)
         video_vectors = video_output.pooler_output.to(text_output.pooler_output.device)
@@ -375,17 +385,19 @@ class CAMoEModel(CAMoEPreTrainedModel):
         dtype = torch.promote_types(texts.dtype, torch.float32)
         scale = (self.clip.logit_scale if log_scale is None else log_scale).to(texts.device, dtype).exp()
         temp = self.config.dual_softmax_temp
-        loss = contrastive_loss(
-            text_output.pooler_output.to(dtype),
-            video_output.pooler_output.to(texts.device, dtype),
-            scale,
-            video_ids,
-            temp,
-        )
-        # CODEPATH: above 0 only in recipes that train each expert on its own as well; checkpoints look alike
-        if self.config.expert_loss_weight > 0:
-            expert_loss = expert_contrastive_loss(texts.to(dtype), videos.to(dtype), scale, video_ids, temp)
-            loss = loss + self.config.expert_loss_weight * expert_loss
+        # In bf16, logits near 100 would be whole numbers or halves: mixed precision ends here.
+        with torch.autocast(texts.device.type, enabled=False):
+            loss = contrastive_loss(
+                text_output.pooler_output.to(dtype),
+                video_output.pooler_output.to(texts.device, dtype),
+                scale,
+                video_ids,
+                temp,
+            )
+            # CODEPATH: above 0 only in recipes that train each expert on its own as well; checkpoints look alike
+            if self.config.expert_loss_weight > 0:
+                expert_loss = expert_contrastive_loss(texts.to(dtype), videos.to(dtype), scale, video_ids, temp)
+                loss = loss + self.config.expert_loss_weight * expert_loss
         return loss
 
 

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModel, CLIPModel
 from transformers.utils import logging
 
 from modeling_camoe import CAMoEConfig, CAMoEModel
+from modeling_camoe.retrieval import contrastive_loss
 from tests.tiny_model import EOS, random_inputs, tiny_clip_config, tiny_config, tiny_model
 
 
@@ -298,6 +299,29 @@ def test_the_loss_of_the_configuration_is_used():
     dual = tiny_model(dual_softmax_temp=10.0)(**inputs, return_loss=True).loss
     with_experts = tiny_model(expert_loss_weight=1.0)(**inputs, return_loss=True).loss
     assert (dual - plain).abs() > 1e-3 and with_experts > plain + 0.5
+
+
+def test_embeddings_of_an_earlier_call_stand_in_for_pixels_and_ids():
+    model, inputs = tiny_model(), random_inputs()
+    full = model(**inputs)
+    frames, mask = full.video_model_output.frame_embeds, inputs["frame_mask"]
+    again = model(frame_embeds=frames, frame_mask=mask, text_embeds=full.text_embeds)
+    assert torch.equal(again.logits_per_text, full.logits_per_text)
+    assert again.video_model_output.last_hidden_state is None
+    with pytest.raises(ValueError, match="either `pixel_values_videos` or `frame_embeds`"):
+        model.get_video_features(inputs["pixel_values_videos"], frame_embeds=frames)
+    with pytest.raises(ValueError, match="either `input_ids` or `text_embeds`"):
+        model.get_text_features()
+
+
+def test_under_autocast_the_loss_is_computed_in_float32():
+    model, inputs = tiny_model(), random_inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(**inputs, return_loss=True)
+        text, video = output.text_model_output, output.video_model_output
+        assert text.pooler_output.dtype == torch.bfloat16
+    expected = contrastive_loss(text.pooler_output.float(), video.pooler_output.float(), model.clip.logit_scale.exp())
+    assert output.loss.dtype == torch.float32 and torch.equal(output.loss, expected)
 
 
 def test_logit_scale_is_clamped_at_100():
