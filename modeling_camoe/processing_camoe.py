@@ -18,6 +18,7 @@ longest of them rather than to CLIP's 77 tokens: the streams are short, and padd
 """
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 from transformers.feature_extraction_utils import BatchFeature
@@ -25,6 +26,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.utils import logging
 
 from .captions import CUSTOM, STREAMS, caption_streams, closest, tagger_name
+from .sentence_camoe import save_sentence_files
 
 
 logger = logging.get_logger(__name__)
@@ -145,6 +147,8 @@ class CAMoEProcessor(ProcessorMixin):
             logger.warning(
                 f"The tagger {self.tagger!r} is a callable, which is not saved: set `processor.tagger` after loading."
             )
+        os.makedirs(save_directory, exist_ok=True)
+        save_sentence_files(save_directory)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 

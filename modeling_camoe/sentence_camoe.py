@@ -1,0 +1,167 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""CAMoE for sentence-transformers: `SentenceTransformer(path, trust_remote_code=True)` gives the folded vectors.
+
+    model = SentenceTransformer("runs/demo", trust_remote_code=True)
+    model.similarity(model.encode_query("a dog catches a frisbee"), model.encode_document(["a.mp4", "b.mp4"]))
+
+Texts become (N,K) and videos (B,K), K = E*D, whose inner product is the score of the whole mixture; `similarity` is
+that inner product. Everything that speaks sentence-transformers' API can use a CAMoE this way.
+
+Notable features:
+- videos are read by CAMoE's own video processor, not by the library's `video` modality, which would decode whole
+  files into memory and sample other frames than training did;
+- saved checkpoints carry modules.json and this file: the processor writes them (`save_sentence_files`);
+- the class keeps the library's protocol for input modules without importing the library, which only its users need.
+"""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoProcessor
+
+from .frames import VIDEO_EXTENSIONS
+
+
+DECODERS = 4  # threads; a decoder leaves Python's lock alone while it works
+
+
+# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
+class CAMoESentenceModule(nn.Module):
+    """The one module of a SentenceTransformer: preprocessing and both towers.
+
+    Args:
+        model: a [`CAMoEModel`].
+        processor: its [`CAMoEProcessor`].
+    """
+
+    save_in_root = True  # its files are the checkpoint's
+    modalities = ["text", "video"]
+
+    def __init__(self, model, processor):
+        super().__init__()
+        self.model = model
+        self.processor = processor
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        *,
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        model_kwargs: dict | None = None,
+        processor_kwargs: dict | None = None,
+        config_kwargs: dict | None = None,
+        **kwargs,
+    ) -> "CAMoESentenceModule":
+        """Called by the library, which has asked for `trust_remote_code` before it came here."""
+        place = {"token": token, "cache_dir": cache_folder, "revision": revision, "subfolder": subfolder}
+        place |= {"local_files_only": local_files_only, "trust_remote_code": True}
+        model = AutoModel.from_pretrained(model_name_or_path, **place, **(config_kwargs or {}), **(model_kwargs or {}))
+        processor = AutoProcessor.from_pretrained(model_name_or_path, **place, **(processor_kwargs or {}))
+        return cls(model, processor)
+
+    def save(self, output_path: str, *args, **kwargs):
+        """Weights, processor and code; the library adds its own two files."""
+        self.model.save_pretrained(output_path)
+        self.processor.save_pretrained(output_path)
+
+    @property
+    def tokenizer(self):
+        return self.processor.tokenizer
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens that are read of each expert's text."""
+        return self.processor.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int):
+        self.processor.max_length = value
+
+    def get_embedding_dimension(self) -> int:
+        """K."""
+        return len(self.model.config.experts) * self.model.config.projection_dim
+
+    def preprocess(self, inputs, prompt: str | None = None, task: str | None = None, **kwargs) -> dict:
+        """A batch of texts or a batch of videos -> what `forward` takes.
+
+        Args:
+            inputs: texts; or videos as the video processor takes them (a path, bytes, a `Clip`, frames), also as
+                `{"video": ...}`. A string is a video if it ends like one and is a file; as a document it need not be
+                a file, and then is an error.
+            prompt: put before each text.
+            task: "query" or "document", from `encode_query` and `encode_document`.
+
+        Raises:
+            ValueError: texts and videos in one batch; a file that cannot be decoded (naming it); an empty text.
+        """
+        videos = [_video_of(item, task) for item in inputs]
+        if all(video is None for video in videos):
+            texts = [(prompt or "") + text for text in inputs]
+            return dict(self.processor(text=texts, return_tensors="pt"))
+        if any(video is None for video in videos):
+            raise ValueError("texts and videos cannot share a batch: encode them in two calls")
+        with ThreadPoolExecutor(min(DECODERS, len(videos))) as decoders:
+            videos = list(decoders.map(self._decode, videos))
+        # uint8: the model rescales and normalises on its own device.
+        return dict(self.processor.video_processor(videos, do_rescale=False, do_normalize=False, return_tensors="pt"))
+
+    def _decode(self, video):
+        is_file = isinstance(video, str | os.PathLike | bytes | dict) or hasattr(video, "source")
+        return self.processor.video_processor.decode(video) if is_file else video
+
+    def forward(self, features: dict, **kwargs) -> dict:
+        """Adds `sentence_embedding`, (N,K): the vector to query with, or the one to index."""
+        if "input_ids" in features:
+            output = self.model.get_text_features(features["input_ids"], features["attention_mask"])
+        else:
+            output = self.model.get_video_features(features["pixel_values_videos"], features["frame_mask"])
+        return features | {"sentence_embedding": output.pooler_output}
+
+
+def _video_of(item, task: str | None):
+    """The video that an input is, None for a text."""
+    if isinstance(item, dict) and set(item) == {"video"}:
+        return item["video"]
+    if isinstance(item, dict) and "array" in item:  # the library's own form: frames with metadata
+        return torch.as_tensor(item["array"])
+    if not isinstance(item, str):
+        return item
+    looks_so = os.path.splitext(item)[1].lower() in VIDEO_EXTENSIONS
+    return item if looks_so and (task == "document" or os.path.isfile(item)) else None
+
+
+def save_sentence_files(folder: str | os.PathLike):
+    """Write what SentenceTransformer looks for beside a checkpoint: modules.json and its own configuration."""
+    module = {"idx": 0, "name": "0", "path": "", "type": f"sentence_camoe.{CAMoESentenceModule.__name__}"}
+    config = {
+        "model_type": "SentenceTransformer",
+        "prompts": {"query": "", "document": ""},
+        "default_prompt_name": None,
+        "similarity_fn_name": "dot",  # the score; cosine would undo the gate's length
+    }
+    for name, content in (("modules.json", [module]), ("config_sentence_transformers.json", config)):
+        Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+__all__ = ["CAMoESentenceModule", "save_sentence_files"]
