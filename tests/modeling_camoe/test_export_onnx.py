@@ -21,9 +21,8 @@ import onnxruntime
 import pytest
 import torch
 
-from modeling_camoe import CAMoEConfig, CAMoEModel, CAMoEProcessor, CAMoEVideoProcessor, export_onnx
-from tests.tiny_model import tiny_clip_config
-from tests.tokenizer_files import tiny_tokenizer
+from modeling_camoe import CAMoEModel, export_onnx
+from tests.tiny_processor import tiny_model_and_processor
 
 
 pytestmark = pytest.mark.slow
@@ -31,19 +30,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def model_and_processor():
-    tokenizer = tiny_tokenizer()
-    clip = tiny_clip_config()
-    clip.text_config.vocab_size = len(tokenizer)
-    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(clip.text_config, token, getattr(tokenizer, token))
-    torch.manual_seed(0)
-    model = CAMoEModel(CAMoEConfig(clip_config=clip, experts=["fusion", "action", "scene"])).eval()
-    with torch.no_grad():
-        for parameter in model.head.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    video_processor = CAMoEVideoProcessor(num_frames=4, do_rescale=False, do_normalize=False, **size)
-    return model, CAMoEProcessor(video_processor, tokenizer, experts=model.config.experts)
+    model, processor = tiny_model_and_processor(num_frames=4, experts=["fusion", "action", "scene"])
+    processor.video_processor.do_rescale = processor.video_processor.do_normalize = False
+    return model, processor
 
 
 @pytest.fixture(scope="module")

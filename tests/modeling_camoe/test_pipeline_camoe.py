@@ -19,11 +19,10 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from modeling_camoe import CAMoEModel, CAMoEPipeline, CAMoEProcessor, CAMoEVideoProcessor
+from modeling_camoe import CAMoEPipeline
 from modeling_camoe.encode import encode_texts, encode_videos
 from modeling_camoe.frames import Clip, VideoDecodingError
-from tests.tiny_model import tiny_config
-from tests.tokenizer_files import tiny_tokenizer
+from tests.tiny_processor import tiny_model_and_processor
 from tests.video_files import write_video
 
 
@@ -32,15 +31,8 @@ TEXTS = ["a red star spins clockwise", "two kids in a gym", "a small blue disc"]
 
 @pytest.fixture(scope="module")
 def pipe():
-    tokenizer = tiny_tokenizer()
-    config = tiny_config()
-    text = config.clip_config.text_config
-    text.vocab_size, text.bos_token_id = len(tokenizer), tokenizer.bos_token_id
-    text.eos_token_id = text.pad_token_id = tokenizer.eos_token_id
-    torch.manual_seed(0)
-    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    processor = CAMoEProcessor(CAMoEVideoProcessor(num_frames=3, **sizes), tokenizer)
-    return CAMoEPipeline(CAMoEModel(config).eval(), processor=processor, device="cpu")
+    model, processor = tiny_model_and_processor()
+    return CAMoEPipeline(model, processor=processor, device="cpu")
 
 
 @pytest.fixture(scope="module")
