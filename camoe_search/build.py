@@ -26,6 +26,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,8 @@ class BuildReport:
     moments: int = 0  # rows of the index now
     skipped: list[dict] = field(default_factory=list)  # {"path", "cause"}
     not_videos: dict[str, int] = field(default_factory=dict)  # extension -> files passed over
+    written: int = 0  # rows sent to Milvus, where the index is there
+    deleted: int = 0  # rows taken out of it
     seconds: float = 0.0
 
 
@@ -78,6 +81,9 @@ def update_index(
     window: float | None = None,
     stride: float | None = None,
     faiss: str | None = None,
+    store: str | None = None,
+    uri: str | None = None,
+    collection: str | None = None,
     queries: list[str] | None = None,
     tau: float | None = None,
     batch_size: int = 16,
@@ -93,19 +99,22 @@ def update_index(
         folder: of the index.
         encoder: the model.
         window, stride: seconds, see `files.moments`. None: as the index has it, else by length.
-        faiss: "flat", "hnsw" or "ivf". None: as the index has it, else flat.
+        faiss: "flat", "hnsw" or "ivf": kind of the index of vectors. None: as the index has it, else flat.
+        store: "faiss", in the folder, or "milvus", at `uri` in `collection`. None: as the index has it, else faiss.
         queries: texts of the query bank. None: as the index has it, else the training captions beside the model.
         tau: temperature of the bank. None: as the index has it, else as the model's evaluation chose.
         batch_size: moments a forward pass. num_workers: processes that decode.
         prune: drop files that no longer exist. rebuild: forget what the index holds. progress: show a bar.
 
     Raises:
-        SearchError: a path does not exist, or the index was made with another model or other settings.
+        SearchError: a path does not exist, or the index was made with another model or other settings, or Milvus
+            does not answer.
     """
     folder, begin, group = Path(folder), time.perf_counter(), PartialState()
     with writing(folder) if group.is_main_process else contextlib.nullcontext():
         old = None if rebuild or not (folder / "index.json").exists() else read_description(folder)
-        description = _settings(encoder, old, window, stride, faiss)
+        place = {"store": store, "uri": uri, "collection": collection}
+        description = _settings(encoder, old, window, stride, faiss, place)
         walk = find_videos(paths)
         rows = _rows_of(folder, old, description)
         new, report = _sort_out(walk.videos, rows)
@@ -127,7 +136,8 @@ def update_index(
         kept = _without(rows, [video.path for video in new] + gone)
         merged = pa.concat_tables([kept, _without(encoded, moving)])
         if new or gone or description != old or queries is not None or tau is not None:
-            write_index(folder, description, merged, choose_bank(encoder, folder, old, queries, tau))
+            description = write_index(folder, description, merged, choose_bank(encoder, folder, old, queries, tau))
+        report.written, report.deleted = _publish(folder, description)
         _write_skipped(folder, report.skipped, {video.path for video in walk.videos})
         shutil.rmtree(folder / "shards", ignore_errors=True)
     report.moments = merged.num_rows
@@ -148,7 +158,7 @@ def remove_files(folder: str | os.PathLike, paths) -> int:
             if any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
         ]
         kept = _without(rows, gone)
-        write_index(folder, description, kept, read_bank(folder, description))
+        _publish(folder, write_index(folder, description, kept, read_bank(folder, description)))
     return rows.num_rows - kept.num_rows
 
 
@@ -158,7 +168,21 @@ def replace_bank(folder: str | os.PathLike, encoder: Encoder, queries: list[str]
     with writing(folder):
         description = read_description(folder)
         bank = choose_bank(encoder, folder, description, queries, tau)
-        write_index(folder, description, _rows_of(folder, description, description), bank)
+        rows = _rows_of(folder, description, description)
+        _publish(folder, write_index(folder, description, rows, bank))
+
+
+def _publish(folder: Path, description: Description) -> tuple[int, int]:
+    """Bring Milvus up to date with the folder, if the index is searched there: rows written and deleted.
+
+    Also after a run that changed nothing: an earlier one may have been killed before it came here.
+    """
+    if description.store != "milvus":
+        return 0, 0
+    from .milvus_store import MilvusStore
+
+    with contextlib.closing(MilvusStore(description.uri, description.collection)) as store:
+        return store.update(description, read_moments(folder, description).data.table)
 
 
 def choose_bank(encoder, folder, old: Description | None, queries, tau) -> QueryBank | None:
@@ -176,7 +200,7 @@ def choose_bank(encoder, folder, old: Description | None, queries, tau) -> Query
     return QueryBank(texts, encoder.texts(texts), tau or (model_tau if bank is None else bank.tau))
 
 
-def _settings(encoder: Encoder, old: Description | None, window, stride, faiss) -> Description:
+def _settings(encoder: Encoder, old: Description | None, window, stride, faiss, place: dict) -> Description:
     """What the index is to be. What an old one was made with must stay, or its rows would not compare."""
     video_processor, config = encoder.processor.video_processor, encoder.model.config
     asked = Description(
@@ -189,9 +213,11 @@ def _settings(encoder: Encoder, old: Description | None, window, stride, faiss) 
         window=window,
         stride=stride,
         faiss=faiss or "flat",
+        source=uuid.uuid4().hex,
     )
+    place = _place(old, **place)
     if old is None:
-        return asked
+        return dataclasses.replace(asked, **place)
     check_model(encoder, old)
     for name in ("num_frames", "sampling", "window", "stride"):
         before, now = getattr(old, name), getattr(asked, name)
@@ -199,7 +225,23 @@ def _settings(encoder: Encoder, old: Description | None, window, stride, faiss) 
             raise SearchError(
                 f"the index was made with {name} {before}, not {now}: leave it out, or index again with --rebuild"
             )
-    return dataclasses.replace(old, model=encoder.name, faiss=faiss or old.faiss)
+    return dataclasses.replace(old, model=encoder.name, faiss=faiss or old.faiss, **place)
+
+
+def _place(old: Description | None, store: str | None, uri: str | None, collection: str | None) -> dict:
+    """Where the vectors are searched: what is asked for, else where the index has them."""
+    if store is None and old is not None:
+        store, uri, collection = old.store, uri or old.uri, collection or old.collection
+    if (store or "faiss") == "faiss":
+        if uri or collection:
+            raise SearchError("a uri and a collection are Milvus's: give --store milvus with them")
+        return {"store": "faiss", "uri": None, "collection": None}
+    from .milvus_store import COLLECTION
+
+    if uri is None:
+        raise SearchError("--store milvus needs --uri: a server's address, or a file name ending in .db")
+    uri = uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+    return {"store": store, "uri": uri, "collection": collection or COLLECTION}
 
 
 def check_model(encoder: Encoder, description: Description):

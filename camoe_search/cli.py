@@ -45,6 +45,9 @@ which ones do.
   camoe search --like clip.mp4 --index my-index --json"""
 
 
+SEARCHING = ("search", "serve")  # commands that need an index, in a folder or in Milvus, and leave it as it is
+
+
 def main(argv: list[str] | None = None):
     """Entry point of the console script."""
     options = _parser().parse_args(argv)
@@ -85,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     def command(name, run, help, description=None):
         added = commands.add_parser(name, help=help, description=description or help, formatter_class=formatter)
         added.set_defaults(run=run)
-        added.add_argument("--index", required=True, metavar="DIR", help="folder of the index")
+        added.add_argument("--index", required=name not in SEARCHING, metavar="DIR", help="folder of the index")
+        if name in SEARCHING:
+            _add_milvus_options(added, "search what Milvus has at this address, without the folder of an index")
         added.add_argument("--device", help="where the model runs, for example cuda:1 or cpu (default: a GPU if any)")
         return added
 
@@ -107,6 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument(
         "--faiss", choices=("flat", "hnsw", "ivf"), help="flat is exact; hnsw and ivf pay from a million moments on"
     )
+    index.add_argument(
+        "--store", choices=("faiss", "milvus"), help="where vectors are searched: in the index's folder, or in Milvus"
+    )
+    _add_milvus_options(index, "of Milvus: http://host:19530, or a file name ending in .db for an embedded database")
     _add_bank_options(index, required=False)
     index.add_argument("--batch-size", type=_count, default=16, help="moments a forward pass (default: 16)")
     index.add_argument("--num-workers", type=_count_or_zero, default=2, help="processes that decode (default: 2)")
@@ -153,6 +162,11 @@ def _add_bank_options(parser, required: bool):
         help="texts of the query bank, one a line" + ("" if required else " (default: the model's training captions)"),
     )  # fmt: skip
     parser.add_argument("--tau", type=_positive, help="temperature of the bank, in units of the score")
+
+
+def _add_milvus_options(parser, help: str):
+    parser.add_argument("--uri", help=help + " (a server's token: environment variable MILVUS_TOKEN)")
+    parser.add_argument("--collection", metavar="NAME", help="of Milvus (default: camoe)")
 
 
 # --- values of options -----------------------------------------------------------------------------------------------
@@ -224,6 +238,9 @@ def _index(options):
         window=options.window,
         stride=options.stride,
         faiss=options.faiss,
+        store=options.store,
+        uri=options.uri,
+        collection=options.collection,
         queries=_lines(options.queries),
         tau=options.tau,
         batch_size=options.batch_size,
@@ -240,6 +257,8 @@ def _index(options):
         f"{report.added} files added, {report.changed} changed, {report.unchanged} unchanged, "
         f"{report.dropped} dropped in {report.seconds:.1f} s; {options.index} has {report.moments} moments"
     )
+    if report.written or report.deleted:
+        print(f"Milvus: {report.written} moments written, {report.deleted} deleted")
     if report.skipped:
         print(f"skipped {len(report.skipped)}, listed with their causes in {Path(options.index) / 'skipped.jsonl'}")
     if report.not_videos:
@@ -247,13 +266,25 @@ def _index(options):
         print(f"passed over, no videos by their names: {kinds}")
 
 
+def _open(options):
+    """The index that is searched."""
+    if (options.index is None) == (options.uri is None):
+        raise SearchError("give the folder of an index, --index DIR, or --uri of a Milvus that has it, one of them")
+    from .index import VideoIndex
+
+    if options.uri is not None:
+        return VideoIndex.connect(options.uri, options.collection, options.model, options.device)
+    if options.collection is not None:
+        raise SearchError("--collection goes with --uri: an index's folder knows its own")
+    return VideoIndex.load(options.index, options.model, options.device)
+
+
 def _search(options):
     if sum(query is not None for query in (options.text, options.like, options.queries)) != 1:
         raise SearchError("give a text, --like VIDEO or --queries FILE, one of them")
     from . import show
-    from .index import VideoIndex
 
-    index = VideoIndex.load(options.index, options.model, options.device)
+    index = _open(options)
     settings = {
         "k": options.k,
         "correction": options.correction,

@@ -21,62 +21,95 @@ N queries, B moments (rows), E experts, D dims, K = E*D entries a folded vector.
 [-1, 1], less the moment's bias where the query bank corrects.
 """
 
+import contextlib
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
+import datasets
 import numpy as np
 
 from . import build as builder
 from .encoder import Encoder
 from .errors import SearchError
-from .store import read_bank, read_description, read_faiss, read_moments
+from .faiss_store import FaissStore
+from .hits import Filters, Hit
+from .store import read_bank, read_description, read_moments
 
 
 CORRECTIONS = ("none", "query_bank", "dynamic")
 
 
-@dataclass(frozen=True)
-class Hit:
-    """One moment found."""
-
-    score: float
-    path: str
-    start: float  # seconds
-    end: float
-    row: int  # of the index
-
-
 class VideoIndex:
-    """An index of videos, memory-mapped from its folder. Make one with `build`, open one with `load`.
+    """An index of videos. Make one with `build`, open one with `load`, or with `connect` where only Milvus has it.
 
     Args:
-        folder: of the index, see store.py for its files.
+        folder: of the index, see store.py for its files; it is memory-mapped. None: `store` is all there is.
         encoder: the model that made it; None loads it when a text is searched.
         device: for the model that is loaded.
+        store: a `MilvusStore` that is open already. None: the one that the folder names.
     """
 
-    def __init__(self, folder: str | os.PathLike, encoder: Encoder | None = None, device: str | None = None):
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        folder: str | os.PathLike | None,
+        encoder: Encoder | None = None,
+        device: str | None = None,
+        store=None,
+    ):
+        self._folder = None if folder is None else Path(folder)
         self.device = device
         self._encoder = encoder
+        self.store = store  # what finds vectors: a FaissStore or a MilvusStore
         self.report: builder.BuildReport | None = None  # of the `build` that made this object
         self._reopen()
 
     def _reopen(self):
-        self.description = read_description(self.folder)
-        self.moments = read_moments(self.folder, self.description)  # HF Dataset
-        self._faiss = read_faiss(self.folder, self.description)
-        self._places = self.moments.select_columns(["path", "start", "end"])
-        self._is_hub = self.moments.data.column("is_hub").to_numpy()  # (B,)
+        if self._folder is None:
+            self.description = self.store.description()
+            self._moments = None
+        else:
+            self.description = read_description(self._folder)
+            self._moments = read_moments(self._folder, self.description)
+            self.store = self.store or self._open_store()
         if self._encoder is not None:
             builder.check_model(self._encoder, self.description)
 
+    def _open_store(self):
+        if self.description.store == "milvus":
+            from .milvus_store import MilvusStore
+
+            return MilvusStore(self.description.uri, self.description.collection)
+        return FaissStore(self.folder, self.description, self._moments.data.table)
+
+    @property
+    def folder(self) -> Path:
+        """
+        Raises:
+            SearchError: the index was opened with `connect`, without a folder.
+        """
+        if self._folder is None:
+            raise SearchError(self._no_folder())
+        return self._folder
+
+    @property
+    def moments(self) -> datasets.Dataset:
+        """A row per moment: path, times, content hash, vector, gate weights, correction. Columns: store.py."""
+        if self._moments is None:
+            raise SearchError(self._no_folder())
+        return self._moments
+
+    def _no_folder(self) -> str:
+        return f"only {self.store.uri} is open: that needs the folder in which the index was made, as --index"
+
     def __len__(self) -> int:
-        return len(self.moments)
+        return len(self.store if self._moments is None else self._moments)
+
+    def close(self):
+        """Let go of a database's connection. An index in files needs no closing."""
+        if self.description.store == "milvus":
+            self.store.close()
 
     # --- making and changing -----------------------------------------------------------------------------------------
 
@@ -99,8 +132,8 @@ class VideoIndex:
             model: checkpoint folder, Hub id or [`Encoder`]; None: the one that the index was made with.
             sampling: "uniform" or "keyframe" (cheaper, less exact); None: as the index has it, else as the model says.
             device: for the model.
-            options: of `build.update_index`: window, stride, faiss, queries, tau, batch_size, num_workers, prune,
-                rebuild, progress. What was done is in the attribute `report`.
+            options: of `build.update_index`: window, stride, faiss, store, uri, collection, queries, tau, batch_size,
+                num_workers, prune, rebuild, progress. What was done is in the attribute `report`.
 
         Raises:
             SearchError: naming what is wrong and what to do.
@@ -130,17 +163,42 @@ class VideoIndex:
             model = Encoder.from_pretrained(model, device, read_description(folder_or_repo).sampling)
         return cls(folder_or_repo, model, device)
 
+    @classmethod
+    def connect(
+        cls,
+        uri: str,
+        collection: str | None = None,
+        model: "str | Encoder | None" = None,
+        device: str | None = None,
+    ) -> "VideoIndex":
+        """Open what one or many index folders put into Milvus, to search it. No folder is needed.
+
+        Args:
+            uri: a server's address, or the file name of an embedded database.
+            collection: by default "camoe".
+            model: as for `load`.
+        """
+        from .milvus_store import COLLECTION, MilvusStore
+
+        store = MilvusStore(uri, collection or COLLECTION)
+        description = store.description()
+        if description is None:
+            raise SearchError(
+                f"{uri} has no collection {store.collection} made by `camoe index … --store milvus --uri {uri}`"
+            )
+        if isinstance(model, str):
+            model = Encoder.from_pretrained(model, device, description.sampling)
+        return cls(None, model, device, store)
+
     def add(self, paths: Sequence[str | os.PathLike], **options) -> "builder.BuildReport":
         """Index more files or folders; takes the options of `build.update_index`."""
-        report = builder.update_index(paths, self.folder, self.encoder, **options)
-        self._reopen()
-        return report
+        with self._changing() as folder:
+            return builder.update_index(paths, folder, self.encoder, **options)
 
     def remove(self, paths: Sequence[str | os.PathLike]) -> int:
         """Take files, or all files under folders, out of the index. Returns how many moments went."""
-        gone = builder.remove_files(self.folder, paths)
-        self._reopen()
-        return gone
+        with self._changing() as folder:
+            return builder.remove_files(folder, paths)
 
     def calibrate(self, queries: list[str], tau: float | None = None):
         """Replace the query bank by these texts, for example a log of what is asked. No video is encoded again.
@@ -149,8 +207,19 @@ class VideoIndex:
             queries: at most 1000 are used, spread over the list.
             tau: temperature in units of the score; None keeps the present one.
         """
-        builder.replace_bank(self.folder, self.encoder, queries, tau)
-        self._reopen()
+        with self._changing() as folder:
+            builder.replace_bank(folder, self.encoder, queries, tau)
+
+    @contextlib.contextmanager
+    def _changing(self):
+        """The folder, for the time of a change; then what is there now is opened."""
+        folder = self.folder
+        self.close()  # an embedded database is open once
+        try:
+            yield folder
+        finally:
+            self.store = None
+            self._reopen()
 
     def push_to_hub(self, repo_id: str, private: bool = True) -> str:
         """Upload the index as a data set; `VideoIndex.load(repo_id)` opens it. Returns its address.
@@ -159,13 +228,15 @@ class VideoIndex:
         """
         from huggingface_hub import HfApi
 
+        if self.description.store != "faiss":
+            raise SearchError(f"the vectors are in {self.description.uri}: index with --store faiss to push them")
         api = HfApi()
         url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         current = [f"{self.description.generation}/**", "index.json", "skipped.jsonl"]
         api.upload_folder(
             repo_id=repo_id,
             repo_type="dataset",
-            folder_path=self.folder,
+            folder_path=self._folder,
             allow_patterns=current,
             delete_patterns="generation-*/**",
             commit_message=f"Index of {len(self)} moments",
@@ -234,39 +305,22 @@ class VideoIndex:
         if not len(self):
             return [[] for _ in vectors]
         weights = self._expert_weights(experts)  # (K,)
-        allowed = self._allowed_rows(path, min_seconds, max_seconds)
+        filters = Filters(path, min_seconds, max_seconds)
         switch = np.full((len(vectors), 1), correction == "query_bank", np.float32)
         queries = np.concatenate([vectors * weights, switch], axis=1, dtype=np.float32)  # (N,K+1)
-        scores, rows = self._look_up(queries, k, allowed)
+        found = self.store.search(queries, k, filters)
         if correction == "dynamic":
-            is_corrected = self._is_hub[rows[:, 0]] & (rows[:, 0] >= 0)  # (N,)
-            if is_corrected.any():
-                queries[is_corrected, -1] = 1
-                scores[is_corrected], rows[is_corrected] = self._look_up(queries[is_corrected], k, allowed)
-        return self._hits(scores, rows)
+            corrected = [n for n, hits in enumerate(found) if hits and self.store.is_hub(hits[0].row)]
+            if corrected:
+                queries[corrected, -1] = 1
+                for n, hits in zip(corrected, self.store.search(queries[corrected], k, filters), strict=True):
+                    found[n] = hits
+        return found
 
-    def expert_scores(self, vector: np.ndarray, row: int) -> dict[str, float]:
-        """What each expert adds to the score of a moment for a query vector (K,)."""
-        moment = np.asarray(self.moments[row]["vector"], np.float32)
-        shares = (vector * moment).reshape(len(self.description.experts), -1).sum(axis=1)
+    def expert_scores(self, vector: np.ndarray, row: int | str) -> dict[str, float]:
+        """What each expert adds to the uncorrected score of a moment for a query vector (K,)."""
+        shares = (vector * self.store.vector(row)).reshape(len(self.description.experts), -1).sum(axis=1)
         return dict(zip(self.description.experts, shares.tolist(), strict=True))
-
-    def _look_up(self, queries: np.ndarray, k: int, allowed: np.ndarray | None):
-        """(N,K+1) -> scores (N,k) and rows (N,k), best first; row -1 where there are fewer."""
-        if allowed is None:
-            return self._faiss.search(queries, min(k, len(self)))
-        kinds = {"hnsw": faiss.SearchParametersHNSW, "ivf": faiss.SearchParametersIVF}
-        selector = faiss.IDSelectorBatch(allowed)
-        parameters = kinds.get(self.description.faiss, faiss.SearchParameters)(sel=selector)
-        return self._faiss.search(queries, min(k, len(self)), params=parameters)
-
-    def _hits(self, scores: np.ndarray, rows: np.ndarray) -> list[list[Hit]]:
-        found = rows >= 0
-        places = self._places[rows[found].tolist()]  # columns of all hits in one look-up
-        values = zip(
-            scores[found].tolist(), places["path"], places["start"], places["end"], rows[found].tolist(), strict=True
-        )
-        return [[Hit(*next(values)) for _ in range(count)] for count in found.sum(axis=1)]
 
     def _check_correction(self, correction: str | None) -> str:
         correction = correction or self.default_correction
@@ -288,21 +342,6 @@ class VideoIndex:
                 raise SearchError(f"unknown expert {name!r}: {hint}")
         weights = [(experts or {}).get(name, 1.0) for name in names]
         return np.repeat(np.asarray(weights, np.float32), self.description.dim)
-
-    def _allowed_rows(self, path, min_seconds, max_seconds) -> np.ndarray | None:
-        """Rows that pass the filters, None for all."""
-        if path is None and min_seconds is None and max_seconds is None:
-            return None
-        columns = self.moments.data
-        allowed = np.ones(len(self), bool)
-        if path is not None:
-            allowed &= np.array([path.lower() in name.lower() for name in columns.column("path").to_pylist()], bool)
-        seconds = columns.column("end").to_numpy() - columns.column("start").to_numpy()
-        if min_seconds is not None:
-            allowed &= seconds >= min_seconds
-        if max_seconds is not None:
-            allowed &= seconds <= max_seconds
-        return allowed.nonzero()[0]
 
     # --- describing --------------------------------------------------------------------------------------------------
 
@@ -330,11 +369,12 @@ class VideoIndex:
             "sampling": description.sampling,
             "window": description.window,
             "stride": description.stride,
+            "store": description.store if description.uri is None else f"milvus {description.uri}",
             "faiss": description.faiss,
             "width": description.width,
             "mean_gates": dict(zip(description.experts, mean_gates, strict=False)),
             "query_bank": None if bank is None else {"queries": len(bank.texts), "tau": bank.tau},
-            "hubs": int(self._is_hub.sum()),
+            "hubs": int(columns.column("is_hub").to_numpy().sum()),
             "bytes": sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file()),
         }
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from modeling_camoe.frames import Clip, VideoDecodingError, sample_frames
 
-from .index import Hit
+from .hits import Hit
 
 
 TILE, CAPTION, COLUMNS = 224, 34, 5  # pixels; pictures a row

@@ -16,7 +16,8 @@
     index.json             what the index is (`Description`) and the name of its generation; replaced last, atomically
     generation-<id>/
         moments/           HF Dataset (Arrow, memory-mapped), a row per moment, sorted by path and start
-        vectors.faiss      (B,K+1) inner-product index: the folded vectors, and minus the bank's bias in the last entry
+        vectors.faiss      (B,K+1) inner-product index: the folded vectors, and minus the bank's bias in the last
+                           entry; not there where Milvus holds them (milvus_store.py)
         query_bank.json    texts of the query bank, if there is one
         query_bank.npy     (Q,K) their vectors
     skipped.jsonl          files that could not be read, with the cause
@@ -53,6 +54,9 @@ except ImportError:
 
 FORMAT = 1
 FAISS_KINDS = ("flat", "hnsw", "ivf")
+STORES = ("faiss", "milvus")
+# Of the approximate kinds, how much a query visits. FAISS's own (1 and 16) find too little of what flat finds.
+NPROBE, EF_SEARCH = 16, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,11 @@ class Description:
     sampling: str  # how they are chosen: "uniform" or "keyframe"
     window: float | None = None  # seconds; 0: whole files; None: by length
     stride: float | None = None  # seconds; None: half a window
-    faiss: str = "flat"
+    faiss: str = "flat"  # kind of the index of vectors
+    store: str = "faiss"  # where the vectors are searched: "faiss" in this folder, or "milvus" at `uri`
+    uri: str | None = None
+    collection: str | None = None
+    source: str = ""  # marks this folder's rows in a collection that several folders fill
     tau: float | None = None  # temperature of the query bank, None without one
     generation: str = ""
     format: int = FORMAT
@@ -153,8 +161,9 @@ def write_index(folder: Path, description: Description, table: pa.Table, bank: Q
     generation.mkdir(parents=True)
     # An empty data set would be saved as no file at all, which cannot be loaded.
     datasets.Dataset(table).save_to_disk(generation / "moments", num_shards=None if len(table) else 1)
-    folded = np.concatenate([vectors, -bias[:, None]], axis=1)  # (B,K+1)
-    faiss.write_index(make_faiss(folded, description.faiss), str(generation / "vectors.faiss"))
+    if description.store == "faiss":
+        folded = np.concatenate([vectors, -bias[:, None]], axis=1)  # (B,K+1)
+        faiss.write_index(make_faiss(folded, description.faiss), str(generation / "vectors.faiss"))
     if bank is not None:
         (generation / "query_bank.json").write_text(json.dumps(bank.texts, ensure_ascii=False), encoding="utf-8")
         np.save(generation / "query_bank.npy", bank.vectors)
@@ -176,6 +185,10 @@ def make_faiss(vectors: np.ndarray, kind: str) -> faiss.Index:
     else:
         factory = {"flat": "Flat", "hnsw": "HNSW32"}[kind]
     index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    if kind == "ivf":
+        index.nprobe = NPROBE
+    if kind == "hnsw":
+        index.hnsw.efSearch = EF_SEARCH
     if len(vectors):
         index.train(vectors)
         index.add(vectors)

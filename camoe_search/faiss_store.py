@@ -1,0 +1,107 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Searching the FAISS index of an index folder. N queries, B moments (rows), K entries a folded vector."""
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from .hits import Filters, Hit, in_order
+from .store import Description, read_faiss
+
+
+class FaissStore:
+    """Look-ups in vectors.faiss and in the table beside it, both memory-mapped.
+
+    Args:
+        folder, description: of the index.
+        table: its moments.
+    """
+
+    def __init__(self, folder: Path, description: Description, table: pa.Table):
+        self._faiss = read_faiss(folder, description)
+        self._kind = description.faiss
+        self._table = table
+        self._paths = table.column("path")
+        self._starts = table.column("start").to_numpy()  # (B,)
+        self._ends = table.column("end").to_numpy()
+        self._is_hub = table.column("is_hub").to_numpy()
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def search(self, queries: np.ndarray, k: int, filters: Filters) -> list[list[Hit]]:
+        """The k best moments for each of (N,K+1) queries, best first; fewer where fewer pass the filters."""
+        k = min(k, len(self))
+        if filters:
+            selector = faiss.IDSelectorBatch(self._allowed(filters))
+            scores, rows = self._faiss.search(queries, k, params=self._parameters(selector))
+        else:
+            scores, rows = self._faiss.search(queries, k)  # (N,k), (N,k); row -1 where there is none
+        return self._hits(scores, rows)
+
+    def _parameters(self, selector) -> faiss.SearchParameters:
+        """Those of the index, and which rows may be found."""
+        if self._kind == "ivf":
+            return faiss.SearchParametersIVF(sel=selector, nprobe=faiss.extract_index_ivf(self._faiss).nprobe)
+        if self._kind == "hnsw":
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=self._faiss.hnsw.efSearch)
+        return faiss.SearchParameters(sel=selector)
+
+    def _hits(self, scores: np.ndarray, rows: np.ndarray) -> list[list[Hit]]:
+        found = rows >= 0
+        counts, scores, rows = found.sum(axis=1).tolist(), scores[found], rows[found]  # one after another from here
+        columns = (
+            scores.tolist(),
+            self._paths.take(pa.array(rows)).to_pylist(),
+            self._starts[rows].tolist(),
+            self._ends[rows].tolist(),
+            rows.tolist(),
+        )
+        hits = [Hit(*values) for values in zip(*columns, strict=True)]
+        stops = np.cumsum(counts).tolist()
+        return [in_order(hits[stop - count : stop]) for count, stop in zip(counts, stops, strict=True)]
+
+    def _allowed(self, filters: Filters) -> np.ndarray:
+        """Rows that pass."""
+        allowed = np.ones(len(self), bool)
+        if filters.path is not None:
+            wanted = filters.path.lower()
+            allowed &= np.array([wanted in path.lower() for path in self._paths.to_pylist()], bool)
+        seconds = self._ends - self._starts
+        if filters.min_seconds is not None:
+            allowed &= seconds >= filters.min_seconds
+        if filters.max_seconds is not None:
+            allowed &= seconds <= filters.max_seconds
+        return allowed.nonzero()[0]
+
+    def is_hub(self, row: int) -> bool:
+        """Whether a moment comes first for some query of the bank."""
+        return bool(self._is_hub[row])
+
+    def moment(self, row: int) -> Hit:
+        """Where a row is from, with score 0.
+
+        Raises:
+            KeyError: there is no such row.
+        """
+        if not isinstance(row, int) or not 0 <= row < len(self):
+            raise KeyError(row)
+        return Hit(0.0, self._paths[row].as_py(), float(self._starts[row]), float(self._ends[row]), row)
+
+    def vector(self, row: int) -> np.ndarray:
+        """(K,), without the bias."""
+        return np.asarray(self._table.column("vector")[row].values, np.float32)

@@ -1,0 +1,44 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a search returns and what it may be narrowed to: the same for every store."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One moment found."""
+
+    score: float
+    path: str
+    start: float  # seconds
+    end: float
+    row: int | str  # of the index; in Milvus the moment's key
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which moments may be found; None for no limit."""
+
+    path: str | None = None  # part of the path, upper and lower case are the same
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+
+    def __bool__(self) -> bool:
+        return any(value is not None for value in (self.path, self.min_seconds, self.max_seconds))
+
+
+def in_order(hits: list[Hit]) -> list[Hit]:
+    """Best first; equal scores by path and time, so that the same moments come in the same order from every store."""
+    return sorted(hits, key=lambda hit: (-hit.score, hit.path, hit.start))

@@ -1,0 +1,273 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""An index in Milvus: the vectors of one or many index folders in one collection, and searching it.
+
+A collection has a row per moment:
+
+    key          VARCHAR, primary: hash of folder, path, start and end
+    vector       FLOAT_VECTOR (K+1): the folded vector, and minus the bank's bias; metric inner product
+    path, start, end, seconds, gate_weights, is_hub
+    path_lower   what the filter on paths looks at
+    source       which index folder it comes from
+    version      hash of all of the above: a row is sent again when it changed
+
+The index folder stays where videos are encoded and where an interrupted build continues; `MilvusStore.update` makes
+its rows in the collection equal to it, however far an earlier call came. Searching needs the collection alone: the row
+of a second collection, NAME_index, says which model made it. So many machines fill one collection, each from its
+share of the files, and others search it. K entries a folded vector, N queries.
+
+The client of pymilvus is the same for a server, a cluster and an embedded database (a file: milvus-lite).
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+
+import numpy as np
+import pyarrow as pa
+
+from .errors import SearchError
+from .hits import Filters, Hit, in_order
+from .store import Description, column_matrix
+
+
+COLLECTION = "camoe"
+INDEX_TYPES = {"flat": "FLAT", "hnsw": "HNSW", "ivf": "IVF_FLAT"}
+BATCH_BYTES = 8 << 20  # of vectors a request; Milvus takes 64 MB
+TIMEOUT = 10.0  # seconds to reach a server
+MOST_HITS = 16_384  # Milvus's own limit of a search
+FIELDS = ["path", "start", "end"]
+
+
+class MilvusStore:
+    """A collection, opened.
+
+    Args:
+        uri: address of a server (http://host:19530), or a file name ending in .db for the embedded database. The
+            token of a server is read from the environment variable MILVUS_TOKEN, so that it is in no file.
+        collection: name.
+
+    Raises:
+        ImportError: pymilvus is not installed (naming the pip command).
+        SearchError: the server cannot be reached.
+    """
+
+    def __init__(self, uri: str, collection: str = COLLECTION):
+        try:
+            from pymilvus import MilvusClient
+        except ImportError as error:
+            raise ImportError('the store milvus needs pymilvus: pip install "camoe[milvus]"') from error
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # what it logs as an error, it also raises
+        self.uri, self.collection = uri, collection
+        with _asking(f"open {uri}"):
+            self._client = MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=TIMEOUT)
+
+    def close(self):
+        """Let go of the connection; another process can then open an embedded database."""
+        self._client.close()
+
+    # --- what the collection is --------------------------------------------------------------------------------------
+
+    @property
+    def _about(self) -> str:
+        return f"{self.collection}_index"
+
+    def description(self) -> Description | None:
+        """What the collection holds; None if there is none yet."""
+        with _asking(f"read {self.collection}"):
+            if not self._client.has_collection(self._about):
+                return None
+            self._client.load_collection(self._about)
+            rows = self._client.get(self._about, ids=["description"], output_fields=["text"])
+        return Description(**json.loads(rows[0]["text"])) if rows else None
+
+    def _describe(self, description: Description):
+        """Write the description; a collection of another model's vectors is refused."""
+        before = self.description()
+        if before is not None and (before.weights, before.experts) != (description.weights, description.experts):
+            raise SearchError(
+                f"the collection {self.collection} of {self.uri} holds vectors of {before.model} (weights "
+                f"{before.weights[:8]}), not of {description.model}: name another with --collection, or drop it"
+            )
+        from pymilvus import DataType
+
+        with _asking(f"write {self.collection}"):
+            if before is None and not self._client.has_collection(self._about):
+                schema = self._client.create_schema()
+                schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=32)
+                schema.add_field("text", DataType.VARCHAR, max_length=65_535)
+                schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)  # every collection needs one
+                self._create(self._about, schema, "FLAT")
+            if not self._client.has_collection(self.collection):
+                self._create(self.collection, self._schema(description), INDEX_TYPES[description.faiss])
+            text = json.dumps(vars(description) | {"generation": "", "source": ""})
+            self._client.upsert(self._about, [{"key": "description", "text": text, "vector": [0.0, 0.0]}])
+
+    def _create(self, name: str, schema, index_type: str):
+        index = self._client.prepare_index_params()
+        index.add_index("vector", index_type=index_type, metric_type="IP")
+        self._client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+
+    def _schema(self, description: Description):
+        from pymilvus import DataType
+
+        schema = self._client.create_schema()
+        schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=32)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=description.width + 1)
+        for name in ("path", "path_lower"):
+            schema.add_field(name, DataType.VARCHAR, max_length=65_535)
+        for name in ("source", "version"):
+            schema.add_field(name, DataType.VARCHAR, max_length=32)
+        for name in ("start", "end", "seconds"):
+            schema.add_field(name, DataType.DOUBLE)
+        experts = len(description.experts)
+        schema.add_field("gate_weights", DataType.ARRAY, element_type=DataType.FLOAT, max_capacity=experts)
+        schema.add_field("is_hub", DataType.BOOL)
+        return schema
+
+    # --- filling -----------------------------------------------------------------------------------------------------
+
+    def update(self, description: Description, table: pa.Table) -> tuple[int, int]:
+        """Make the rows of an index folder in the collection equal to its table.
+
+        Args:
+            description: of the index; its `source` marks the folder's rows. Rows of other folders stay.
+            table: its moments.
+
+        Returns:
+            How many rows were written (new or changed), and how many were deleted.
+        """
+        self._describe(description)
+        with _asking(f"write {self.collection}"):
+            self._client.load_collection(self.collection)
+            stored = self._versions(description.source)
+            vectors = column_matrix(table, "vector")
+            size = max(1, BATCH_BYTES // (4 * (description.width + 1)))
+            keys, written = set(), 0
+            for first in range(0, len(table), size):
+                part = slice(first, first + size)
+                rows = _rows(description.source, table.slice(first, size), vectors[part])
+                keys.update(row["key"] for row in rows)
+                changed = [row for row in rows if stored.get(row["key"]) != row["version"]]
+                if changed:
+                    self._client.upsert(self.collection, changed)
+                written += len(changed)
+            gone = sorted(stored.keys() - keys)
+            for first in range(0, len(gone), MOST_HITS):
+                self._client.delete(self.collection, ids=gone[first : first + MOST_HITS])
+            self._client.flush(self.collection)
+        return written, len(gone)
+
+    def _versions(self, source: str) -> dict[str, str]:
+        """Key -> version of the rows that come from an index folder."""
+        pages = self._client.query_iterator(
+            self.collection, filter=f'source == "{source}"', output_fields=["key", "version"], batch_size=MOST_HITS
+        )
+        versions = {}
+        with contextlib.closing(pages):
+            while page := pages.next():
+                versions.update((row["key"], row["version"]) for row in page)
+        return versions
+
+    # --- searching ---------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        with _asking(f"count {self.collection}"):
+            self._client.load_collection(self.collection)
+            return self._client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"]
+
+    def search(self, queries: np.ndarray, k: int, filters: Filters) -> list[list[Hit]]:
+        """The k best moments for each of (N,K+1) queries, best first; fewer where fewer pass the filters.
+
+        Raises:
+            SearchError: more results than Milvus gives, or it does not answer.
+        """
+        if k > MOST_HITS:
+            raise SearchError(f"k is {k}: Milvus gives {MOST_HITS} results at most")
+        with _asking(f"search {self.collection}"):
+            found = self._client.search(
+                self.collection, data=list(queries), limit=k, filter=_expression(filters), output_fields=FIELDS
+            )
+        return [
+            in_order([Hit(hit["distance"], *(hit["entity"][name] for name in FIELDS), hit["key"]) for hit in hits])
+            for hits in found
+        ]
+
+    def is_hub(self, key: str) -> bool:
+        """Whether a moment comes first, in its index folder, for some query of the bank."""
+        return self._get(key, ["is_hub"])["is_hub"]
+
+    def moment(self, key: str) -> Hit:
+        """Where a row is from, with score 0.
+
+        Raises:
+            KeyError: there is no such row.
+        """
+        row = self._get(key, FIELDS)
+        return Hit(0.0, row["path"], row["start"], row["end"], key)
+
+    def vector(self, key: str) -> np.ndarray:
+        """(K,), without the bias."""
+        return np.asarray(self._get(key, ["vector"])["vector"], np.float32)[:-1]
+
+    def _get(self, key: str, fields: list[str]) -> dict:
+        with _asking(f"read {self.collection}"):
+            rows = self._client.get(self.collection, ids=[str(key)], output_fields=fields)
+        if not rows:
+            raise KeyError(key)
+        return rows[0]
+
+
+def _rows(source: str, table: pa.Table, vectors: np.ndarray) -> list[dict]:
+    """Moments of an index folder as rows of the collection."""
+    folded = np.concatenate([vectors, -np.asarray(table["bias"], np.float32)[:, None]], axis=1)  # (b,K+1)
+    gates = column_matrix(table, "gate_weights")
+    columns = [table[name].to_pylist() for name in ("path", "start", "end", "is_hub")]
+    rows = []
+    for vector, gate, path, start, end, is_hub in zip(folded, gates, *columns, strict=True):
+        key = hashlib.blake2b(repr((source, path, start, end)).encode(), digest_size=16).hexdigest()
+        version = hashlib.blake2b(vector.tobytes() + gate.tobytes() + bytes([is_hub]), digest_size=16).hexdigest()
+        row = {"key": key, "vector": vector, "path": path, "path_lower": path.lower(), "source": source}
+        row |= {"version": version, "start": start, "end": end, "seconds": end - start}
+        rows.append(row | {"gate_weights": gate.tolist(), "is_hub": is_hub})
+    return rows
+
+
+def _expression(filters: Filters) -> str:
+    """Filters in Milvus's language."""
+    parts = []
+    if filters.path is not None:
+        # A backslash, which servers read differently in a pattern, stands as "any one character".
+        pattern = filters.path.lower().replace("\\", "\0").replace("%", "\\%").replace("_", "\\_").replace("\0", "_")
+        literal = pattern.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
+        parts.append(f'path_lower like "%{literal}%"')
+    if filters.min_seconds is not None:
+        parts.append(f"seconds >= {float(filters.min_seconds)!r}")
+    if filters.max_seconds is not None:
+        parts.append(f"seconds <= {float(filters.max_seconds)!r}")
+    return " and ".join(parts)
+
+
+@contextlib.contextmanager
+def _asking(what: str):
+    """Milvus's errors as one line that says what was wanted."""
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        yield
+    except MilvusException as error:
+        reason = " ".join(str(getattr(error, "message", error)).split())
+        raise SearchError(f"Milvus cannot {what}: {reason}") from error
