@@ -17,6 +17,7 @@ The one engine of evaluation, search and the pipeline. Frames travel from the wo
 the model's device. K = E*D is the length of a folded vector; B clips, N captions.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -83,6 +84,13 @@ class ClipFrames(Dataset):
             return BadVideo(index, describe_source(clip), str(error))
 
 
+def leave_signals_to_the_parent(worker: int):
+    """For workers of a `DataLoader`. Ctrl-C and a cluster's SIGTERM reach all processes of a group, and the main one
+    decides what becomes of them; a worker ends when its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class _Collate:
     def __init__(self, video_processor):
         self.video_processor = video_processor
@@ -106,6 +114,7 @@ def iter_encoded_videos(
     num_workers: int = 0,
     on_bad_video: str = "raise",
     progress: str | None = None,
+    decoder=None,
 ) -> Iterator[VideoBatch]:
     """Encode clips batch by batch, in order, while workers decode the next ones.
 
@@ -117,6 +126,7 @@ def iter_encoded_videos(
         num_workers: processes that decode; 0 decodes in this one.
         on_bad_video: "raise" stops at a clip that cannot be decoded, "skip" lists it in the batch.
         progress: label of a progress bar, or None for none.
+        decoder: what decodes a clip, `decoder.decode(clip)`, in place of the processor's video processor (a cache).
 
     Raises:
         VideoDecodingError: naming the file and the cause.
@@ -124,11 +134,12 @@ def iter_encoded_videos(
     if on_bad_video not in ("raise", "skip"):
         raise ValueError(f"`on_bad_video` is {on_bad_video!r}; choose 'raise' or 'skip'.")
     loader = DataLoader(
-        ClipFrames(clips, processor.video_processor),
+        ClipFrames(clips, decoder or processor.video_processor),
         batch_size=batch_size,
         num_workers=min(num_workers, len(clips)),
         collate_fn=_Collate(processor.video_processor),
         pin_memory=model.device.type == "cuda",
+        worker_init_fn=leave_signals_to_the_parent,
     )
     with tqdm(total=len(clips), desc=progress, unit="clip", disable=progress is None) as bar:
         for indices, inputs, times, bad in loader:

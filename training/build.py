@@ -108,7 +108,9 @@ def parameter_groups(model: CAMoEModel, options) -> list[dict]:
     """AdamW groups: CLIP and new layers at their own rates; norms, biases and logit_scale without weight decay."""
     groups: dict[tuple[float, float], list] = {}
     for name, parameter in model.named_parameters():
-        rate = options.clip_learning_rate if name.startswith("clip.") else options.learning_rate
+        if not parameter.requires_grad:  # what LoRA stands in for
+            continue
+        rate = options.clip_learning_rate if ".clip." in f".{name}" else options.learning_rate
         if rate == 0:
             parameter.requires_grad_(False)
             continue

@@ -14,9 +14,9 @@
 """Checkpoints that a kill at any moment leaves whole, and the published model beside them.
 
     output_dir/
-        config.json, model.safetensors, ...     the best model so far, complete: what from_pretrained loads
-        checkpoints/step_000100/                everything needed to go on: model, optimiser, schedule, random state,
-        position training_log.jsonl                      cut back to the checkpoint's step on resume
+        config.json, model.safetensors, ...  the best model so far, complete: what from_pretrained loads
+        checkpoints/step_00000100/           what is needed to go on: model, optimiser, schedule, random state
+        training_log.jsonl                   cut back to the checkpoint's step on resume, and so is bad_videos.jsonl
 
 A checkpoint is written under a temporary name and renamed when it is complete.
 """
@@ -28,29 +28,44 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lora import has_adapter, merged
 from recipe import UserError
+from safetensors import SafetensorError
 
 
+# What a full disk is to Python, to torch and to safetensors.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 STEP_FOLDER = re.compile(r"step_(\d+)$")
 
 
 @dataclass
 class Progress:
-    """Where a run is. `batch` batches of `epoch` are done; `best` are the best validation metrics so far."""
+    """Where a run is. `batch` steps of `epoch` are done; `best` are the best validation metrics so far.
+
+    `order` is what the order of the pairs follows from: a position means nothing in another one.
+    """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0
     waited: float = 0.0  # seconds of them spent waiting for data
-    num_bad: int = 0  # clips that could not be decoded
     num_skipped: int = 0  # steps skipped because the gradient was not finite
     best: dict | None = None
+    order: dict | None = None
 
     def state_dict(self) -> dict:
         return asdict(self)
 
     def load_state_dict(self, state: dict):
+        """Raises UserError where the checkpoint is of a run on other pairs, or in another order."""
+        saved, here = state["order"] or {}, self.order or {}
+        for name in saved.keys() & here.keys():
+            if saved[name] != here[name]:
+                raise UserError(
+                    f"the checkpoint was written with {name} {saved[name]}, now it is {here[name]}: go on with the "
+                    "same data and batch, or start anew from the published model with --model_name_or_path"
+                )
         for name, value in state.items():
             setattr(self, name, value)
 
@@ -93,7 +108,7 @@ class CheckpointFolder:
             if accelerator.is_main_process:
                 os.replace(partial, place)
                 self._prune()
-        except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        except WRITE_ERRORS as error:
             shutil.rmtree(partial, ignore_errors=True)
             last = self.finished()
             kept = f"the last whole one is {last[-1]}" if last else "there is none yet"
@@ -113,7 +128,7 @@ class CheckpointFolder:
         """Restore the checkpoint `which`: "latest" (none yet is fine) or a folder. Returns its name.
 
         Raises:
-            UserError: no such folder.
+            UserError: no such folder, a damaged checkpoint, or one of another model or other data.
         """
         if which == "latest":
             finished = self.finished()
@@ -124,36 +139,49 @@ class CheckpointFolder:
             path = Path(which)
             if not (path / "model.safetensors").is_file() and not any(path.glob("*model*")):
                 raise UserError(f"{path} is not a training checkpoint; give 'latest' or a folder in {self.folder}")
-        accelerator.load_state(str(path))
+        try:
+            accelerator.load_state(str(path))
+        except UserError:
+            raise
+        except Exception as error:  # safetensors, pickle, zip and shapes: each has its own
+            cause = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(
+                f"cannot load the checkpoint {path}: {cause[0]} (a damaged checkpoint may be deleted: `latest` is "
+                "then the one before; one of another model does not fit)"
+            ) from error
         return path.name
 
 
-class TrainingLog:
-    """training_log.jsonl, written by the main process; lines after `step` are cut off when a run resumes there."""
+class StepLog:
+    """A file of JSON lines that have a `step`; lines after the step at which a run resumes are cut off.
 
-    def __init__(self, path: Path, active: bool, step: int):
-        self.file = None
-        if not active:
-            return
-        kept = []
-        if step and path.is_file():
-            lines = (
-                line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-            )
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8")
+    Args:
+        path: of the file. step: where the run goes on, 0 at its beginning. main: whether this process cuts.
+    """
+
+    def __init__(self, path: Path, step: int, main: bool):
+        self.path = path
+        if main:
+            kept = [line for line in self.lines() if line["step"] <= step] if step else []
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def lines(self) -> list[dict]:
+        """What stands in the file, without a last line that a kill cut off."""
+        if not self.path.is_file():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def write(self, **values):
-        if self.file is not None:
-            self.file.write(json.dumps(values) + "\n")
-            self.file.flush()
+        with self.path.open("a", encoding="utf-8") as file:  # one write a line: processes may share the file
+            file.write(json.dumps(values) + "\n")
 
 
 def save_model(model, processor, output_dir: Path, extra: dict[str, str]):
     """Publish a model: write it completely beside its place, then move each file there.
 
     Args:
+        model: a peft model is published merged, its adapter beside it in `adapter/`.
         extra: file name -> text, saved with it.
 
     Raises:
@@ -162,13 +190,18 @@ def save_model(model, processor, output_dir: Path, extra: dict[str, str]):
     saving = output_dir / ".saving"
     try:
         shutil.rmtree(saving, ignore_errors=True)
+        if has_adapter(model):
+            model.save_pretrained(saving / "adapter")
+            model = merged(model)
         model.save_pretrained(saving)
         processor.save_pretrained(saving)
         for name, text in extra.items():
             (saving / name).write_text(text, encoding="utf-8")
-    except (OSError, RuntimeError) as error:
+    except WRITE_ERRORS as error:
         shutil.rmtree(saving, ignore_errors=True)
         raise UserError(f"cannot write the model to {output_dir}: {error}; what was there is untouched") from error
-    for file in sorted(saving.iterdir()):
-        os.replace(file, output_dir / file.name)
-    saving.rmdir()
+    for file in sorted(path for path in saving.rglob("*") if path.is_file()):
+        place = output_dir / file.relative_to(saving)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, place)
+    shutil.rmtree(saving)

@@ -31,15 +31,15 @@ GIB = 2**30
 FLOAT32 = 4  # bytes
 
 
-def describe_run(options, train: CaptionedClips, validation: CaptionedClips | None, model, total_steps: int) -> str:
+def describe_run(options, train: CaptionedClips, validation: CaptionedClips | None, model) -> str:
     """The resolved recipe, split sizes, steps, parameters and a memory estimate, as text to print.
 
     Args:
         options: [`TrainOptions`]. train, validation: the splits. model: on the CPU, frozen parts marked so.
-        total_steps: optimiser steps of the run.
     """
     pairs = len(train.captions) if options.captions_per_video == "one" else sum(map(len, train.captions))
-    steps_per_epoch = pairs // options.batch_size
+    pairs_per_step = options.batch_size * options.gradient_accumulation_steps
+    steps_per_epoch = pairs // pairs_per_step
     sizes = [f"train split {options.train_split!r}: {_size(train)}; {pairs:,} pairs an epoch"]
     if validation is None:
         sizes.append("validation: none, the model of the last epoch is kept")
@@ -58,7 +58,7 @@ def describe_run(options, train: CaptionedClips, validation: CaptionedClips | No
         yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, allow_unicode=True).rstrip(),
         "",
         *sizes,
-        f"steps: {total_steps:,}, {steps_per_epoch:,} an epoch of {options.batch_size} pairs a step",
+        f"steps of {pairs_per_step} pairs: {options.total_steps(steps_per_epoch):,}, {steps_per_epoch:,} an epoch",
         f"parameters: {total:,}, of them {head:,} beside CLIP; {trained:,} are trained",
         f"memory, estimated in float32: {(fixed + chunk * pair) / GIB:.1f} GiB in one process",
         f"  weights, gradients, optimiser: {fixed / GIB:.2f} GiB in every process",

@@ -57,8 +57,12 @@ def encode_split(
     num_workers: int = 2,
     on_bad_video: str = "raise",
     progress: str | None = None,
+    decoder=None,
 ) -> EncodedSplit:
-    """Encode the clips and the "first" or "all" captions of a split; `model` is unwrapped and in `eval()`."""
+    """Encode the clips and the "first" or "all" captions of a split; `model` is unwrapped and in `eval()`.
+
+    The options are those of `iter_encoded_videos`.
+    """
     rank, world = accelerator.process_index, accelerator.num_processes
     label = progress if accelerator.is_main_process else None
     mine = range(rank, len(split.clips), world)
@@ -70,6 +74,7 @@ def encode_split(
         num_workers=num_workers,
         on_bad_video=on_bad_video,
         progress=label and f"{label}: clips",
+        decoder=decoder,
     )
     rows = [mine[i] for i in encoded.indices]
     bad = [BadVideo(mine[b.index], b.source, b.cause) for b in encoded.bad]

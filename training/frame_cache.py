@@ -35,58 +35,102 @@ from modeling_camoe.frames import Clip, SampledFrames
 JITTER_CHOICES = 2  # frames stored for each one that is drawn: twice the disk, and each epoch still sees other frames
 
 
+class ArrayFolder:
+    """Arrays in files named after a hash of what they were made from; safe under several processes.
+
+    Args:
+        folder: made if it is not there.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    def path(self, *origin) -> Path:
+        """The file of what was made from `origin` (values that JSON can hold)."""
+        name = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:40]
+        return self.folder / name[:2] / f"{name}.npy"
+
+    def load(self, path: Path) -> np.ndarray | None:
+        """The array, memory-mapped; None if it is not there, or was cut off by a crash of the machine."""
+        try:
+            return np.load(path, mmap_mode="r")
+        except (FileNotFoundError, ValueError, EOFError):
+            return None
+
+    def store(self, path: Path, array: np.ndarray):
+        """Write under another name, then rename: a reader sees the whole file or none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with open(partial, "wb") as file:
+                np.save(file, array)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 class FrameCache:
-    """Decodes clips through a folder of stored frames.
+    """Decodes clips through a folder of stored frames; stands in for a video processor where clips are decoded.
 
     Args:
         folder: made if it is not there. video_processor: decodes what is not stored yet.
     """
 
     def __init__(self, folder: str | os.PathLike, video_processor):
-        self.folder = Path(folder)
+        self.arrays = ArrayFolder(folder)
         self.video_processor = video_processor
 
-    def decode(self, clip: Clip, sampling: str = "uniform", seed: int | None = None) -> SampledFrames:
+    def __call__(self, *args, **kwargs):
+        """Frames -> inputs of a model, as the video processor does it."""
+        return self.video_processor(*args, **kwargs)
+
+    def decode(self, clip: Clip, sampling: str | None = None, seed: int | None = None) -> SampledFrames:
         """As `video_processor.decode`; frames of a clip that was seen before come from the disk."""
-        num_frames = self.video_processor.num_frames
-        stored_frames = num_frames * JITTER_CHOICES if sampling == "jitter" else num_frames
-        path = self._path(clip, sampling, stored_frames)
-        try:
-            frames = np.load(path, mmap_mode="r")
-        except (FileNotFoundError, ValueError, EOFError):  # not there, or cut off by a full disk
-            decoding = "uniform" if sampling == "jitter" else sampling
-            frames = self.video_processor.decode(clip, sampling=decoding, num_frames=stored_frames).frames.numpy()
-            self._store(path, frames)
+        sampling = sampling or self.video_processor.sampling
+        path = self.arrays.path(clip_identity(clip), frame_settings(self.video_processor, sampling))
+        frames = self.arrays.load(path)
+        if frames is None:
+            frames = decode_all(self.video_processor, clip, sampling).numpy()
+            try:
+                self.arrays.store(path, frames)
+            except OSError as error:
+                raise OSError(f"cannot write the frame cache {self.arrays.folder}: {error}") from error
         if sampling == "jitter":
-            frames = frames[_draw(len(frames), num_frames, seed)]
+            frames = frames[draw(len(frames), self.video_processor.num_frames, seed)]
         return SampledFrames(frames=torch.from_numpy(np.array(frames)), times=(), duration=0.0)
 
-    def _path(self, clip: Clip, sampling: str, num_frames: int) -> Path:
-        if isinstance(clip.source, bytes):
-            identity = hashlib.sha256(clip.source).hexdigest()
-        else:
-            try:
-                status = os.stat(clip.source)
-                identity = [os.path.abspath(clip.source), status.st_size, status.st_mtime_ns]
-            except OSError:
-                identity = [os.path.abspath(clip.source), "missing"]  # decoding will say so
-        processor = self.video_processor
-        settings = [sampling, num_frames, dict(processor.size), dict(processor.crop_size), clip.start, clip.end]
-        name = hashlib.sha256(json.dumps([identity, settings]).encode()).hexdigest()[:40]
-        return self.folder / name[:2] / f"{name}.npy"
 
-    def _store(self, path: Path, frames: np.ndarray):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def decode_all(video_processor, clip: Clip, sampling: str) -> torch.Tensor:
+    """Every frame of a clip that a run may draw: (T',3,H,W) uint8."""
+    if sampling != "jitter":
+        return video_processor.decode(clip, sampling=sampling, num_frames=video_processor.num_frames).frames
+    return video_processor.decode(
+        clip, sampling="uniform", num_frames=JITTER_CHOICES * video_processor.num_frames
+    ).frames
+
+
+def clip_identity(clip: Clip) -> list:
+    """What tells a clip from others: path, size and time of its file, or a hash of its bytes; its window."""
+    if isinstance(clip.source, bytes):
+        file = [hashlib.sha256(clip.source).hexdigest()]
+    else:
+        file = [os.path.abspath(clip.source)]
         try:
-            with open(partial, "wb") as file:
-                np.save(file, frames)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+            status = os.stat(clip.source)
+            file += [status.st_size, status.st_mtime_ns]
+        except OSError:
+            file += ["missing"]  # decoding will say so
+    return [file, clip.start, clip.end]
 
 
-def _draw(available: int, num_frames: int, seed: int | None) -> list[int]:
+def frame_settings(video_processor, sampling: str) -> list:
+    """What else decides about the stored frames."""
+    stored = JITTER_CHOICES if sampling == "jitter" else 1
+    sizes = [dict(video_processor.size), dict(video_processor.crop_size)]
+    return [sampling, stored * video_processor.num_frames, sizes]
+
+
+def draw(available: int, num_frames: int, seed: int | None) -> list[int]:
     """One position of each of `num_frames` equal segments of `available` frames, increasing."""
     if available <= num_frames:
         return list(range(available))

@@ -17,11 +17,14 @@ After Gao et al., arXiv 2101.06983: (1) embed all chunks without a graph, rememb
 the loss on all embeddings, and its gradient with respect to them; (3) embed each chunk again in the same random state,
 and send the remembered gradient back through it. Memory is that of one chunk; time is one more forward pass. Exact,
 also with dropout and over several processes (the gradients are synchronised once, with the last chunk).
+
+Beside it, plain gradient accumulation: the mean gradient of several contrastive batches that do not see each other.
 """
 
 import contextlib
 
 import torch
+from lora import camoe_of
 
 from modeling_camoe.modeling_camoe import CAMoETextOutput, CAMoEVideoOutput
 from modeling_camoe.retrieval import fold_text, fold_video
@@ -48,23 +51,24 @@ def cached_backward(accelerator, model, batch: dict, video_ids: torch.Tensor, ch
     """Forward and backward of one contrastive batch in chunks of `chunk` pairs; gradients land in the parameters.
 
     Args:
-        model: as prepared by `accelerator`. batch: inputs of the model, (n, ...) tensors of this process.
-        video_ids: (n,).
+        model: as prepared by `accelerator`. batch: inputs of the model, (n, ...) tensors of this process, on any
+            device: each chunk is moved to the model's when its turn comes. video_ids: (n,).
 
     Returns:
         loss (scalar, without graph) and the gate weights (n,E).
     """
-    core = accelerator.unwrap_model(model)
-    rows = len(video_ids)
+    core = camoe_of(accelerator.unwrap_model(model, keep_torch_compile=False))
+    device = accelerator.device
     parts = [
-        {name: tensor[start : start + chunk] for name, tensor in batch.items()} for start in range(0, rows, chunk)
+        {name: tensor[start : start + chunk] for name, tensor in batch.items()}
+        for start in range(0, len(video_ids), chunk)
     ]
 
     states, embeds = [], []
     with torch.no_grad():
         for part in parts:
-            states.append(RandomState(video_ids.device))
-            output = model(**part)
+            states.append(RandomState(device))
+            output = model(**to_device(part, device))
             embeds.append((output.text_embeds, output.video_embeds, output.gate_weights))
     leaves = [torch.cat(column).requires_grad_() for column in zip(*embeds, strict=True)]
 
@@ -74,20 +78,17 @@ def cached_backward(accelerator, model, batch: dict, video_ids: torch.Tensor, ch
     loss = core.retrieval_loss(
         CAMoETextOutput(pooler_output=fold_text(text_embeds), text_embeds=text_embeds),
         CAMoEVideoOutput(pooler_output=fold_video(video_embeds, gate_weights), video_embeds=video_embeds),
-        video_ids,
+        video_ids.to(device),
         log_scale=log_scale,
     )
-    gradients = torch.autograd.grad(loss, [*leaves, log_scale], allow_unused=True)
-    gradients = [
-        torch.zeros_like(leaf) if g is None else g for leaf, g in zip([*leaves, log_scale], gradients, strict=True)
-    ]
+    gradients = torch.autograd.grad(loss, [*leaves, log_scale], allow_unused=True, materialize_grads=True)
     *leaf_gradients, scale_gradient = gradients
 
     for index, (part, state) in enumerate(zip(parts, states, strict=True)):
         last = index == len(parts) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             with state.replayed():
-                output = model(**part)
+                output = model(**to_device(part, device))
             own = slice(index * chunk, index * chunk + chunk)
             outputs = (output.text_embeds, output.video_embeds, output.gate_weights)
             surrogate = sum((out * grad[own]).sum() for out, grad in zip(outputs, leaf_gradients, strict=True))
@@ -95,3 +96,31 @@ def cached_backward(accelerator, model, batch: dict, video_ids: torch.Tensor, ch
                 surrogate = surrogate + core.clip.logit_scale * scale_gradient
             accelerator.backward(surrogate)
     return loss.detach(), gate_weights.detach()
+
+
+def accumulated_backward(accelerator, model, batch: dict, video_ids: torch.Tensor, steps: int):
+    """Forward and backward of `steps` contrastive batches one after the other; gradients add up to their mean.
+
+    Each loss sees its own pairs only: this is `steps` small contrastive batches, not one large one.
+
+    Args:
+        batch, video_ids: (n, ...), the `steps` batches of this process one after the other, on any device.
+
+    Returns:
+        mean loss (scalar, without graph) and the gate weights (n,E).
+    """
+    rows = len(video_ids) // steps
+    losses, gates = [], []
+    for index in range(steps):
+        own = slice(index * rows, index * rows + rows)
+        part = {name: tensor[own] for name, tensor in batch.items()} | {"video_ids": video_ids[own]}
+        with contextlib.nullcontext() if index == steps - 1 else accelerator.no_sync(model):
+            output = model(**to_device(part, accelerator.device), return_loss=True)
+            accelerator.backward(output.loss / steps)
+        losses.append(output.loss.detach())
+        gates.append(output.gate_weights.detach())
+    return torch.stack(losses).mean(), torch.cat(gates)
+
+
+def to_device(inputs: dict, device: torch.device) -> dict:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}

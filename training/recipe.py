@@ -34,6 +34,8 @@ from pathlib import Path
 
 import yaml
 
+from modeling_camoe.frames import VideoDecodingError
+
 
 class UserError(Exception):
     """A mistake of the user's: shown as one line, without a traceback, exit code 2."""
@@ -43,7 +45,7 @@ def exit_on_user_error(main):
     """Run a program's `main()`: what the user can mend becomes one line and exit code 2, Ctrl-C exit code 130."""
     try:
         main()
-    except UserError as error:
+    except (UserError, VideoDecodingError) as error:
         sys.exit(_complain(str(error)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -18,14 +18,17 @@
 Starts from a CLIP or CAMoE checkpoint or, with `clip_config`, from scratch. Notable features:
 - one contrastive batch over all processes (`batch_size` is the global one), exact to the gradient; what a step sees
   does not depend on the number of processes;
-- clips are decoded in workers, and travel as uint8;
+- clips are decoded in workers, and travel as uint8; --frame_cache and --feature_cache decode each clip once;
+- --gradient_cache_chunk makes contrastive batches beyond memory, with the gradient of the plain one;
 - the best model is chosen on validation data; `output_dir` holds it, complete, from the first validation on;
 - `--resume_from_checkpoint latest` goes on after any kill, to the same result.
 
 `output_dir` receives the model and processor, recipe.yaml, query_bank.txt (training captions, for search and
-evaluation), training_log.jsonl (a line per `logging_steps`), all_results.json, and bad_videos.jsonl if there were any.
+evaluation), training_log.jsonl (a line per `logging_steps`), all_results.json, and bad_videos.jsonl. docs/training.md
+says how to run on one core, one GPU, eight, or four nodes; training/cluster/ has the files for it.
 """
 
+import functools
 import math
 import sys
 from pathlib import Path
@@ -34,21 +37,32 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from build import build_model, build_processor, parameter_groups
+from distribution import check, prepare
 from dry_run import describe_run
+from encode_split import encode_split
+from feature_cache import FeatureCache, FeatureCollator, FeaturePairs, encode_split_from_cache
 from frame_cache import FrameCache
-from recipe import exit_on_user_error, parse_options, save_recipe
-from retrieval_data import (
-    EpochSampler,
-    PairCollator,
-    TrainPairs,
-    find_caption_column,
-    load_split,
-    read_captioned_clips,
-)
+from lora import add_lora
+from recipe import UserError, exit_on_user_error, parse_options, save_recipe
+from retrieval_data import PairCollator, RunBatches, TrainPairs, find_caption_column, load_split, read_captioned_clips
 from torch.utils.data import DataLoader
 from train_options import TrainOptions
-from trainer import GlobalBatches, Terminated, Trainer
+from trainer import Terminated, Trainer
 from transformers import get_cosine_schedule_with_warmup
+
+from modeling_camoe.encode import leave_signals_to_the_parent
+
+
+def make_accelerator(options: TrainOptions) -> Accelerator:
+    try:
+        return Accelerator(
+            log_with=options.report_to,
+            project_dir=options.output_dir,
+            dynamo_backend=options.torch_compile,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    except (ImportError, ValueError) as error:  # an unknown tracker, backend or number format
+        raise UserError(f"Accelerate cannot start: {error}") from error
 
 
 def load_data(options: TrainOptions):
@@ -77,6 +91,80 @@ def load_data(options: TrainOptions):
     return train, validation, processor
 
 
+def make_optimizer(model, options: TrainOptions) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, options)
+    if not groups:
+        raise UserError("nothing is trained: learning_rate and clip_learning_rate are both 0")
+    return torch.optim.AdamW(
+        groups, betas=(options.adam_beta1, options.adam_beta2), eps=options.adam_epsilon, fused=True
+    )
+
+
+def feed(options, accelerator, model, processor, train, validation):
+    """What a step and a validation read: the training pairs, their collator, and model -> encoded validation split.
+
+    With a feature cache, embeds what is not stored yet: the model is on its device by then.
+    """
+    pair_options = (options.seed, options.train_sampling, options.captions_per_video, options.on_bad_video)
+    if options.feature_cache is not None:
+        cache = FeatureCache(options.feature_cache, model, processor)
+        uniform = processor.video_processor.sampling
+        for split, sampling in ((train, options.train_sampling), (validation, uniform)):
+            if split is not None:
+                sizes = (options.eval_batch_size, options.num_workers)
+                cache.fill(accelerator, model, processor, split, sampling, *sizes)
+        encode = functools.partial(
+            encode_split_from_cache,
+            cache=cache,
+            split=validation,
+            captions=options.validation_captions,
+            on_bad_video=options.on_bad_video,
+        )
+        collator = FeatureCollator(processor.video_processor.num_frames)
+        return FeaturePairs(train, cache, *pair_options), collator, validation and encode
+
+    decoder = processor.video_processor
+    if options.frame_cache is not None:
+        decoder = FrameCache(options.frame_cache, decoder)
+
+    def encode(model):
+        return encode_split(
+            accelerator,
+            model,
+            processor,
+            validation,
+            options.validation_captions,
+            options.eval_batch_size,
+            options.num_workers,
+            options.on_bad_video,
+            decoder=decoder,
+        )
+
+    return TrainPairs(train, decoder, *pair_options), PairCollator(processor, processor.experts), validation and encode
+
+
+def make_loader(options, accelerator, pairs, collator) -> DataLoader:
+    batches = RunBatches(
+        len(pairs),
+        options.batch_size,
+        options.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        options.gradient_accumulation_steps,
+    )
+    return DataLoader(
+        pairs,
+        batch_sampler=batches,
+        collate_fn=collator,
+        num_workers=options.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        prefetch_factor=4 if options.num_workers else None,
+        worker_init_fn=leave_signals_to_the_parent,
+        # Without one of its own, it would draw from the global random state, and a resume draws once more.
+        generator=torch.Generator().manual_seed(options.seed),
+    )
+
+
 def query_bank(captions: list[list[str]], size: int, seed: int) -> str:
     """A sample of the training captions, a line each: what search and evaluation measure hubs with."""
     bank = [" ".join(text.split()) for texts in captions for text in texts]
@@ -88,58 +176,33 @@ def query_bank(captions: list[list[str]], size: int, seed: int) -> str:
 def main():
     options = parse_options(TrainOptions, description=__doc__)
     output_dir = Path(options.output_dir)
-    accelerator = Accelerator(
-        log_with=options.report_to,
-        project_dir=options.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    accelerator = make_accelerator(options)
+    check(accelerator, options)
     set_seed(options.seed)
     output_dir.mkdir(parents=True, exist_ok=True)
 
     with accelerator.main_process_first():  # the first tags and caches, the others read the cache
         train, validation, processor = load_data(options)
     model = build_model(options, processor)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, options),
-        betas=(options.adam_beta1, options.adam_beta2),
-        eps=options.adam_epsilon,
-        fused=True,
-    )
-
-    decoder = processor.video_processor
-    if options.frame_cache is not None:
-        decoder = FrameCache(options.frame_cache, decoder)
-    pairs = TrainPairs(
-        train, decoder, options.seed, options.train_sampling, options.captions_per_video, options.on_bad_video
-    )
-    batches = GlobalBatches(
-        EpochSampler(len(pairs), options.seed),
-        options.batch_size,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    loader = DataLoader(
-        pairs,
-        batch_sampler=batches,
-        collate_fn=PairCollator(processor, list(model.config.experts)),
-        num_workers=options.num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        prefetch_factor=4 if options.num_workers else None,
-        # Without one of its own, every epoch would draw from the global random state, and a resume draws once more.
-        generator=torch.Generator().manual_seed(options.seed),
-    )
-    total_steps = options.total_steps(len(batches))
+    if options.lora is not None:
+        model = add_lora(model, options.lora)
+    optimizer = make_optimizer(model, options)
     if options.dry_run:
-        accelerator.print(describe_run(options, train, validation, model, total_steps))
+        accelerator.print(describe_run(options, train, validation, model))
         return
+
+    model.to(accelerator.device)
+    pairs, collator, encode_validation = feed(options, accelerator, model, processor, train, validation)
+    loader = make_loader(options, accelerator, pairs, collator)
+    total_steps = options.total_steps(len(loader))
     scheduler = get_cosine_schedule_with_warmup(optimizer, math.ceil(options.warmup_ratio * total_steps), total_steps)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = prepare(accelerator, model, optimizer, options.batch_size // accelerator.num_processes)
     accelerator.init_trackers("camoe")
     if accelerator.is_main_process:
         save_recipe(options, output_dir / "recipe.yaml")
 
     extra = {"query_bank.txt": query_bank(train.captions, options.query_bank_size, options.seed)}
-    trainer = Trainer(options, accelerator, model, optimizer, scheduler, processor, loader, validation, extra)
+    trainer = Trainer(options, accelerator, model, optimizer, scheduler, processor, loader, encode_validation, extra)
     try:
         trainer.run()
     except Terminated as reason:

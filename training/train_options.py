@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The options of `run_retrieval.py`: what a recipe may say.
+"""The options of `run_retrieval.py`: what a recipe may say. docs/training.md explains them in their context.
 
 Defaults are CLIP4Clip's recipe for MSR-VTT (arXiv 2104.08860), the common yardstick, where it has one.
 """
@@ -50,6 +50,9 @@ class TrainOptions:
     tokenizer_vocab_size: int = option(2000, "byte pairs of the tokenizer that is made when training from scratch")
     model: dict = option({}, "fields of CAMoEConfig, e.g. --model.experts '[fusion]'")
     streams: dict | None = option(None, "expert -> caption stream, for experts not named after a stream")
+    lora: dict | None = option(
+        None, "train LoRA matrices in place of CLIP's weights: fields of peft's LoraConfig, e.g. --lora.r 16"
+    )
     tagger: str | None = option("en_core_web_sm", "spaCy model that tags captions; none: every expert reads all")
     num_frames: int = option(12, "frames a clip")
     max_words: int = option(32, "tokens a text, at most 77")
@@ -59,10 +62,13 @@ class TrainOptions:
 
     # Optimisation
     batch_size: int = option(128, "pairs in one contrastive batch over ALL processes")
+    gradient_accumulation_steps: int = option(
+        1, "batches a step; with gradient_cache_chunk they are one large contrastive batch, without it they are not"
+    )
     num_train_epochs: int = option(5, "passes over the pairs")
     max_train_steps: int | None = option(None, "stop after this many steps instead; the schedule ends there too")
     learning_rate: float = option(1e-4, "of the new layers")
-    clip_learning_rate: float = option(1e-7, "of CLIP's own parameters; 0 freezes them")
+    clip_learning_rate: float = option(1e-7, "of CLIP's own parameters, or of their LoRA; 0 freezes CLIP")
     weight_decay: float = option(0.2, "not on norms, biases and logit_scale")
     warmup_ratio: float = option(0.1, "share of the steps in which the learning rate rises; then a cosine")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
@@ -73,18 +79,24 @@ class TrainOptions:
     seed: int = option(42, "of everything random")
 
     # Running
-    num_workers: int = option(2, "processes that decode, for each training process")
+    num_workers: int = option(2, "processes that load clips, for each training process; 0 loads in the process itself")
     eval_batch_size: int = option(32, "clips a forward pass in validation")
     validation_epochs: int = option(1, "epochs between validations")
     frame_cache: str | None = option(None, "folder in which sampled frames are kept, for runs of many epochs")
-    gradient_cache_chunk: int | None = option(None, "embed this many pairs at a time: batches beyond memory, exact")
+    feature_cache: str | None = option(
+        None, "folder in which a frozen CLIP's embeddings are kept: after the first run nothing is decoded"
+    )
+    gradient_cache_chunk: int | None = option(
+        None, "embed this many pairs of each process at a time: contrastive batches beyond memory, exact"
+    )
+    torch_compile: str | None = option(None, "compile the model with this backend of torch.compile, e.g. inductor")
     checkpointing_steps: int | None = option(None, "also write a checkpoint every so many steps, not only each epoch")
     save_total_limit: int | None = option(2, "checkpoints to keep")
     resume_from_checkpoint: str | None = option(None, "latest, or a folder in output_dir/checkpoints")
     on_nan: str = option(
         "raise", "a loss or gradient that is not finite: stop, or skip the step", choices=("raise", "skip")
     )
-    max_nan_skips: int = option(10, "stop all the same after so many skipped steps")
+    max_nan_skips: int = option(10, "stop all the same after so many skipped steps of the run")
     report_to: str | None = option(None, "tracker of Accelerate: tensorboard, trackio, wandb, ...")
     logging_steps: int = option(10, "steps between lines of training_log.jsonl")
     query_bank_size: int = option(5000, "training captions written to query_bank.txt for search and evaluation")
@@ -99,10 +111,32 @@ class TrainOptions:
                 "say what to start from: either --model_name_or_path (a CLIP or CAMoE checkpoint) "
                 "or --clip_config (sizes, to train from scratch)"
             )
-        for name in ("batch_size", "num_frames", "num_train_epochs", "eval_batch_size", "logging_steps"):
+        positive = ("batch_size", "num_frames", "num_train_epochs", "eval_batch_size", "logging_steps")
+        positive += ("validation_epochs", "gradient_accumulation_steps")
+        optional = ("gradient_cache_chunk", "checkpointing_steps", "save_total_limit")
+        for name in (*positive, *(name for name in optional if getattr(self, name) is not None)):
             if getattr(self, name) < 1:
                 raise UserError(f"option {name!r} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_workers", "max_nan_skips", "learning_rate", "clip_learning_rate", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"option {name!r} must not be negative, got {getattr(self, name)}")
         if not 3 <= self.max_words <= 77:
             raise UserError(f"option 'max_words' must be from 3 to 77 (CLIP's positions), got {self.max_words}")
         if self.batch_size < 2:
             raise UserError("option 'batch_size' must be at least 2: a contrastive loss needs a negative")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise UserError(f"option 'warmup_ratio' must be from 0 to 1, got {self.warmup_ratio}")
+        self._check_caches()
+
+    def _check_caches(self):
+        if self.feature_cache is None:
+            return
+        if self.clip_learning_rate != 0 or self.lora is not None:
+            raise UserError(
+                "option 'feature_cache' keeps what a frozen CLIP computes: set --clip_learning_rate 0 and no --lora, "
+                "or take --frame_cache"
+            )
+        if self.frame_cache is not None:
+            raise UserError("options 'feature_cache' and 'frame_cache' exclude each other: features need no frames")
+        if self.clip_config is not None:
+            raise UserError("option 'feature_cache' needs a trained CLIP: start from --model_name_or_path")

@@ -23,42 +23,20 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from checkpoints import CheckpointFolder, Progress, TrainingLog, save_model
-from encode_split import encode_split
-from gradient_cache import cached_backward
+from checkpoints import CheckpointFolder, Progress, StepLog, save_model
+from distribution import whole_model
+from encode_split import EncodedSplit
+from gradient_cache import accumulated_backward, cached_backward
+from lora import camoe_of
 from recipe import UserError
-from retrieval_data import CaptionedClips, EpochSampler
+from retrieval_data import RunBatches
 from scoring import score_retrieval
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-
-
-class GlobalBatches:
-    """Batch sampler: rank r of W takes its W-th part of each global batch; the last incomplete one is dropped."""
-
-    def __init__(self, sampler: EpochSampler, batch_size: int, rank: int, world: int):
-        if batch_size % world != 0:
-            raise UserError(f"option 'batch_size' {batch_size} must be a multiple of the {world} processes")
-        if len(sampler) < batch_size:
-            raise UserError(f"option 'batch_size' {batch_size} is more than the {len(sampler)} training pairs")
-        self.sampler = sampler
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world = world
-        self.start = 0  # batches of this epoch that are done already
-
-    def __len__(self) -> int:
-        return len(self.sampler) // self.batch_size
-
-    def __iter__(self):
-        keys = list(self.sampler)
-        share = self.batch_size // self.world
-        for batch in range(self.start, len(self)):
-            start = batch * self.batch_size + self.rank * share
-            yield keys[start : start + share]
 
 
 class Terminated(Exception):
@@ -70,7 +48,8 @@ class Trainer:
 
     Args:
         options: [`TrainOptions`]. accelerator: of the run. model, optimizer: prepared. scheduler: of the optimizer.
-        processor: of the model. loader: over `batches`. validation: the split that chooses the best model, or None.
+        processor: of the model. loader: over [`RunBatches`].
+        encode_validation: model -> the encoded split that chooses the best model, or None for no validation.
         extra: file name -> text, published with the model.
     """
 
@@ -83,37 +62,35 @@ class Trainer:
         scheduler,
         processor,
         loader: DataLoader,
-        validation: CaptionedClips | None,
+        encode_validation: Callable[[torch.nn.Module], EncodedSplit] | None,
         extra: dict[str, str],
     ):
         self.options = options
         self.accelerator = accelerator
         self.model = model
-        self.core = accelerator.unwrap_model(model)
+        self.published = accelerator.unwrap_model(model, keep_torch_compile=False)  # with LoRA, a peft model
+        self.core = camoe_of(self.published)
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.processor = processor
         self.loader = loader
-        self.batches: GlobalBatches = loader.batch_sampler
-        self.validation = validation
+        self.batches: RunBatches = loader.batch_sampler
+        self.encode_validation = encode_validation
         self.extra = extra
         self.output_dir = Path(options.output_dir)
         self.total_steps = options.total_steps(len(self.batches))
         self.checkpoints = CheckpointFolder(self.output_dir, options.save_total_limit)
-        self.progress = Progress()
+        self.progress = Progress(order=self.batches.order)
         accelerator.register_for_checkpointing(scheduler, self.progress)
         self.terminate = False
 
     def run(self):
         """Train to the end, from the beginning or a checkpoint."""
-        options, progress = self.options, self.progress
+        progress = self.progress
         resumed = None
-        if options.resume_from_checkpoint is not None:
-            resumed = self.checkpoints.load(self.accelerator, options.resume_from_checkpoint)
-        self.log = TrainingLog(self.output_dir / "training_log.jsonl", self.accelerator.is_main_process, progress.step)
-        self.bad_log = self.output_dir / "bad_videos.jsonl"
-        if self.accelerator.is_main_process and not resumed:
-            self.bad_log.unlink(missing_ok=True)
+        if self.options.resume_from_checkpoint is not None:
+            resumed = self.checkpoints.load(self.accelerator, self.options.resume_from_checkpoint)
+        self._open_logs()
         previous = signal.signal(signal.SIGTERM, self._on_sigterm)
         self.bar = tqdm(
             total=self.total_steps,
@@ -123,9 +100,10 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
         try:
+            if progress.batch == len(self.batches):  # ended by SIGTERM after an epoch's last step
+                self._end_epoch()
             self.model.train()
-            while progress.step < self.total_steps:
-                self._run_epoch()
+            self._run_steps()
             if self.total_steps == 0:  # a zero-shot baseline: only scored and saved
                 self._validate_and_keep_best(last=True)
         finally:
@@ -133,64 +111,77 @@ class Trainer:
             signal.signal(signal.SIGTERM, previous)
         self._write_results()
 
-    # --- an epoch ----------------------------------------------------------------------------------------------------
+    def _open_logs(self):
+        main, step = self.accelerator.is_main_process, self.progress.step
+        self.log = StepLog(self.output_dir / "training_log.jsonl", step, main)
+        self.bad_log = StepLog(self.output_dir / "bad_videos.jsonl", step, main)
+        self.accelerator.wait_for_everyone()
+        self.known_bad = {line["video_id"] for line in self.bad_log.lines()}
 
-    def _run_epoch(self):
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def _run_steps(self):
         progress = self.progress
-        self.batches.sampler.epoch = progress.epoch
-        self.batches.start = progress.batch
+        self.batches.go_from(progress.epoch, progress.batch, self.total_steps - progress.step)
         asked = time.perf_counter()
         for batch in self.loader:
             waited = time.perf_counter() - asked
-            self._step(batch, waited)
+            self._step(batch)
             progress.step += 1
             progress.batch += 1
             progress.seconds += time.perf_counter() - asked
             progress.waited += waited
             self.bar.update()
-            done = progress.step == self.total_steps
-            if progress.step % self.options.logging_steps == 0 or done:
-                self._log_step()
-            if self._agreed_to_terminate():
-                self.checkpoints.save(self.accelerator, progress.step)
-                raise Terminated(f"SIGTERM: saved step {progress.step}; go on with --resume_from_checkpoint latest")
-            every = self.options.checkpointing_steps
-            if every and progress.step % every == 0 and progress.batch < len(self.batches) and not done:
-                self.checkpoints.save(self.accelerator, progress.step)
-            if done:
-                break
+            self._after_step()
             asked = time.perf_counter()
-        progress.epoch += 1
-        progress.batch = 0
-        self._validate_and_keep_best(last=progress.step == self.total_steps)
-        self.checkpoints.save(self.accelerator, progress.step)
 
-    def _step(self, batch: dict, waited: float):
+    def _step(self, batch: dict):
+        """One optimiser step, or none where the gradient is not finite and the policy says skip."""
         options = self.options
-        bad = batch.pop("bad")
-        if bad:
-            self._report_bad(bad)
-        batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        if batch.get("error"):
+            raise UserError(batch["error"])
+        self._report_bad([(self.loader.dataset.split.video_ids[bad.index], bad) for bad in batch.pop("bad")])
+        if "video_ids" not in batch:
+            raise UserError("no clip of the training split can be decoded; see bad_videos.jsonl")
+        batch.pop("error")
         video_ids = batch.pop("video_ids")
 
         if options.gradient_cache_chunk:
-            loss, gate_weights = cached_backward(
-                self.accelerator, self.model, batch, video_ids, options.gradient_cache_chunk
-            )
+            chunk = options.gradient_cache_chunk
+            loss, gate_weights = cached_backward(self.accelerator, self.model, batch, video_ids, chunk)
         else:
-            with self.accelerator.autocast():
-                output = self.model(**batch, video_ids=video_ids, return_loss=True)
-            self.accelerator.backward(output.loss)
-            loss, gate_weights = output.loss.detach(), output.gate_weights.detach()
+            steps = options.gradient_accumulation_steps
+            loss, gate_weights = accumulated_backward(self.accelerator, self.model, batch, video_ids, steps)
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), options.max_grad_norm)
-        if not torch.isfinite(torch.as_tensor(grad_norm)) and self.accelerator.scaler is None:
-            self._on_not_finite(loss, video_ids)
-        else:
+        grad_norm = math.nan if grad_norm is None else float(grad_norm)  # DeepSpeed may not tell
+        if math.isfinite(grad_norm) or self._is_overflow(loss):
             self.optimizer.step()
+        else:
+            self._on_not_finite(loss, video_ids)
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.core.clamp_logit_scale()
         self.last = {"loss": loss, "grad_norm": grad_norm, "gate": gate_weights.float().mean(dim=0)}
+
+    def _after_step(self):
+        """What is due between two steps: a line of the log, a checkpoint, the end of an epoch, the end asked for."""
+        progress, options = self.progress, self.options
+        done, epoch_done = progress.step == self.total_steps, progress.batch == len(self.batches)
+        if progress.step % options.logging_steps == 0 or done:
+            self._log_step()
+        if self._agreed_to_terminate():
+            self.checkpoints.save(self.accelerator, progress.step)
+            raise Terminated(f"SIGTERM: saved step {progress.step}; go on with --resume_from_checkpoint latest")
+        if done or epoch_done:
+            self._end_epoch()
+        elif options.checkpointing_steps and progress.step % options.checkpointing_steps == 0:
+            self.checkpoints.save(self.accelerator, progress.step)
+
+    def _end_epoch(self):
+        self.progress.epoch += 1
+        self.progress.batch = 0
+        self._validate_and_keep_best(last=self.progress.step == self.total_steps)
+        self.checkpoints.save(self.accelerator, self.progress.step)
 
     # --- guards ------------------------------------------------------------------------------------------------------
 
@@ -204,42 +195,56 @@ class Trainer:
         flag = torch.tensor([int(self.terminate)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
 
+    def _is_overflow(self, loss: torch.Tensor) -> bool:
+        """Whether fp16's loss scaling explains an infinite gradient: the optimiser then skips, and the scale halves.
+
+        It starts at 65536; a gradient that overflows below 1 is not the scale's fault.
+        """
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() >= 1 and bool(self.accelerator.gather(loss).isfinite().all())
+
     def _on_not_finite(self, loss, video_ids):
+        """Stop, or count; all processes are here together, since a gradient is everyone's."""
         progress = self.progress
-        names = [self.loader.dataset.split.video_ids[i] for i in video_ids.tolist()]
-        what = f"loss {loss.item():.4g}, gradient not finite, at step {progress.step + 1}; the batch's videos: "
+        ids = self.accelerator.gather(video_ids.to(self.accelerator.device)).tolist()
+        names = ", ".join(self.loader.dataset.split.video_ids[i] for i in ids)
+        what = f"loss {loss.item():.4g}, gradient not finite, at step {progress.step + 1}; the batch's videos: {names}"
         if self.options.on_nan == "skip" and progress.num_skipped < self.options.max_nan_skips:
             progress.num_skipped += 1
-            self.bar.write(f"skipped a step ({progress.num_skipped}): {what}{', '.join(names)}", file=sys.stderr)
+            self.bar.write(f"skipped a step ({progress.num_skipped}): {what}", file=sys.stderr)
+            if self.accelerator.scaler is not None:
+                self.optimizer.step()  # skips, as it has found the infinity too, and is ready for the next gradient
             return
         finished = self.checkpoints.finished()
         kept = f"the last good checkpoint is {finished[-1]}" if finished else "no checkpoint was written yet"
-        raise UserError(f"{what}{', '.join(names)}; {kept}; --on_nan skip goes on without such steps")
+        raise UserError(f"{what}; {kept}; --on_nan skip goes on without such steps")
 
     def _report_bad(self, bad: list):
-        """Stop at the first clip that could not be decoded, or write all of them down and go on."""
-        if self.options.on_bad_video == "raise":
-            raise UserError(f"{bad[0].cause} (--on_bad_video skip goes on without such clips)")
-        self.progress.num_bad += len(bad)
-        with self.bad_log.open("a", encoding="utf-8") as file:
-            for video in bad:
-                name = self.loader.dataset.split.video_ids[video.index]
-                file.write(json.dumps({"video_id": name, "source": video.source, "cause": video.cause}) + "\n")
+        """Stop at the first clip that could not be decoded, or write each down once: (video id, BadVideo) pairs."""
+        for name, video in bad:
+            if self.options.on_bad_video == "raise":
+                raise UserError(f"{video.cause} (--on_bad_video skip goes on without such clips)")
+            if name not in self.known_bad:
+                self.known_bad.add(name)
+                self.bad_log.write(step=self.progress.step + 1, video_id=name, source=video.source, cause=video.cause)
 
     # --- validation and telemetry ------------------------------------------------------------------------------------
 
     def _validate_and_keep_best(self, last: bool):
         progress, options = self.progress, self.options
-        if self.validation is None:
-            if last and self.accelerator.is_main_process:
-                save_model(self.core, self.processor, self.output_dir, self.extra)
+        if self.encode_validation is None:
+            if last:
+                self._publish(whole_model(self.published))
             return
         if not last and progress.epoch % options.validation_epochs != 0:
             return
-        metrics = self._validate()
-        self.log.write(
-            step=progress.step, epoch=progress.epoch, **{f"validation_{name}": m for name, m in metrics.items()}
-        )
+        model = whole_model(self.published)
+        model.eval()
+        metrics = validation_metrics(self.encode_validation(camoe_of(model)), self.core.config.experts)
+        self.model.train()
+        if self.accelerator.is_main_process:
+            line = {f"validation_{name}": m for name, m in metrics.items()}
+            self.log.write(step=progress.step, epoch=progress.epoch, **line)
         self.accelerator.log({f"validation/{name}": m for name, m in metrics.items()}, step=progress.step)
         self.bar.write(
             f"epoch {progress.epoch}: validation R@1 {metrics['text_to_video_R@1']:.1f} text to video, "
@@ -247,56 +252,36 @@ class Trainer:
         )
         if progress.best is None or metrics["Rsum"] > progress.best["Rsum"]:
             progress.best = {"step": progress.step, "epoch": progress.epoch, **metrics}
-            if self.accelerator.is_main_process:
-                save_model(self.core, self.processor, self.output_dir, self.extra)
+            self._publish(model)
 
-    def _validate(self) -> dict:
-        """Uncorrected retrieval on the validation split -> flat metrics. Rsum is over both directions."""
-        options = self.options
-        self.model.eval()
-        encoded = encode_split(
-            self.accelerator,
-            self.core,
-            self.processor,
-            self.validation,
-            options.validation_captions,
-            options.eval_batch_size,
-            options.num_workers,
-            options.on_bad_video,
-        )
-        self.model.train()
-        results = score_retrieval(
-            encoded.text_vectors, encoded.video_vectors, encoded.video_of_text, corrections=("none",), bootstrap=0
-        ).results["none"]
-        metrics = {
-            f"{direction}_{name}": results[direction][name]
-            for direction in ("text_to_video", "video_to_text")
-            for name in ("R@1", "R@5", "R@10", "MdR")
-        }
-        metrics["Rsum"] = sum(value for name, value in metrics.items() if "R@" in name)
-        for expert, weight in zip(self.core.config.experts, encoded.gate_weights.mean(dim=0).tolist(), strict=True):
-            metrics[f"gate_{expert}"] = weight
-        return metrics
+    def _publish(self, model):
+        if self.accelerator.is_main_process:
+            save_model(model, self.processor, self.output_dir, self.extra)
 
     def _log_step(self):
         progress = self.progress
-        loss = self.last["loss"].item()
-        rate = progress.step * self.options.batch_size / progress.seconds
+        loss = self.accelerator.reduce(self.last["loss"], "mean").item()
+        gate = self.accelerator.reduce(self.last["gate"], "mean").tolist()
         values = {
             "loss": loss,
-            "grad_norm": float(self.last["grad_norm"]),
+            "grad_norm": self.last["grad_norm"],
             "learning_rate": max(self.scheduler.get_last_lr()),
             "logit_scale": self.core.clip.logit_scale.exp().item(),
-            "samples_per_second": rate,
-            "data_wait_share": progress.waited / progress.seconds,
-            **{
-                f"gate_{expert}": weight
-                for expert, weight in zip(self.core.config.experts, self.last["gate"].tolist(), strict=True)
-            },
+            **self._speed(),
+            **{f"gate_{expert}": weight for expert, weight in zip(self.core.config.experts, gate, strict=True)},
         }
-        self.bar.set_postfix(loss=f"{loss:.3f}", samples=f"{rate:.0f}/s")
-        self.log.write(step=progress.step, epoch=progress.epoch, **values)
+        self.bar.set_postfix(loss=f"{loss:.3f}", samples=f"{values['samples_per_second']:.0f}/s")
+        if self.accelerator.is_main_process:
+            self.log.write(step=progress.step, epoch=progress.epoch, **values)
         self.accelerator.log(values, step=progress.step)
+
+    def _speed(self) -> dict:
+        """Since the beginning, without validations and checkpoints; the samples of all processes."""
+        seconds = max(self.progress.seconds, math.ulp(1.0))
+        return {
+            "samples_per_second": self.progress.step * self.batches.pairs_per_step / seconds,
+            "data_wait_share": self.progress.waited / seconds,
+        }
 
     def _write_results(self):
         if not self.accelerator.is_main_process:
@@ -307,12 +292,34 @@ class Trainer:
             "epochs": progress.epoch,
             "train_pairs": len(self.loader.dataset),
             "seconds": progress.seconds,
-            "samples_per_second": progress.step * self.options.batch_size / max(progress.seconds, math.ulp(1.0)),
-            "data_wait_share": progress.waited / max(progress.seconds, math.ulp(1.0)),
-            "bad_videos": progress.num_bad,
+            **self._speed(),
+            "bad_videos": len({line["video_id"] for line in self.bad_log.lines()}),
             "skipped_steps": progress.num_skipped,
-            "parameters": self.core.num_parameters(),
-            "head_parameters": sum(p.numel() for p in self.core.head.parameters()),
+            **{name: sum(p.numel() for p in parameters) for name, parameters in self._parameters().items()},
             "best": progress.best,
         }
         (self.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+    def _parameters(self) -> dict[str, list]:
+        """Of all, the head, and what is trained; peft keeps the head's start beside it, which counts nowhere."""
+        named = [(name, p) for name, p in self.core.named_parameters() if "original_module" not in name]
+        return {
+            "parameters": [p for _, p in named],
+            "head_parameters": [p for name, p in named if name.startswith("head.")],
+            "trained_parameters": [p for _, p in named if p.requires_grad],
+        }
+
+
+def validation_metrics(encoded: EncodedSplit, experts: list[str]) -> dict[str, float]:
+    """Uncorrected retrieval on the validation split, as flat metrics. Rsum is the R@K of both directions."""
+    results = score_retrieval(
+        encoded.text_vectors, encoded.video_vectors, encoded.video_of_text, corrections=("none",), bootstrap=0
+    ).results["none"]
+    metrics = {
+        f"{direction}_{name}": results[direction][name]
+        for direction in ("text_to_video", "video_to_text")
+        for name in ("R@1", "R@5", "R@10", "MdR")
+    }
+    metrics["Rsum"] = sum(value for name, value in metrics.items() if "R@" in name)
+    gate = encoded.gate_weights.mean(dim=0).tolist()
+    return metrics | {f"gate_{expert}": weight for expert, weight in zip(experts, gate, strict=True)}

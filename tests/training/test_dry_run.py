@@ -55,11 +55,11 @@ def test_frozen_layers_keep_less():
 def test_the_description_counts_clips_pairs_steps_and_parameters():
     options = TrainOptions("data/x", "runs/x", model_name_or_path="clip", batch_size=4, num_frames=5, max_words=7)
     model = tiny_model()
-    text = describe_run(options, split(10, 3), split(2, 1), model, options.total_steps(30 // 4))
+    text = describe_run(options, split(10, 3), split(2, 1), model)
     assert "batch_size: 4" in text and "dataset_name: data/x" in text
     assert "train split 'train': 10 clips, 30 captions; 30 pairs an epoch" in text
     assert "validation split 'validation': 2 clips, 2 captions" in text
-    assert "steps: 35, 7 an epoch of 4 pairs a step" in text
+    assert "steps of 4 pairs: 35, 7 an epoch" in text
     total = sum(p.numel() for p in model.parameters())
     assert f"parameters: {total:,}, of them" in text and f"{total:,} are trained" in text
     assert "--gradient_cache_chunk" in text and "0.001 for each of 4 pairs" in text
@@ -67,5 +67,5 @@ def test_the_description_counts_clips_pairs_steps_and_parameters():
 
 def test_a_gradient_cache_bounds_the_activations():
     options = TrainOptions("data/x", "runs/x", model_name_or_path="clip", batch_size=8, gradient_cache_chunk=2)
-    text = describe_run(options, split(10, 3), None, tiny_model(), 3)
+    text = describe_run(options, split(10, 3), None, tiny_model())
     assert "for each of 2 pairs of a chunk of the gradient cache" in text and "validation: none" in text

@@ -29,6 +29,7 @@ class CountingDecoder:
 
     def __init__(self, num_frames=4, size=8):
         self.num_frames = num_frames
+        self.sampling = "uniform"
         self.size = {"shortest_edge": size}
         self.crop_size = {"height": size, "width": size}
         self.decoded = 0

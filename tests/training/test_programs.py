@@ -14,20 +14,14 @@
 """The programs themselves, run as a user runs them: train, score, load back; and what a mistake gets."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.programs import run_program
 from tests.video_files import write_audio
 
-
-ROOT = Path(__file__).parents[2]
-TRAINING = ROOT / "training"
 
 RECIPE = """
 clip_config:
@@ -49,18 +43,10 @@ logging_steps: 1
 """
 
 
-def program(name, *arguments, **kwargs):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.run(
-        [sys.executable, str(TRAINING / name), *map(str, arguments)],
-        capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT, **kwargs,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    made = program(
+    made = run_program(
         "make_motion_clips.py", "--output", folder, "--num_train", 24, "--num_validation", 6, "--num_test", 10,
         "--num_workers", 1,
     )  # fmt: skip
@@ -79,7 +65,7 @@ def recipe(tmp_path_factory):
 def trained(clips, recipe, tmp_path_factory):
     """A finished run of two epochs of three steps."""
     folder = tmp_path_factory.mktemp("run")
-    done = program(
+    done = run_program(
         "run_retrieval.py", "--config", recipe, "--dataset_name", clips, "--output_dir", folder,
         "--frame_cache", folder / "frames",
     )  # fmt: skip
@@ -119,7 +105,7 @@ def test_a_run_writes_down_what_it_did(trained, clips):
 
 
 def test_evaluation_reports_every_correction_in_both_directions(trained, clips):
-    done = program("evaluate_retrieval.py", "--checkpoint", trained, "--dataset_name", clips, "--num_workers", 0)
+    done = run_program("evaluate_retrieval.py", "--checkpoint", trained, "--dataset_name", clips, "--num_workers", 0)
     assert done.returncode == 0, done.stderr
     results = json.loads((trained / "eval_results.json").read_text())
     assert (results["num_texts"], results["num_videos"], results["split"]) == (10, 10, "test")
@@ -134,7 +120,7 @@ def test_evaluation_reports_every_correction_in_both_directions(trained, clips):
 
 
 def test_pictures_are_drawn(trained, clips):
-    done = program("show_retrieval.py", "--checkpoint", trained, "--dataset_name", clips, "--num_workers", 0)
+    done = run_program("show_retrieval.py", "--checkpoint", trained, "--dataset_name", clips, "--num_workers", 0)
     assert done.returncode == 0, done.stderr
     for name in ("retrieval_grid.png", "training_curves.png"):
         assert (trained / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and (trained / name).stat().st_size > 10_000
@@ -179,7 +165,9 @@ def drop_captions(folder, rows):
 )
 def test_bad_data_is_one_line_with_cause_and_exit_code_2(clips, recipe, tmp_path, change, message):
     data = copy_with(clips, tmp_path / "clips", change)
-    done = program("run_retrieval.py", "--config", recipe, "--dataset_name", data, "--output_dir", tmp_path / "run")
+    done = run_program(
+        "run_retrieval.py", "--config", recipe, "--dataset_name", data, "--output_dir", tmp_path / "run"
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
@@ -195,7 +183,7 @@ def test_bad_data_is_one_line_with_cause_and_exit_code_2(clips, recipe, tmp_path
     ],
 )
 def test_a_wrong_option_is_one_line_with_cause_and_exit_code_2(clips, recipe, tmp_path, arguments, message):
-    done = program(
+    done = run_program(
         "run_retrieval.py", "--config", recipe, "--dataset_name", clips, "--output_dir", tmp_path, *arguments
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -207,7 +195,7 @@ def test_a_wrong_option_is_one_line_with_cause_and_exit_code_2(clips, recipe, tm
 def test_a_wrong_checkpoint_folder_is_one_line_with_remedy_and_exit_code_2(clips, tmp_path, checkpoint):
     if checkpoint == "empty":
         (tmp_path / checkpoint).mkdir()
-    done = program("evaluate_retrieval.py", "--checkpoint", tmp_path / checkpoint, "--dataset_name", clips)
+    done = run_program("evaluate_retrieval.py", "--checkpoint", tmp_path / checkpoint, "--dataset_name", clips)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     expected = (
         "has no config.json; give the output_dir of a finished run" if checkpoint == "empty" else "does not exist"
@@ -217,7 +205,7 @@ def test_a_wrong_checkpoint_folder_is_one_line_with_remedy_and_exit_code_2(clips
 
 def test_a_bad_clip_is_skipped_and_listed_when_the_policy_says_so(clips, recipe, tmp_path):
     data = copy_with(clips, tmp_path / "clips", break_video)
-    done = program(
+    done = run_program(
         "run_retrieval.py", "--config", recipe, "--dataset_name", data, "--output_dir", tmp_path / "run",
         "--on_bad_video", "skip",
     )  # fmt: skip

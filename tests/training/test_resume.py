@@ -11,22 +11,19 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A run survives what happens to runs: SIGKILL, SIGTERM, a gradient that is not finite, a disk that is full."""
+"""A run survives what happens to runs: SIGKILL, SIGTERM, Ctrl-C, gradients that are not finite, a full disk."""
 
 import json
-import os
 import random
+import re
+import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.programs import RunningProgram, run_program, wait_until
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "training" / "run_retrieval.py"
 
 RECIPE = """
 clip_config:
@@ -46,29 +43,25 @@ num_workers: 1
 logging_steps: 1
 checkpointing_steps: 2
 """
+RESUME = ("--resume_from_checkpoint", "latest")
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    command = [sys.executable, ROOT / "training" / "make_motion_clips.py", "--output", folder, "--num_train", "40"]
-    subprocess.run([*command, "--num_validation", "4", "--num_test", "2"], check=True, capture_output=True)
+    sizes = ("--num_train", 40, "--num_validation", 4, "--num_test", 2, "--num_workers", 1)
+    made = run_program("make_motion_clips.py", "--output", folder, *sizes)
+    assert made.returncode == 0, made.stderr
     (folder / "recipe.yaml").write_text(RECIPE + f"dataset_name: {folder}\nframe_cache: {folder / 'frames'}\n")
     return folder
 
 
-def start(clips, output_dir, *arguments, code=None):
-    """Start a run; `code` is executed before the program, in its process."""
-    arguments = ["--config", clips / "recipe.yaml", "--output_dir", output_dir, *arguments]
-    program = f"import sys, runpy; sys.path.insert(0, {str(PROGRAM.parent)!r})\n{code or ''}\n"
-    program += f"sys.argv = ['run_retrieval.py', *sys.argv[1:]]; runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def start(clips, output_dir, *arguments, code=None) -> RunningProgram:
+    recipe = ("--config", clips / "recipe.yaml", "--output_dir", output_dir)
+    return RunningProgram("run_retrieval.py", *recipe, *arguments, code=code)
 
 
-def finish(run) -> str:
+def finish(run: RunningProgram) -> str:
     _, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors
     return errors
@@ -80,14 +73,6 @@ def steps_done(output_dir) -> int:
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
 
-def wait_for_step(output_dir, step, run):
-    deadline = time.monotonic() + 120
-    while steps_done(output_dir) < step:
-        assert run.poll() is None, run.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(clips, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -95,18 +80,21 @@ def undisturbed(clips, tmp_path_factory):
     return folder
 
 
+def assert_same_end(output_dir, undisturbed):
+    assert (output_dir / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
 def test_five_kills_at_random_moments_and_resumes_end_in_the_same_bytes(clips, undisturbed, tmp_path):
     moments = sorted(random.Random(0).sample(range(1, 30), 5))
     for moment in moments:
-        run = start(clips, tmp_path, "--resume_from_checkpoint", "latest")
-        wait_for_step(tmp_path, moment, run)
+        run = start(clips, tmp_path, *RESUME)
+        wait_until(lambda moment=moment: steps_done(tmp_path) >= moment, run)
         time.sleep(random.Random(moment).uniform(0, 0.05))  # in the middle of a step, a write, a validation
         run.send_signal(signal.SIGKILL)
-        run.wait(60)
-        assert run.returncode == -signal.SIGKILL
-    errors = finish(start(clips, tmp_path, "--resume_from_checkpoint", "latest"))
+        assert run.wait(60) == -signal.SIGKILL
+    errors = finish(start(clips, tmp_path, *RESUME))
     assert "from step_" in errors
-    assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    assert_same_end(tmp_path, undisturbed)
     losses = [
         [json.loads(line).get("loss") for line in (folder / "training_log.jsonl").read_text().splitlines()]
         for folder in (tmp_path, undisturbed)
@@ -115,16 +103,61 @@ def test_five_kills_at_random_moments_and_resumes_end_in_the_same_bytes(clips, u
     assert not list(tmp_path.glob("checkpoints/.*")) or len(list(tmp_path.glob("checkpoints/step_*"))) == 2
 
 
-def test_sigterm_saves_and_the_run_goes_on_from_there(clips, undisturbed, tmp_path):
+def test_sigterm_to_all_processes_saves_and_the_run_goes_on_from_there(clips, undisturbed, tmp_path):
     run = start(clips, tmp_path, "--checkpointing_steps", "null")
-    wait_for_step(tmp_path, 4, run)
-    run.send_signal(signal.SIGTERM)
+    wait_until(lambda: steps_done(tmp_path) >= 4, run)
+    run.send_signal_to_group(signal.SIGTERM)  # as a cluster does: the workers, too
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 143 and "go on with --resume_from_checkpoint latest" in errors
-    saved = json.loads(errors.split("saved step ")[1].split(";")[0])
+    assert "Traceback" not in errors
+    saved = int(re.search(r"saved step (\d+)", errors)[1])
     assert (tmp_path / "checkpoints" / f"step_{saved:08d}").is_dir() and saved < 30
-    finish(start(clips, tmp_path, "--resume_from_checkpoint", "latest"))
-    assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    finish(start(clips, tmp_path, *RESUME))
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_ctrl_c_ends_in_one_line_and_leaves_the_last_checkpoint_whole(clips, undisturbed, tmp_path):
+    run = start(clips, tmp_path)
+    wait_until(lambda: steps_done(tmp_path) >= 5, run)
+    run.send_signal_to_group(signal.SIGINT)  # as a terminal does
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130 and errors.strip().splitlines()[-1] == "interrupted" and "Traceback" not in errors
+    finish(start(clips, tmp_path, *RESUME))
+    assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.fixture
+def half_done(undisturbed, tmp_path):
+    """A copy of the finished run whose last checkpoint, of the end, is gone: the one of step 28 is the latest."""
+    folder = tmp_path / "half_done"
+    shutil.copytree(undisturbed, folder)
+    last, end = sorted((folder / "checkpoints").iterdir())
+    assert (last.name, end.name) == ("step_00000028", "step_00000030")
+    shutil.rmtree(end)
+    return folder
+
+
+def damage(folder):
+    weights = folder / "checkpoints" / "step_00000028" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (damage, (), "a damaged checkpoint may be deleted"),
+        (None, ("--batch_size", 5), "was written with batch_size 4, now it is 5"),
+        (None, ("--model.experts", "[fusion]"), "one of another model does not fit"),
+        (None, ("--resume_from_checkpoint", "/nowhere"), "/nowhere is not a training checkpoint; give 'latest'"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_one_line_with_remedy(clips, half_done, change, arguments, message):
+    if change is not None:
+        change(half_done)
+    run = start(clips, half_done, *RESUME, *arguments)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 2 and "Traceback" not in errors
+    assert message in errors.strip().splitlines()[-1]
 
 
 # Makes the loss of step 13 (and of step 14, when skipping) not a number.
@@ -157,15 +190,16 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_when_the_policy_says_
     assert run.wait(120) == 2
 
 
-# The disk is full from the second checkpoint on.
+# The disk is full from the second checkpoint on: a file of 20 kB is all that a write may leave.
 FULL = """
-import accelerate
+import accelerate, resource, signal
 original, calls = accelerate.Accelerator.save_state, []
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 def save_state(self, folder, *args, **kwargs):
     calls.append(1)
-    original(self, folder, *args, **kwargs)
-    if len(calls) > 1:
-        raise OSError(28, "No space left on device")
+    if len(calls) == 2:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return original(self, folder, *args, **kwargs)
 accelerate.Accelerator.save_state = save_state
 """
 
@@ -174,7 +208,8 @@ def test_a_full_disk_stops_the_run_and_leaves_the_previous_checkpoint_whole(clip
     run = start(clips, tmp_path, code=FULL)
     _, errors = run.communicate(timeout=120)
     last = errors.strip().splitlines()[-1]
-    assert run.returncode == 2 and "No space left on device" in last and "--resume_from_checkpoint latest" in last
+    assert run.returncode == 2 and "Traceback" not in errors, errors
+    assert "cannot write the checkpoint of step 4" in last and "--resume_from_checkpoint latest" in last
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
-    finish(start(clips, tmp_path, "--resume_from_checkpoint", "latest"))
-    assert (tmp_path / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    finish(start(clips, tmp_path, *RESUME))
+    assert_same_end(tmp_path, undisturbed)

@@ -1,0 +1,115 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The programs in training/, run as processes of their own, at the price of a fork instead of ten seconds of imports.
+
+A server process imports what the programs import, once, and forks for each start (multiprocessing's forkserver). The
+child has its own process group, random state and output files, executes the program's file as `__main__` with its
+arguments, and is killed, interrupted and waited for like any process.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[1]
+TRAINING = ROOT / "training"
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.program_imports"])
+
+
+class RunningProgram:
+    """A program of training/ that was started; the methods are those of `subprocess.Popen`.
+
+    Args:
+        name: file in training/. arguments: of its command line. code: executed before the program, in its process.
+    """
+
+    def __init__(self, name: str, *arguments, code: str | None = None):
+        os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [Path(self._folder.name) / stream for stream in ("stdout", "stderr")]
+        for file in self._files:
+            file.touch()
+        self._process = _context.Process(
+            target=_run, args=(TRAINING / name, [str(a) for a in arguments], code, *self._files)
+        )
+        self._process.start()
+        self.args = [name, *arguments]
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            raise subprocess.TimeoutExpired(self.args, timeout, *self.output())
+        return self._process.exitcode
+
+    def output(self) -> tuple[str, str]:
+        """Standard output and standard error so far."""
+        return tuple(file.read_text() for file in self._files)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        self.wait(timeout)
+        return self.output()
+
+    def send_signal(self, number: int):
+        os.kill(self.pid, number)
+
+    def send_signal_to_group(self, number: int):
+        """As a terminal does on Ctrl-C, and a cluster at the end of a job: to the program and to its workers."""
+        os.killpg(self.pid, number)
+
+
+def run_program(name: str, *arguments, code: str | None = None, timeout: float = 300) -> subprocess.CompletedProcess:
+    """Run a program of training/ to its end."""
+    running = RunningProgram(name, *arguments, code=code)
+    stdout, stderr = running.communicate(timeout)
+    return subprocess.CompletedProcess(running.args, running.returncode, stdout, stderr)
+
+
+def wait_until(happened, running: RunningProgram, timeout: float = 120):
+    """Wait for `happened()`, as long as the program runs."""
+    deadline = time.monotonic() + timeout
+    while not happened():
+        assert running.poll() is None, running.output()[1]
+        assert time.monotonic() < deadline, running.output()[1]
+        time.sleep(0.01)
+
+
+def _run(path: Path, arguments: list[str], code: str | None, output: Path, errors: Path):
+    os.setpgid(0, 0)
+    multiprocessing.set_start_method("fork", force=True)  # of its workers, as when Python had started it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
+    for descriptor, file in ((1, output), (2, errors)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
+    os.chdir(ROOT)
+    sys.argv = [str(path), *arguments]
+    if code is not None:
+        exec(code, {"__name__": "before_the_program"})
+    runpy.run_path(str(path), run_name="__main__")

@@ -1,0 +1,285 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""CLIP's embeddings on disk: training of the experts and the gate on a frozen CLIP decodes and embeds nothing twice.
+
+Before the first step, every clip that is not stored yet is decoded and goes through CLIP's vision tower, every text
+through its text tower, shared out over the processes. From then on a pair is (T,D) frame embeddings and (E,D) text
+embeddings, a few kilobytes, and a step runs the head alone. A second run on the same clips with the same CLIP (another
+seed, other experts, another loss) starts at once.
+
+Files are named after the clip or the texts, the sampling settings and CLIP's weights: another CLIP never reads the
+wrong embeddings. Frames are stored for each clip, (T',D) with T' as in frame_cache.py; texts in shards of (n,D).
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from encode_split import EncodedSplit
+from frame_cache import ArrayFolder, clip_identity, decode_all, draw, frame_settings
+from recipe import UserError
+from retrieval_data import CaptionedClips, TrainPairs, part_items
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from modeling_camoe.encode import BadVideo
+from modeling_camoe.frames import VideoDecodingError, describe_source
+
+
+TEXTS_PER_SHARD = 4096  # 8 MB of 512 float32 each
+
+
+class FeatureCache:
+    """Frame and text embeddings of one frozen CLIP. Reading needs no model, so workers may have it.
+
+    Args:
+        folder: made if it is not there. model: [`CAMoEModel`] with the frozen CLIP. processor: its processor.
+    """
+
+    def __init__(self, folder: str, model, processor):
+        self.arrays = ArrayFolder(folder)
+        self.clip_weights = weights_hash(model.clip)
+        self.video_processor = processor.video_processor
+        self.text_settings = [hash_of(str(processor.tokenizer.get_vocab())), processor.max_length]
+        self.rows: dict[str, tuple[int, int]] = {}  # text -> shard, row
+        self.shards: list[np.ndarray] = []
+        self.causes: dict[int, str] = {}  # hash of a clip's identity -> why it could not be decoded
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def fill(self, accelerator, model, processor, split: CaptionedClips, sampling: str, batch_size: int, workers: int):
+        """Store what is missing of a split. All processes call this, each does its share.
+
+        Args:
+            model: on its device; put into eval mode. sampling: of the frames. batch_size: clips a forward pass.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        model.eval()
+        try:
+            self._fill_frames(accelerator, model, split, sampling, batch_size, workers)
+            self._fill_texts(accelerator, model, processor, split, batch_size)
+        except OSError as error:
+            raise UserError(f"cannot write the feature cache {self.arrays.folder}: {error}") from error
+        accelerator.wait_for_everyone()
+        self._open_texts(self._text_shards(split))
+
+    def _fill_frames(self, accelerator, model, split, sampling, batch_size, workers):
+        missing = [
+            index for index, clip in enumerate(split.clips) if self.arrays.load(self._frames(clip, sampling)) is None
+        ]
+        accelerator.wait_for_everyone()  # all must have looked before the first one writes
+        mine = missing[accelerator.process_index :: accelerator.num_processes]
+        decoded = DataLoader(
+            _DecodedClips(split.clips, mine, self.video_processor, sampling),
+            batch_size=batch_size,
+            num_workers=min(workers, len(mine)),
+            collate_fn=list,
+        )
+        bad = []
+        with tqdm(total=len(mine), desc="embedding clips", unit="clip", disable=_quiet(accelerator, missing)) as bar:
+            for items in decoded:
+                bad += [item for item in items if isinstance(item, BadVideo)]
+                good = [item for item in items if not isinstance(item, BadVideo)]
+                if good:
+                    embeds = embed_frames(accelerator, model, torch.cat([frames for _, frames in good]))
+                    counts = [len(frames) for _, frames in good]
+                    for (index, _), rows in zip(good, embeds.split(counts), strict=True):
+                        self.arrays.store(self._frames(split.clips[index], sampling), rows.numpy())
+                bar.update(len(items))
+        for video in gather_object(bad):
+            self.causes[str(clip_identity(split.clips[video.index]))] = video.cause
+
+    def _fill_texts(self, accelerator, model, processor, split, batch_size):
+        shards = list(self._text_shards(split))
+        mine = shards[accelerator.process_index :: accelerator.num_processes]
+        for texts, path in tqdm(mine, desc="embedding texts", unit="shard", disable=_quiet(accelerator, mine)):
+            if self.arrays.load(path) is None:
+                self.arrays.store(path, embed_texts(accelerator, model, processor, texts, 8 * batch_size).numpy())
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def frames(self, clip, sampling: str, seed: int | None = None) -> torch.Tensor:
+        """(T',D) embeddings of a clip's frames, at most T.
+
+        Raises:
+            VideoDecodingError: it is not there because the clip could not be decoded.
+        """
+        embeds = self.arrays.load(self._frames(clip, sampling))
+        if embeds is None:
+            unknown = f"{describe_source(clip)}: changed since it was embedded"
+            raise VideoDecodingError(self.causes.get(str(clip_identity(clip)), unknown))
+        if sampling == "jitter":
+            embeds = embeds[draw(len(embeds), self.video_processor.num_frames, seed)]
+        return torch.from_numpy(np.array(embeds))
+
+    def texts(self, texts: list[str]) -> torch.Tensor:
+        """(E,D) embeddings of the E texts of a caption."""
+        places = [self.rows[text] for text in texts]
+        return torch.from_numpy(np.stack([self.shards[shard][row] for shard, row in places]))
+
+    def _frames(self, clip, sampling: str):
+        return self.arrays.path(
+            "frames", self.clip_weights, clip_identity(clip), frame_settings(self.video_processor, sampling)
+        )
+
+    def _text_shards(self, split: CaptionedClips):
+        """Distinct texts of a split, like lengths together, and the file of each shard of them."""
+        distinct = {text for captions in split.streams for texts in captions for text in texts}
+        distinct = sorted(distinct, key=lambda text: (len(text), text))
+        for start in range(0, len(distinct), TEXTS_PER_SHARD):
+            texts = distinct[start : start + TEXTS_PER_SHARD]
+            yield texts, self.arrays.path("texts", self.clip_weights, self.text_settings, texts)
+
+    def _open_texts(self, shards):
+        for texts, path in shards:
+            self.rows.update({text: (len(self.shards), row) for row, text in enumerate(texts)})
+            self.shards.append(self.arrays.load(path))
+
+
+class _DecodedClips(Dataset):
+    """Clips that are to be embedded: (index, (T',3,H,W) uint8), or what is wrong with one."""
+
+    def __init__(self, clips, indices: list[int], video_processor, sampling: str):
+        self.clips = clips
+        self.indices = indices
+        self.video_processor = video_processor
+        self.sampling = sampling
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int):
+        index = self.indices[position]
+        try:
+            return index, decode_all(self.video_processor, self.clips[index], self.sampling)
+        except VideoDecodingError as error:
+            return BadVideo(index, describe_source(self.clips[index]), str(error))
+
+
+@torch.no_grad()
+def embed_frames(accelerator, model, frames: torch.Tensor) -> torch.Tensor:
+    """uint8 frames (F,3,H,W) -> (F,D) float32 on the CPU. CLIP sees each frame alone: as clips of one frame."""
+    with accelerator.autocast():
+        output = model.get_video_features(frames[:, None].to(model.device, non_blocking=True))
+    return output.frame_embeds[:, 0].float().cpu()
+
+
+@torch.no_grad()
+def embed_texts(accelerator, model, processor, texts: list[str], batch_size: int) -> torch.Tensor:
+    """Texts -> (n,D) float32 on the CPU. CLIP's text tower does not know for which expert a text is."""
+    experts, parts = processor.experts, []
+    rows = [texts[start : start + len(experts)] for start in range(0, len(texts), len(experts))]
+    rows[-1] = rows[-1] + [rows[-1][-1]] * (len(experts) - len(rows[-1]))  # the last row is filled up
+    for start in range(0, len(rows), batch_size):
+        captions = [dict(zip(experts, row, strict=True)) for row in rows[start : start + batch_size]]
+        inputs = processor(text=captions, return_tensors="pt").to(model.device)
+        with accelerator.autocast():
+            output = model.get_text_features(**inputs)
+        parts.append(output.text_embeds.flatten(0, 1).float().cpu())
+    return torch.cat(parts)[: len(texts)]
+
+
+class FeaturePairs(TrainPairs):
+    """`TrainPairs` whose clips and texts come from a `FeatureCache`, in the place of the decoder."""
+
+    def _load(self, video: int, caption: int, seed: int) -> dict:
+        return {
+            "frame_embeds": self.decoder.frames(self.split.clips[video], self.sampling, seed),
+            "text_embeds": self.decoder.texts(self.split.streams[video][caption]),
+        }
+
+
+@dataclass
+class FeatureCollator:
+    """Pairs -> `frame_embeds` (N,T,D), `frame_mask` (N,T), `text_embeds` (N,E,D), `video_ids` (N,)."""
+
+    num_frames: int
+
+    def __call__(self, items: list[dict]) -> dict:
+        items, notes = part_items(items)
+        if not items:
+            return notes
+        frame_embeds, frame_mask = pad_frames([item["frame_embeds"] for item in items], self.num_frames)
+        return {
+            "frame_embeds": frame_embeds,
+            "frame_mask": frame_mask,
+            "text_embeds": torch.stack([item["text_embeds"] for item in items]),
+            "video_ids": torch.tensor([item["video"] for item in items]),
+            **notes,
+        }
+
+
+def pad_frames(clips: list[torch.Tensor], num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips of (T',D) -> (N,T,D), zero where padded, and the mask (N,T) of real frames."""
+    padded = pad_sequence([torch.zeros(num_frames, clips[0].shape[1]), *clips], batch_first=True)[1:]
+    mask = torch.zeros(padded.shape[:2], dtype=torch.long)
+    for row, clip in enumerate(clips):
+        mask[row, : len(clip)] = 1
+    return padded, mask
+
+
+@torch.inference_mode()
+def encode_split_from_cache(
+    model, cache: FeatureCache, split: CaptionedClips, captions: str, on_bad_video: str, batch_size: int = 1024
+) -> EncodedSplit:
+    """As `encode_split`, from stored embeddings; so little work that every process does all of it."""
+    sampling, num_frames = cache.video_processor.sampling, cache.video_processor.num_frames
+    clips, kept, bad = [], [], []
+    for index, clip in enumerate(split.clips):
+        try:
+            clips.append(cache.frames(clip, sampling))
+            kept.append(index)
+        except VideoDecodingError as error:
+            if on_bad_video == "raise":
+                raise
+            bad.append(BadVideo(index, describe_source(clip), str(error)))
+    outputs = []
+    for start in range(0, len(clips), batch_size):
+        embeds, mask = (t.to(model.device) for t in pad_frames(clips[start : start + batch_size], num_frames))
+        outputs.append(model.get_video_features(frame_embeds=embeds, frame_mask=mask))
+
+    position = {index: row for row, index in enumerate(kept)}
+    rows = [row for row in zip(*split.flat(captions), strict=True) if row[2] in position]
+    texts = torch.stack([cache.texts(streams) for _, streams, _ in rows]).to(model.device)
+    return EncodedSplit(
+        text_vectors=model.get_text_features(text_embeds=texts).pooler_output.float().cpu(),
+        video_vectors=torch.cat([output.pooler_output for output in outputs]).float().cpu(),
+        gate_weights=torch.cat([output.gate_weights for output in outputs]).float().cpu(),
+        video_of_text=torch.tensor([position[video] for _, _, video in rows]),
+        video_rows=kept,
+        bad=bad,
+        captions=[caption for caption, _, _ in rows],
+    )
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """Names, shapes and bytes of all parameters -> hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:40]
+
+
+def hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _quiet(accelerator, work: list) -> bool:
+    return not accelerator.is_main_process or not work
