@@ -27,6 +27,8 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from modeling_camoe import CAMoEConfig
+
 
 HERE = Path(__file__).parent
 
@@ -79,6 +81,8 @@ class Run:
     training: dict | None  # all_results.json
     recipe: dict | None  # recipe.yaml
     config: dict  # config.json
+    processor: dict  # processor_config.json
+    examples: list[dict]  # examples.json
     files: frozenset[str]  # names of the files beside the card
 
     @classmethod
@@ -92,6 +96,8 @@ class Run:
             training=load("all_results.json", json.loads),
             recipe=load("recipe.yaml", yaml.safe_load),
             config=load("config.json", json.loads),
+            processor=load("processor_config.json", json.loads) or {},
+            examples=load("examples.json", json.loads) or [],
             files=frozenset(path.name for path in folder.iterdir()),
         )
 
@@ -119,7 +125,8 @@ def render_card(source: Path, run: Run, repo_id: str) -> str:
         repo_id=repo_id,
         header=header,
         run=run,
-        results_table=results_table(run.results),
+        model_table=model_table(run),
+        measured=results_table(run.results),
         training_table=training_table(run),
         corrections={name: CORRECTIONS[name] for name in _corrections(run.results)},
         tau=(run.results or {}).get("settings", {}).get("tau"),
@@ -161,7 +168,27 @@ def card_data(header: dict, run: Run, repo_id: str) -> ModelCardData:
         base_model=base_model,
         model_name=repo_id.split("/")[-1] if results else None,
         eval_results=results or None,
+        widget=widget(run.examples, repo_id) or None,
     )
+
+
+def widget(examples: list[dict], repo_id: str) -> list[dict]:
+    """The entries of the metadata: a clip, the texts it is compared with, and what the model answered.
+
+    In the form of zero-shot classification. docs/publish.md says what the Hub does with it today.
+    """
+    return [
+        {
+            "example_title": example["caption"] or example["clip"],
+            "src": f"https://huggingface.co/{repo_id}/resolve/main/{example['clip']}",
+            "candidate_labels": ", ".join(sorted(candidate["text"] for candidate in example["candidates"])),
+            "output": [
+                {"label": candidate["text"], "score": round(candidate["probability"], 4)}
+                for candidate in example["candidates"]
+            ],
+        }
+        for example in examples
+    ]
 
 
 def eval_results(header: dict, results: dict | None) -> list[EvalResult]:
@@ -187,7 +214,7 @@ def eval_results(header: dict, results: dict | None) -> list[EvalResult]:
 
 
 def results_table(results: dict | None) -> str:
-    """Markdown, a row per correction and direction, one decimal."""
+    """Markdown, a row per correction and direction, one decimal; R@1 with its interval where the run has one."""
     lines = ["| correction | direction | " + " | ".join(METRICS) + " |", "|---|---|" + "---:|" * len(METRICS)]
     measured = (results or {}).get("results", {})
     for correction in _corrections(results):
@@ -195,8 +222,29 @@ def results_table(results: dict | None) -> str:
         for direction in directions:
             by_metric = measured.get(correction, {}).get(direction, {})
             cells = [f"{by_metric[metric]:.1f}" if metric in by_metric else NOT_MEASURED for metric in METRICS]
+            if "R@1_ci95" in by_metric:
+                low, high = by_metric["R@1_ci95"]
+                cells[0] += f" [{low:.1f}, {high:.1f}]"
             lines.append(f"| {CORRECTIONS[correction][0]} | {DIRECTIONS[direction]} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def model_table(run: Run) -> str:
+    """Markdown: what a user must know of the model's shapes."""
+    config, video = CAMoEConfig.from_dict(run.config), run.processor.get("video_processor", {})
+    vision = config.clip_config.vision_config
+    dim, experts = config.projection_dim, config.aggregation_of_expert
+    tagger, side = run.processor.get("tagger"), vision.image_size
+    rows = {
+        "experts (how each sums up the frames)": ", ".join(f"{name} ({how})" for name, how in experts.items()),
+        "gate": "from the video alone" if config.gate == "single" else "equal weights",
+        "vector": f"{len(experts)} x {dim} = {len(experts) * dim} float32, metric inner product",
+        "frames": f"{video.get('num_frames')} per clip, {video.get('sampling')}, {side} x {side} pixels",
+        "vision tower": f"{vision.num_hidden_layers} layers of {vision.hidden_size}, patches of {vision.patch_size}",
+        "text": f"{run.processor.get('max_length')} tokens per expert; parted by "
+        + ("nothing: every expert reads the whole caption" if tagger == "none" else f"spaCy's `{tagger}`"),
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 def training_table(run: Run) -> str:

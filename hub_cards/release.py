@@ -15,6 +15,7 @@
 
     python hub_cards/release.py runs/demo --repo_id org/camoe-motion --dry_run release
     python hub_cards/release.py runs/demo --repo_id org/camoe-motion [--create_pr] [--private]
+    python hub_cards/release.py runs/demo --repo_id org/camoe-motion --example_clips data/motion_demo/test/*_0000*.mp4
 
 Makes the release folder (weights, code, processor, card, results), loads it in a fresh process in which this project
 cannot be imported, compares the vectors to the bit, shows what it holds, and uploads it in one commit: whoever
@@ -25,14 +26,16 @@ that eval_results.json of the run does not hold.
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from card import CardError, Run, render_card
+from card import CardError, Run, read_source, render_card
 from check_release import fingerprint
+from examples import CLIP_SUFFIXES, ExampleError, add_examples
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
@@ -46,11 +49,11 @@ HERE = Path(__file__).parent
 # From the run, where it has them.
 RUN_FILES = ("query_bank.txt", "eval_results.json", "all_results.json", "recipe.yaml")
 # From this folder, into every release.
-STATIC_FILES = ("handler.py", "requirements.txt")
-# What a release may hold: text, pictures and safetensors. A pickle can run code when it is loaded.
-SUFFIXES = frozenset({".json", ".md", ".png", ".py", ".safetensors", ".txt", ".yaml"})
+STATIC_FILES = ("handler.py", "untrusted.py", "requirements.txt")
+# What a release may hold: text, pictures, safetensors and example clips. A pickle can run code when it is loaded.
+SUFFIXES = frozenset({".json", ".md", ".png", ".py", ".safetensors", ".txt", ".yaml", *CLIP_SUFFIXES})
 # Of an earlier release; left there, old code or shards would go on being loaded.
-STALE_SUFFIXES = (".py", ".safetensors", ".safetensors.index.json")
+STALE = re.compile(r"[^/]+\.(py|safetensors|safetensors\.index\.json)|examples\.json|example_\d+\.\w+")
 
 
 class ReleaseError(Exception):
@@ -68,15 +71,24 @@ def find_card(card: str | None, repo_id: str) -> Path:
     return source
 
 
-def assemble(run_dir: Path, folder: Path, source: Path, repo_id: str) -> dict[str, str]:
-    """Fill `folder` with the release of a run; returns the fingerprint of its model."""
+def assemble(run_dir: Path, folder: Path, source: Path, repo_id: str, example_clips=()) -> dict[str, str]:
+    """Fill `folder` with the release of a run; returns the fingerprint of its model.
+
+    Args:
+        run_dir: output_dir of a finished run.
+        folder: an empty folder.
+        source: of the card.
+        repo_id: what the card calls the repository.
+        example_clips: paths of clips that the release shows.
+    """
     if not (run_dir / "config.json").is_file() or not list(run_dir.glob("*.safetensors")):
         raise ReleaseError(
             f"{run_dir} holds no config.json with model.safetensors; give the output_dir of a finished run"
         )
     model = CAMoEModel.from_pretrained(run_dir).eval()
     processor = CAMoEProcessor.from_pretrained(run_dir)
-    CAMoEPipeline(model, processor=processor, device="cpu").save_pretrained(folder)  # weights, config and all code
+    retrieval = CAMoEPipeline(model, processor=processor, device="cpu")
+    retrieval.save_pretrained(folder)  # weights, config and all code
     processor.save_pretrained(folder)
     for name in RUN_FILES:
         if (run_dir / name).is_file():
@@ -85,6 +97,9 @@ def assemble(run_dir: Path, folder: Path, source: Path, repo_id: str) -> dict[st
         shutil.copy(picture, folder / picture.name)
     for name in STATIC_FILES:
         shutil.copy(HERE / name, folder / name)
+    if example_clips:
+        header, _ = read_source(source)
+        add_examples(folder, retrieval, example_clips, [header["example"], header["other_example"]])
     (folder / "README.md").write_text(render_card(source, Run.read(folder), repo_id), encoding="utf-8")
     foreign = sorted(path.name for path in folder.iterdir() if path.suffix not in SUFFIXES)
     if foreign:
@@ -112,7 +127,7 @@ def describe(folder: Path, repo_id: str) -> str:
     files = sorted(path for path in folder.iterdir())
     total = sum(path.stat().st_size for path in files)
     lines = [f"{path.stat().st_size:>12,}  {path.name}" for path in files]
-    if not (folder / "eval_results.json").is_file():
+    if (folder / "config.json").is_file() and not (folder / "eval_results.json").is_file():
         lines.append("no eval_results.json: the card says that nothing was measured")
     here = {str(Path.home()), str(HERE.parent.resolve())}
     for path in files:
@@ -121,7 +136,7 @@ def describe(folder: Path, repo_id: str) -> str:
     return "\n".join([f"{repo_id}: {len(files)} files, {total / 1e6:.1f} MB", *lines])
 
 
-def upload(folder: Path, repo_id: str, private: bool, create_pr: bool) -> str:
+def upload(folder: Path, repo_id: str, private: bool, create_pr: bool, repo_type: str = "model") -> str:
     """Upload everything in one commit; returns the address of the commit, or of the pull request.
 
     Raises:
@@ -135,14 +150,28 @@ def upload(folder: Path, repo_id: str, private: bool, create_pr: bool) -> str:
     operations = [CommitOperationAdd(path.name, path) for path in files]
     names = {path.name for path in files}
     try:
-        api.create_repo(repo_id, private=private or None, exist_ok=True)
-        for name in api.list_repo_files(repo_id):
-            if name not in names and "/" not in name and name.endswith(STALE_SUFFIXES):
+        sdk = "gradio" if repo_type == "space" else None
+        api.create_repo(repo_id, private=private or None, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
+        for name in api.list_repo_files(repo_id, repo_type=repo_type):
+            if name not in names and STALE.fullmatch(name):
                 operations.append(CommitOperationDelete(name))
-        commit = api.create_commit(repo_id, operations, commit_message=f"Release {repo_id}", create_pr=create_pr)
+        message = f"Release {repo_id}"
+        commit = api.create_commit(
+            repo_id, operations, commit_message=message, create_pr=create_pr, repo_type=repo_type
+        )
     except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: a large file did not get through
         raise ReleaseError(f"the upload failed, and the repository is as it was: {error}") from error
     return commit.pr_url or commit.commit_url
+
+
+def kept_folder(dry_run: str | None) -> Path | None:
+    """The folder that a dry run leaves behind; it must be new."""
+    kept = Path(dry_run) if dry_run else None
+    if kept is not None and kept.exists():
+        raise ReleaseError(f"--dry_run: {kept} exists already; name a folder that does not")
+    if kept is not None and not kept.parent.is_dir():
+        raise ReleaseError(f"--dry_run: the folder {kept.parent} does not exist")
+    return kept
 
 
 def release(arguments: argparse.Namespace):
@@ -155,13 +184,11 @@ def release(arguments: argparse.Namespace):
     if not run_dir.is_dir():
         raise ReleaseError(f"the run {run_dir} does not exist")
     source = find_card(arguments.card, arguments.repo_id)
-    kept = Path(arguments.dry_run) if arguments.dry_run else None
-    if kept is not None and kept.exists():
-        raise ReleaseError(f"--dry_run: {kept} exists already; name a folder that does not")
+    kept = kept_folder(arguments.dry_run)
     with tempfile.TemporaryDirectory(dir=kept.parent if kept else None, prefix=".release_") as temporary:
         folder = Path(temporary) / "release"
         folder.mkdir()
-        expected = assemble(run_dir, folder, source, arguments.repo_id)
+        expected = assemble(run_dir, folder, source, arguments.repo_id, arguments.example_clips)
         verify(folder, expected)
         print(describe(folder, arguments.repo_id))
         if kept is not None:
@@ -179,6 +206,10 @@ def main():
     parser.add_argument(
         "--dry_run", metavar="DIR", help="make and check the release in this new folder, upload nothing"
     )
+    parser.add_argument(
+        "--example_clips", nargs="+", metavar="CLIP", default=[],
+        help="clips that the release shows, for its card and its Space; mind who owns them",
+    )  # fmt: skip
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     arguments = parser.parse_args()
@@ -186,7 +217,7 @@ def main():
     logging.disable_progress_bar()
     try:
         release(arguments)
-    except (ReleaseError, CardError, OSError) as error:
+    except (ReleaseError, CardError, ExampleError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A Hub on loopback, small and strict: the parts of the API that the real `huggingface_hub` client uses for models.
+"""A Hub on loopback, small and strict: the parts of the API that the real client uses for models and Spaces.
 
 Repositories live in memory as commits, each a whole mapping path -> bytes. Large files go the LFS way (batch, PUT, and
 a commit that names their SHA-256), small ones travel in the commit. A request that it does not know is answered 404
@@ -28,7 +28,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
-LFS_SUFFIXES = (".safetensors", ".png")
+LFS_SUFFIXES = (".safetensors", ".png", ".mp4")
 
 
 @dataclass
@@ -70,7 +70,7 @@ class FakeHub:
     """
 
     def __init__(self, fail_on: str | None = None):
-        self.repositories: dict[str, Repository] = {}
+        self.repositories: dict[str, Repository] = {}  # by id; that of a Space begins with "spaces/"
         self.lfs: dict[str, bytes] = {}
         self.fail_on = fail_on
         self.requests: list[str] = []
@@ -128,20 +128,20 @@ class _Handler(BaseHTTPRequestHandler):
                 self._create()
             case "POST", "api", "validate-yaml":
                 self._json({"errors": [], "warnings": []})
-            case "POST", "api", "models", owner, name, "preupload", revision:
-                self._preupload(f"{owner}/{name}", revision)
+            case "POST", "api", ("models" | "spaces") as kind, owner, name, "preupload", revision:
+                self._preupload(_key(kind, owner, name), revision)
             case "POST", owner, name, "info", "lfs", "objects", "batch":
                 self._lfs_batch()
             case "PUT", "lfs", sha:
                 self._lfs_put(sha)
-            case "POST", "api", "models", owner, name, "commit", revision:
-                self._commit(f"{owner}/{name}", revision)
-            case "GET", "api", "models", owner, name:
-                self._info(f"{owner}/{name}", "main")
-            case "GET", "api", "models", owner, name, "revision", revision:
-                self._info(f"{owner}/{name}", revision)
-            case "GET", "api", "models", owner, name, "tree", revision, *folder:
-                self._tree(f"{owner}/{name}", revision, "/".join(folder))
+            case "POST", "api", ("models" | "spaces") as kind, owner, name, "commit", revision:
+                self._commit(_key(kind, owner, name), revision)
+            case "GET", "api", ("models" | "spaces") as kind, owner, name:
+                self._info(_key(kind, owner, name), "main")
+            case "GET", "api", ("models" | "spaces") as kind, owner, name, "revision", revision:
+                self._info(_key(kind, owner, name), revision)
+            case "GET", "api", ("models" | "spaces") as kind, owner, name, "tree", revision, *folder:
+                self._tree(_key(kind, owner, name), revision, "/".join(folder))
             case (("GET" | "HEAD"), owner, name, "resolve", revision, *path):
                 self._resolve(f"{owner}/{name}", revision, "/".join(path))
             case _:
@@ -152,9 +152,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _create(self):
         wanted = json.loads(self.body)
-        repo_id = f"{wanted['organization']}/{wanted['name']}"
+        repo_id = _key(f"{wanted.get('type', 'model')}s", wanted["organization"], wanted["name"])
+        if repo_id.startswith("spaces/") and wanted.get("sdk") not in ("gradio", "docker", "static"):
+            self._error(400, "BadRequest", "a Space needs an sdk")
+            return
         if repo_id in self.hub.repositories:
-            self._json({"error": "You already created this model repo", "url": f"{self.hub.url}/{repo_id}"}, 409)
+            self._json({"error": "You already created this repo", "url": f"{self.hub.url}/{repo_id}"}, 409)
             return
         repository = Repository(private=wanted.get("visibility") == "private")
         repository.add_commit(
@@ -292,6 +295,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _key(kind: str, owner: str, name: str) -> str:
+    return f"spaces/{owner}/{name}" if kind == "spaces" else f"{owner}/{name}"
 
 
 def _sha1(content: bytes) -> str:

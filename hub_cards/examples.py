@@ -1,0 +1,94 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Example clips of a release: copied into it, with what the released model says about each of them.
+
+    example_1.mp4, example_2.mp4, ...
+    examples.json   [{"clip": "example_1.mp4", "caption": "...", "candidates": [{"text", "score", "probability"}]}]
+
+Captions come from a metadata.jsonl beside the clips (a VideoFolder's). Every clip is compared with the captions of
+all; where fewer than two have one, with the card's own example sentences as well. The card and its widget are rendered
+from examples.json, and the Space offers the clips: examples, never a measurement.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from modeling_camoe.frames import VideoDecodingError
+
+
+CLIP_SUFFIXES = (".mp4", ".webm")  # what browsers play
+MAX_CLIPS = 8
+MAX_BYTES = 20 * 2**20  # of one clip
+
+
+class ExampleError(Exception):
+    """A clip that cannot be an example; the message says why."""
+
+
+def add_examples(folder: Path, retrieval, clips: list, sentences: list[str]):
+    """Copy `clips` (paths) into `folder` and write examples.json.
+
+    Args:
+        folder: of the release.
+        retrieval: a [`CAMoEPipeline`] with the released model.
+        clips: paths.
+        sentences: candidates where the clips have no captions.
+
+    Raises:
+        ExampleError: too many clips, one that is missing, too large or cannot be decoded.
+    """
+    if len(clips) > MAX_CLIPS:
+        raise ExampleError(f"--example_clips: {len(clips)} clips; a release shows {MAX_CLIPS} at most")
+    captions = [_caption_of(_checked(Path(clip))) for clip in clips]
+    candidates = list(dict.fromkeys(caption for caption in captions if caption))
+    if len(candidates) < 2:
+        candidates = list(dict.fromkeys([*candidates, *sentences]))
+    names = [f"example_{i}{Path(clip).suffix.lower()}" for i, clip in enumerate(clips, start=1)]
+    for clip, name in zip(clips, names, strict=True):
+        shutil.copy(clip, folder / name)
+    try:
+        found = retrieval([str(folder / name) for name in names], candidate_texts=candidates)
+    except VideoDecodingError as error:
+        raise ExampleError(f"--example_clips: {error}") from error
+    examples = [
+        {"clip": name, "caption": caption, "candidates": ranked}
+        for name, caption, ranked in zip(names, captions, found, strict=True)
+    ]
+    (folder / "examples.json").write_text(json.dumps(examples, indent=2) + "\n", encoding="utf-8")
+
+
+def _checked(clip: Path) -> Path:
+    if clip.suffix.lower() not in CLIP_SUFFIXES:
+        raise ExampleError(f"--example_clips: {clip} is no {' or '.join(CLIP_SUFFIXES)} file, which browsers play")
+    if not clip.is_file():
+        raise ExampleError(f"--example_clips: {clip} does not exist")
+    if clip.stat().st_size > MAX_BYTES:
+        raise ExampleError(f"--example_clips: {clip} is larger than {MAX_BYTES // 2**20} MiB; cut it")
+    return clip
+
+
+def _caption_of(clip: Path) -> str | None:
+    """The first caption of a clip in the table beside it. Without commas, which part the widget's candidates."""
+    table = clip.parent / "metadata.jsonl"
+    if not table.is_file():
+        return None
+    for line in table.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row.get("file_name") == clip.name:
+            captions = row.get("captions") or row.get("caption") or []
+            captions = [captions] if isinstance(captions, str) else captions
+            plain = [caption for caption in captions if "," not in caption] or captions
+            return plain[0].replace(",", "").strip().rstrip(".") if plain else None
+    return None

@@ -1,0 +1,151 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The page's HTML: the clips at hand, and a ranking with each expert's part in it.
+
+Whatever a visitor wrote (file names, sentences) is escaped here.
+"""
+
+import base64
+import io
+from dataclasses import dataclass
+from html import escape
+from urllib.parse import quote
+
+import torch
+from engine import Hit, SeenClip
+from PIL import Image
+
+
+COLORS = ("#6366f1", "#ec4899", "#f59e0b", "#10b981", "#06b6d4", "#8b5cf6", "#ef4444", "#84cc16")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the bars of a ranking have in common: how far they reach below and above zero."""
+
+    below: float
+    above: float
+
+    @property
+    def length(self) -> float:
+        return max(self.below + self.above, 1e-6)
+
+
+def draw_wall(clips: list[SeenClip], problems: list[str]) -> str:
+    """The clips at hand as small pictures, and what could not be read."""
+    tiles = [
+        f'<figure class="tile"><img src="{_jpeg(clip.frames[len(clip.frames) // 2])}" alt="">'
+        f"<figcaption>{escape(clip.name)}<span>{clip.duration:.1f} s</span></figcaption></figure>"
+        for clip in clips
+    ]
+    lines = [f'<p class="problem" role="alert">{escape(problem)}</p>' for problem in problems]
+    return f'<div class="wall">{"".join(tiles)}</div>{"".join(lines)}'
+
+
+def draw_hint(message: str) -> str:
+    return f'<div class="hint">{escape(message)}</div>'
+
+
+def draw_ranking(texts: dict[str, str], hits: list[Hit], is_corrected: bool) -> str:
+    """What each expert read of the sentence, and the clips, best first; the best one is opened."""
+    scale = Scale(
+        below=max(-hit.parts.clamp(max=0).sum().item() for hit in hits),
+        above=max(hit.parts.clamp(min=0).sum().item() for hit in hits),
+    )
+    legend = "".join(
+        f'<li><i style="background:{_color(e)}"></i><b>{escape(expert)}</b> reads “{escape(text)}”</li>'
+        for e, (expert, text) in enumerate(texts.items())
+    )
+    rows = [_draw_hit(rank, hit, list(texts), scale, is_corrected) for rank, hit in enumerate(hits, start=1)]
+    return f'<ul class="legend">{legend}</ul><ol class="ranking">{"".join(rows)}</ol>'
+
+
+def _draw_hit(rank: int, hit: Hit, experts: list[str], scale: Scale, is_corrected: bool) -> str:
+    clip = hit.clip
+    strip = "".join(f'<img src="{_jpeg(frame, 96)}" alt="">' for frame in clip.frames)
+    return (
+        f'<li><details class="hit"{" open" if rank == 1 else ""}><summary><span class="rank">{rank}</span>'
+        f'<span class="what"><span class="line"><b class="name">{escape(clip.name)}</b>'
+        f'<span class="score">{_number(hit.score)}</span></span>'
+        f'<span class="bar">{_draw_bar(hit, experts, scale)}</span><span class="strip">{strip}</span></span></summary>'
+        f"{_draw_experts(hit, experts, is_corrected)}</details></li>"
+    )
+
+
+def _draw_bar(hit: Hit, experts: list[str], scale: Scale) -> str:
+    """The parts of a score end to end: what speaks against the clip to the left of zero, the rest to the right."""
+    sides = {"against": "", "for": ""}
+    for e, part in enumerate(hit.parts.tolist()):
+        sides["for" if part > 0 else "against"] += (
+            f'<i style="background:{_color(e)};width:{100 * abs(part) / scale.length:.2f}%" '
+            f'title="{escape(experts[e])} {part:+.3f}"></i>'
+        )
+    zero = 100 * scale.below / scale.length
+    space = zero - 100 * -hit.parts.clamp(max=0).sum().item() / scale.length
+    return f'<i style="width:{space:.2f}%"></i>{sides["against"]}<i class="zero"></i>{sides["for"]}'
+
+
+def _draw_experts(hit: Hit, experts: list[str], is_corrected: bool) -> str:
+    """The sum, a line per expert, with the share of each frame in it."""
+    clip = hit.clip
+    rows = []
+    for e, expert in enumerate(experts):
+        part = hit.parts[e].item()
+        rows.append(
+            f'<tr><th><i style="background:{_color(e)}"></i>{escape(expert)}</th>'
+            f"<td>{clip.gate[e].item():.2f}</td><td>× {hit.similarities[e].item():.3f}</td>"
+            f"<td>= {part:+.3f}</td><td>{_draw_weights(clip, e)}</td></tr>"
+        )
+    if is_corrected:
+        rows.append(
+            f'<tr class="sum"><th>bias</th><td></td><td></td><td>{-clip.bias:+.3f}</td>'
+            "<td>nearness to any sentence</td></tr>"
+        )
+    rows.append(
+        f'<tr class="sum"><th>score</th><td></td><td></td><td>= {_number(hit.score)}</td>'
+        "<td>the sum of the parts</td></tr>"
+    )
+    return (
+        f'<div class="inside"><video src="gradio_api/file={quote(clip.path)}" controls muted loop preload="none" '
+        f'poster="{_jpeg(clip.frames[0])}"></video><table><thead><tr><th>expert</th><th>gate</th><th>match</th>'
+        f"<th>part</th><th>share of each frame</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _draw_weights(clip: SeenClip, expert: int) -> str:
+    """A column per frame, as high as the frame's share in the expert."""
+    weights = clip.frame_weights[expert]
+    heights = (100 * weights / weights.max().clamp(min=1e-6)).tolist()
+    columns = "".join(
+        f'<i style="background:{_color(expert)};height:{height:.0f}%" title="{time:.1f} s: {100 * weight:.0f} %"></i>'
+        for height, weight, time in zip(heights, weights.tolist(), clip.times, strict=True)
+    )
+    return f'<span class="weights">{columns}</span>'
+
+
+def _number(score: float) -> str:
+    return f"{round(score, 3) + 0.0:.3f}"  # no "-0.000"
+
+
+def _color(expert: int) -> str:
+    return COLORS[expert % len(COLORS)]
+
+
+def _jpeg(frame: torch.Tensor, size: int = 160) -> str:
+    """(3,H,W) uint8 -> an address that holds the picture itself."""
+    image = Image.fromarray(frame.permute(1, 2, 0).numpy())
+    image.thumbnail((size, size))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

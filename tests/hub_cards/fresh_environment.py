@@ -1,0 +1,42 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A virtual environment of its own that has what ours has, but not this project: a stranger's machine.
+
+Nothing is installed: its site-packages names one folder, of links to the packages of the environment that runs the
+tests. What is left out there does not exist, for `import` and for `importlib.metadata` alike.
+"""
+
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+
+
+PROJECT = ("modeling_camoe", "camoe_search", "camoe", "__editable__")
+
+
+def make_environment(folder: Path, without: tuple[str, ...] = ()) -> Path:
+    """Its interpreter. `without` names packages that are missing as well, by the start of their names."""
+    packages = folder / "packages"
+    packages.mkdir(parents=True)
+    for place in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for entry in Path(place).iterdir():
+            if not entry.name.startswith((*PROJECT, *without)) and entry.suffix != ".pth":
+                (packages / entry.name).symlink_to(entry)
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv" / "bin" / "python"
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.run([str(python), "-I", "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+    Path(site, "packages.pth").write_text(f"{packages}\n")
+    return python

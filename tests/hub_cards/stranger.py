@@ -1,0 +1,40 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Run a script as a stranger does: in an environment without this project, with a Hub on loopback or none."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from fake_hub import FakeHub
+
+
+def environment(home: Path, hub: FakeHub | None) -> dict:
+    """A user's environment with an empty cache, in which the Hub is on loopback or out of reach."""
+    settings = {"HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test", "NO_PROXY": "127.0.0.1"}
+    settings["OMP_NUM_THREADS"] = "1"  # to the bit: how many threads share a sum decides how it is rounded
+    settings |= {"HF_ENDPOINT": hub.url} if hub else {"HF_HUB_OFFLINE": "1"}
+    return {**{k: v for k, v in os.environ.items() if not k.startswith("HF_")}, **settings}
+
+
+def stranger(python: Path, script: str, cwd: Path, hub: FakeHub | None = None, **names) -> dict:
+    """The JSON that a script prints; `names` are its variables. `-I`: not even the current folder is on the path."""
+    setup = "".join(f"{name} = {value!r}\n" for name, value in names.items())
+    done = subprocess.run(
+        [str(python), "-I", "-c", setup + script],
+        capture_output=True, text=True, timeout=900, cwd=cwd, env=environment(cwd, hub),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
