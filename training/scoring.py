@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from retrieval_ranks import RECALL_AT, rank_retrieval, recalls
+from metrics.retrieval_ranks import RECALL_AT, rank_retrieval, recalls
 
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ import threading
 
 import numpy as np
 import pytest
-import retrieval_ranks
 import torch
-from retrieval_ranks import rank_retrieval, recalls
+from metrics import score_tiles
+from metrics.retrieval_ranks import CORRECTIONS, rank_retrieval, recalls
 from scoring import (
     choose_temperature,
     load_ranks,
@@ -77,7 +77,7 @@ def random_vectors(*sizes, seed=0, k=8):
 @pytest.fixture
 def float32_tiles(monkeypatch):
     """Small sets, which would be float64 throughout, take the way of large ones."""
-    monkeypatch.setattr(retrieval_ranks, "_FLOAT64_LIMIT", 0)
+    monkeypatch.setattr(score_tiles, "FLOAT64_LIMIT", 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def corrected_levels(texts, videos, text_bank, video_bank, scale, temp, tau):
 def test_corrections_in_blocks_equal_the_full_matrix_formulas(tiles, temp, request):
     if tiles == "float32":
         request.getfixturevalue("float32_tiles")
-    for seed in range(6):
+    for seed in range(4):
         texts, videos, text_bank, video_bank = random_vectors(23, 11, 9, 7, seed=seed)
         video_of_text = torch.from_numpy(np.random.default_rng(seed).integers(9, size=23))  # two videos without texts
         options = {"scale": 10.0, "dual_softmax_temp": temp, "tau": 0.1, "sinkhorn_temp": 0.1}
@@ -139,7 +139,7 @@ def test_corrections_in_blocks_equal_the_full_matrix_formulas(tiles, temp, reque
             block_size=4,
             **options,
         )
-        assert list(ranked.ranks) == list(retrieval_ranks.CORRECTIONS)
+        assert list(ranked.ranks) == list(CORRECTIONS)
         for correction, levels in expected.items():
             assert_same_ranks(ranked.ranks[correction], naive_ranks(*levels, video_of_text))
 
@@ -182,7 +182,7 @@ def test_float32_tiles_rank_duplicate_videos_as_ties(float32_tiles, monkeypatch)
     texts, videos = random_vectors(200, 100, seed=2, k=64)
     videos = torch.cat([videos, videos, videos[:50]])
     fast = rank_retrieval(texts, videos, torch.arange(200), scale=30.0, block_size=64)
-    monkeypatch.setattr(retrieval_ranks, "_FLOAT64_LIMIT", 2**36)
+    monkeypatch.setattr(score_tiles, "FLOAT64_LIMIT", 2**22)
     exact = rank_retrieval(texts, videos, torch.arange(200), scale=30.0)
     for correction in exact.ranks:
         assert_same_ranks(fast.ranks[correction], exact.ranks[correction])
@@ -264,7 +264,7 @@ def test_processes_that_share_the_work_each_get_the_result_of_one():
 
 
 def test_a_machine_whose_float32_products_are_coarser_is_scored_in_float64(float32_tiles, monkeypatch, caplog):
-    load = retrieval_ranks._VectorScores.load
+    load = score_tiles.VectorScores.load
 
     def coarse(self, rows, dtype):
         rows = load(self, rows, dtype)
@@ -272,7 +272,7 @@ def test_a_machine_whose_float32_products_are_coarser_is_scored_in_float64(float
 
     texts, videos = random_vectors(80, 80, seed=6, k=32)
     expected = rank_retrieval(texts, videos).ranks["none"]
-    monkeypatch.setattr(retrieval_ranks._VectorScores, "load", coarse)
+    monkeypatch.setattr(score_tiles.VectorScores, "load", coarse)
     assert_same_ranks(rank_retrieval(texts, videos).ranks["none"], expected)
     assert "scoring in float64" in caplog.text
 
@@ -316,6 +316,8 @@ def test_what_does_not_fit_is_an_error_with_its_remedy():
         rank_retrieval(texts, videos, right, corrections=("query_bank",))
     with pytest.raises(ValueError, match="same K"):
         rank_retrieval(texts, videos[:, :3], right)
+    with pytest.raises(ValueError, match="not empty"):
+        rank_retrieval(texts, videos[:0], [])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,15 +13,17 @@
 # limitations under the License.
 """`evaluate.Metric` of video-text retrieval: both directions, middle rank on ties, any correction of this project.
 
-A thin wrapper: the ranks are those of training/retrieval_ranks.py, of which this folder has a link, because `evaluate`
-copies the modules that a metric imports from beside it. See README.md.
+A thin wrapper around rank_retrieval, which the programs in training/ use as well. See README.md.
 """
 
 import datasets
 import evaluate
 import numpy as np
 
+from .rank_counts import Ranking
 from .retrieval_ranks import rank_retrieval, recalls
+from .score_priors import log_sum_exp
+from .score_tiles import TiledScores
 
 
 _DESCRIPTION = """\
@@ -100,3 +102,7 @@ class VideoTextRetrieval(evaluate.Metric):
             if str(reference) not in positions:
                 raise ValueError(f"Text {text} belongs to video {reference!r}, which is not in `video_ids`.")
         return [positions[str(reference)] for reference in references]
+
+
+# `evaluate` copies the modules that this file imports from beside it, not what those import: so each is named here.
+__all__ = ["Ranking", "TiledScores", "VideoTextRetrieval", "log_sum_exp"]
