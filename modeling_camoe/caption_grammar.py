@@ -13,21 +13,31 @@
 # limitations under the License.
 """The grammar behind caption streams: tagged words -> the texts of entity, action and scene.
 
-Three steps: `repair_tags` (parts of speech), the noun and prepositional phrases, and `streams_from_tags`, which gives
+Three steps: `repair_tags` (caption_tags.py), the noun and prepositional phrases, and `streams_from_tags`, which gives
 every phrase to a stream. What the streams mean is said in captions.py.
 
-Only parts of speech are used, no parse. The tagger learnt from news, where a clause as short as "the red star spins"
-is a noun phrase; but its errors are few and regular enough to be repaired by grammar, and captions are simple enough
-to be read from left to right.
+Only parts of speech are used, no parse: captions are simple enough to be read from left to right.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from .caption_tags import (
+    ADJECTIVES,
+    ADVERBS,
+    DETERMINERS,
+    NO_WORD,
+    NOMINAL,
+    NOUNS,
+    PARTICIPLES,
+    VERBS,
+    Word,
+    is_main_verb,
+    repair_tags,
+    word_at,
+)
 from .caption_words import (
     AIMING_VERBS,
-    CLOSED_CLASS,
     COLOURS,
     CONJUNCTIONS,
     DIRECTION_PREPOSITIONS,
@@ -38,7 +48,6 @@ from .caption_words import (
     GOAL_NOUNS,
     GOAL_PREPOSITIONS,
     HELPING_VERBS,
-    INDEFINITE_PRONOUNS,
     LEAPING_VERBS,
     LIGHT_VERBS,
     MANNER_NOUNS,
@@ -48,219 +57,29 @@ from .caption_words import (
     PARTICLES,
     PLACE_ADVERBS,
     PLACE_PREPOSITIONS,
-    PLURAL_DETERMINERS,
     PREPOSITION_PAIRS,
     PREPOSITIONS,
-    QUANTITIES,
     RECORDINGS,
     SEEING_VERBS,
-    SINGULAR_DETERMINERS,
-    THINGS_IN_ING,
     WORN_NOUNS,
 )
 
 
-# Penn Treebank tags
-NOUNS = frozenset(("NN", "NNS"))
-ADJECTIVES = frozenset(("JJ", "JJR", "JJS"))
-ADVERBS = frozenset(("RB", "RBR", "RBS", "RP"))
-PARTICIPLES = frozenset(("VBG", "VBN"))
-VERBS = frozenset(("VB", "VBD", "VBG", "VBN", "VBP", "VBZ", "MD"))
-DETERMINERS = frozenset(("DT", "PDT", "PRP$", "WP$"))
-NOMINAL = NOUNS | ADJECTIVES | PARTICIPLES  # what may follow inside a noun phrase
-GOVERNORS = DETERMINERS | {"IN"}
-AFTER_LAST_ADJECTIVE = NOUNS | ADJECTIVES | {"CC", ","}
-
-AUXILIARIES = LIGHT_VERBS | HELPING_VERBS
-NO_MAIN_VERBS = LIGHT_VERBS | SEEING_VERBS | DIRECTIONS
 LEADING_PREPOSITIONS = GOAL_PREPOSITIONS | MOTION_PREPOSITIONS
 
-
-class Word(NamedTuple):
-    """A word of a caption and its part of speech."""
-
-    text: str
-    tag: str
-    lower: str
-
-    @classmethod
-    def of(cls, text: str, tag: str) -> "Word":
-        return cls(text, tag, text.lower())
-
-    def tagged(self, tag: str) -> "Word":
-        return Word(self.text, tag, self.lower)
-
-
 Span = tuple[int, int]  # words[start:end]
-_NO_WORD = Word("", "", "")
 
 
-def _at(words: Sequence[Word], i: int) -> Word:
-    return words[i] if 0 <= i < len(words) else _NO_WORD
-
-
-def _is_main_verb(word: Word) -> bool:
-    return word.tag in VERBS and word.lower not in NO_MAIN_VERBS
-
-
-def _has_predicate(words: Sequence[Word]) -> bool:
-    """Is there a main verb, and not just a participle that describes a noun ("a bowl filled with fruit")?"""
-    return any(
-        _is_main_verb(word) and (word.tag != "VBN" or _at(words, i - 1).lower in AUXILIARIES)
-        for i, word in enumerate(words)
-    )
-
-
-# -- step 1: parts of speech --------------------------------------------------------------------------------------
-
-
-def repair_tags(words: Sequence[Word]) -> list[Word]:
-    """Corrects tags that grammar rules out, and looks again for the verb where a caption seems to have none."""
-    words = _tag_known_words(words)
-    verbless = not _has_predicate(words)
-    clause_verbless = True  # so far
-    phrase = _OpenPhrase()
-    for i, word in enumerate(words):
-        if _must_be_noun(words, i, phrase):
-            tag = "NN"
-        else:
-            tag = _verb_tag(words, i, phrase, verbless, clause_verbless) or word.tag
-        if tag != word.tag:
-            word = words[i] = word.tagged(tag)
-            verbless = not _has_predicate(words)
-        joins = tag in ("CC", ",") or word.lower in CONJUNCTIONS
-        clause_verbless = joins or (clause_verbless and not _is_main_verb(word))
-        phrase.read(word)
-    return words
-
-
-def _tag_known_words(words: Sequence[Word]) -> list[Word]:
-    """Words whose part of speech is known by name. They come first: the other rules ask what follows a noun."""
-    words = [_without_names(word) for word in words]
-    for i, word in enumerate(words):
-        lower, tag = word.lower, word.tag
-        before, after = _at(words, i - 1), _at(words, i + 1)
-        governed = before.tag in GOVERNORS and before.lower not in DIRECTIONS
-        if (lower, after.lower) in (("each", "other"), ("one", "another")):
-            words[i + 1] = after.tagged("PRP")
-            tag = "PRP"
-        elif (lower, after.lower) == ("plus", "sign"):
-            words[i + 1] = after.tagged("NN")
-            tag = "NN"
-        elif lower in PLACE_ADVERBS and not governed and not (before.tag in ADJECTIVES and after.tag in NOUNS):
-            tag = "RB"
-        elif lower in DIRECTIONS and tag in NOUNS and not governed and before.tag not in ADJECTIVES:
-            tag = "RB"
-        elif lower in GOAL_NOUNS and tag in VERBS and before.lower == "to" and _at(words, i - 2).lower in GOAL_NOUNS:
-            tag = "NN"  # "from side to side"
-        elif lower in COLOURS and tag in NOUNS and after.text.isalpha() and after.lower not in CLOSED_CLASS:
-            tag = "JJ"
-        words[i] = word.tagged(tag)
-    return words
-
-
-def _without_names(word: Word) -> Word:
-    """Captions name few people: what the tagger takes for a name is mostly a noun that it does not know."""
-    if word.tag == "NNP":
-        plural = word.text.islower() and word.text.endswith("s") and not word.text.endswith(("ss", "us"))
-        return word.tagged("NNS" if plural else "NN")
-    return word.tagged("NNS") if word.tag == "NNPS" else word
-
-
-@dataclass
-class _OpenPhrase:
-    """The noun phrase that the next word may continue."""
-
-    determiner: str = ""
-    adjectives: int = 0
-    nouns: int = 0
-
-    @property
-    def singular(self) -> bool:
-        return self.determiner in SINGULAR_DETERMINERS
-
-    def read(self, word: Word) -> None:
-        tag = word.tag
-        adjective = tag in ADJECTIVES or (tag in PARTICIPLES and self.determiner and not self.nouns)
-        if tag in DETERMINERS or tag == "CD":
-            self.__init__(word.lower)
-        elif adjective and self.nouns:
-            self.__init__(adjectives=1)
-        elif adjective:
-            self.adjectives += 1
-        elif tag in NOUNS:
-            self.nouns += 1
-        elif tag not in ADVERBS and not (self.determiner and not self.nouns and tag in ("CC", ",")):
-            self.__init__()
-
-
-def _must_be_noun(words: Sequence[Word], i: int, phrase: _OpenPhrase) -> bool:
-    lower, tag = words[i].lower, words[i].tag
-    before, after = _at(words, i - 1), _at(words, i + 1)
-    opened = phrase.adjectives or before.lower in ("a", "an", "the")
-    if phrase.determiner and opened and not phrase.nouns and lower not in CLOSED_CLASS:
-        # A determiner waits for its noun: "a green cross slides", "a pink donut", "a painting of a man".
-        if tag in ("VB", "VBP", "FW", "UH", "IN", "WDT", "DT", "CC"):
-            return True
-        if tag in ("VBZ", "VBD") and not phrase.adjectives:
-            return True
-        followed = after.tag in NOMINAL
-        if tag == "RB" and not lower.endswith("ly") and not followed and after.tag not in ADVERBS:
-            return True
-        if tag in PARTICIPLES and not phrase.adjectives and not followed and after.tag not in ("CC", ","):
-            return True
-    if tag in ADJECTIVES and before.lower in COLOURS and not phrase.nouns:
-        # Colour is the last adjective: "the white square contracts".
-        last = after.tag not in AFTER_LAST_ADJECTIVE
-        return last or after.tag == "NNS" or after.lower.endswith("ing")
-    if tag in ("VB", "VBP"):  # no bare verb after a singular noun: "a stop sign is moving"
-        bare = phrase.singular and phrase.nouns and lower not in AUXILIARIES
-        return bool(bare and after.tag in ("VBZ", "VBD", "VBG", "WDT"))
-    return tag == "VBG" and lower in THINGS_IN_ING and before.tag in ("IN", "RP")  # "walks around building"
-
-
-def _verb_tag(words: Sequence[Word], i: int, phrase: _OpenPhrase, verbless: bool, clause_verbless: bool) -> str | None:
-    """The tag of a verb that was taken for a noun, None for other words."""
-    lower, tag = words[i].lower, words[i].tag
-    before, after = _at(words, i - 1), _at(words, i + 1)
-    if after.tag in NOUNS and after.lower not in INDEFINITE_PRONOUNS:
-        return None  # part of a compound
-    if tag == "NNS":
-        relative = before.lower in ("that", "which", "who") and _at(words, i - 2).tag in NOUNS
-        relative = relative or before.lower in INDEFINITE_PRONOUNS  # "something falls"
-        plural = before.lower in QUANTITIES or (before.tag == "NNS" and before.lower.endswith("s"))
-        disagrees = phrase.singular and (phrase.nouns or phrase.adjectives) and not plural  # "a red star spins"
-        if relative or disagrees:
-            return "VBZ"
-        moves = after.lower in DIRECTIONS or after.tag in ADVERBS
-        if verbless and phrase.nouns and (phrase.determiner == "the" or moves):
-            return "VBZ"
-        if verbless and before.tag == "RB" and before.lower.endswith("ly"):  # "which slowly moves"
-            return "VBZ"
-    elif tag in NOUNS | ADJECTIVES and lower.endswith("ing") and lower not in THINGS_IN_ING:
-        if phrase.nouns and (clause_verbless or after.lower in DIRECTIONS):  # "a blue disc spinning on the grass"
-            return "VBG"
-        if clause_verbless and phrase.adjectives > 1:  # "a round square spinning"
-            return "VBG"
-        if before.tag == "CC" and (verbless or _at(words, i - 2).tag == "VBG"):  # "people laughing and dancing"
-            return "VBG"
-        if verbless and phrase.determiner and phrase.adjectives:
-            return "VBG"
-    elif tag == "NN" and verbless and before.tag == "NNS" and phrase.determiner in PLURAL_DETERMINERS:
-        return "VBP"  # "two red stars spin"
-    return None
-
-
-# -- step 2: phrases ----------------------------------------------------------------------------------------------
+# -- phrases -------------------------------------------------------------------------------------------------------
 
 
 def _noun_phrase(words: Sequence[Word], start: int) -> int:
     """End of the noun phrase that begins at `start`; `start` if none does."""
-    governed = _at(words, start - 1).lower in PREPOSITIONS
+    governed = word_at(words, start - 1).lower in PREPOSITIONS
     determined = seen_noun = False
     i = start
     while i < len(words):
-        word, after = words[i], _at(words, i + 1)
+        word, after = words[i], word_at(words, i + 1)
         attributive = after.tag in NOMINAL
         if word.lower in DIRECTIONS and not attributive and (seen_noun or not determined):
             break  # "moves the ball left"
@@ -298,25 +117,25 @@ class _Phrase(NamedTuple):
 def _prepositional_phrase(words: Sequence[Word], start: int, verb: str) -> _Phrase | None:
     """The prepositional phrase at `start`, `verb` being the nearest verb before; None where no noun follows."""
     first = words[start].lower
-    pair = PREPOSITION_PAIRS.get((first, _at(words, start + 1).lower))
+    pair = PREPOSITION_PAIRS.get((first, word_at(words, start + 1).lower))
     noun = start + (1 if pair is None else 2)
     end = _noun_phrase(words, noun)
     leads = first in LEADING_PREPOSITIONS
     if end == noun:
-        pronoun = _at(words, noun)
+        pronoun = word_at(words, noun)
         if leads and pronoun.lower in GOAL_NOUNS:  # "from left to right"
             return _Phrase("direction", noun, noun + 1)
         if pronoun.lower in MANNER_NOUNS:  # "around itself"
             return _Phrase("direction", noun, noun + 1)
         return _Phrase("thing", noun, noun) if pronoun.tag == "PRP" else None
 
-    before, head = _at(words, start - 1), words[end - 1].lower
+    before, head = word_at(words, start - 1), words[end - 1].lower
     if first in ("in", "at") and head in EMPTY_PLACES:
         return _Phrase("", noun, end)
     if (first in MANNER_PREPOSITIONS and head in MANNER_NOUNS) or (first not in ("in", "on") and head in FRAME_NOUNS):
         return _Phrase("direction", noun, end)
     if leads and head in GOAL_NOUNS:
-        of_end = _noun_phrase(words, end + 1) if _at(words, end).lower == "of" else end
+        of_end = _noun_phrase(words, end + 1) if word_at(words, end).lower == "of" else end
         if of_end == end or words[of_end - 1].lower in FRAME_NOUNS:
             return _Phrase("direction", noun, of_end)
         kind = "place"  # "to the left of a tree"
@@ -333,21 +152,23 @@ def _prepositional_phrase(words: Sequence[Word], start: int, verb: str) -> _Phra
     else:
         kind = "place" if (first in PLACE_PREPOSITIONS if pair is None else pair) else "thing"
 
-    while _at(words, end).lower in ("of", "and", "or"):  # "in front of judges and a crowd"
+    while word_at(words, end).lower in ("of", "and", "or"):  # "in front of judges and a crowd"
         longer = _noun_phrase(words, end + 1)
-        new_clause = words[end].lower != "of" and _at(words, longer).tag in VERBS  # "on a chair and a man sings"
+        new_clause = words[end].lower != "of" and word_at(words, longer).tag in VERBS  # "on a chair and a man sings"
         if longer == end + 1 or new_clause:
             break
         end = longer
     return _Phrase(kind, noun, end)
 
 
-# -- step 3: streams ----------------------------------------------------------------------------------------------
+# -- streams -------------------------------------------------------------------------------------------------------
 
 
 def streams_from_tags(words: Sequence[Word]) -> dict[str, str]:
     """Texts of the streams entity, action and scene for a caption's tagged words; "" for a stream without words."""
-    return _Reader(repair_tags(words)).streams()
+    reader = _Reader(repair_tags(words))
+    reader.read()
+    return reader.streams()
 
 
 class _Reader:
@@ -358,7 +179,7 @@ class _Reader:
 
     def __init__(self, words: Sequence[Word]):
         self.words = words
-        self.has_main_verb = any(map(_is_main_verb, words))
+        self.has_main_verb = any(map(is_main_verb, words))
         self.verb = ""  # the nearest main verb so far
         self.entities: list[Span] = []
         self.recordings: list[Span] = []  # "a video": an entity if there is no other
@@ -366,22 +187,24 @@ class _Reader:
         self.scenes: list[Span] = []
         self.goals: list[Span] = []  # "into the crowd": a scene if there is no other
 
+    def read(self) -> None:
+        """Every word goes to the first rule that takes it, and is passed over if none does."""
+        rules = (
+            self.read_pair_of_directions,
+            self.read_infinitive,
+            self.read_prepositional_phrase,
+            self.read_noun_phrase,
+            self.read_direction,
+            self.read_verb,
+            self.read_adverb,
+            self.read_adjective,
+        )
         i = 0
-        while i < len(words):
-            ends = (rule(i) for rule in self.rules())
-            i = next((end for end in ends if end > i), i + 1)
-
-    def rules(self):
-        yield self.read_pair_of_directions
-        yield self.read_infinitive
-        yield self.read_prepositional_phrase
-        yield self.read_noun_phrase
-        yield self.read_direction
-        yield self.read_verb
-        yield self.read_adverb
-        yield self.read_adjective
+        while i < len(self.words):
+            i = next((end for rule in rules if (end := rule(i)) > i), i + 1)
 
     def streams(self) -> dict[str, str]:
+        """The texts, after reading."""
         scenes = self.scenes or self.goals
         entities = self.entities or self.recordings or self.nouns_of(scenes)
         actions = [" ".join(map(self.text, group)) for group in self.actions]
@@ -394,7 +217,8 @@ class _Reader:
         }
 
     def text(self, span: Span) -> str:
-        return " ".join(word.text for word in self.words[slice(*span)])
+        start, end = span
+        return " ".join(word.text for word in self.words[start:end])
 
     def without_determiner(self, span: Span) -> Span:
         start, end = span
@@ -433,13 +257,13 @@ class _Reader:
 
     def read_pair_of_directions(self, i: int) -> int:  # "side to side", "up and down"
         words = self.words
-        joined = _at(words, i + 1).lower in ("to", "and") and _at(words, i - 1).tag not in DETERMINERS
-        if joined and words[i].lower in GOAL_NOUNS and _at(words, i + 2).lower in GOAL_NOUNS:
+        joined = word_at(words, i + 1).lower in ("to", "and") and word_at(words, i - 1).tag not in DETERMINERS
+        if joined and words[i].lower in GOAL_NOUNS and word_at(words, i + 2).lower in GOAL_NOUNS:
             return self.add_action(i, i + 3)
         return i
 
     def read_infinitive(self, i: int) -> int:
-        if self.words[i].tag != "TO" or _at(self.words, i + 1).tag not in ("VB", "RB"):
+        if self.words[i].tag != "TO" or word_at(self.words, i + 1).tag not in ("VB", "RB"):
             return i
         if self.is_action(i - 1):  # "tries to catch"
             self.add_action(i, i + 1)
@@ -447,10 +271,12 @@ class _Reader:
 
     def read_prepositional_phrase(self, i: int) -> int:
         words, word = self.words, self.words[i]
-        paired = (word.lower, _at(words, i + 1).lower) in PREPOSITION_PAIRS
+        paired = (word.lower, word_at(words, i + 1).lower) in PREPOSITION_PAIRS
         if not paired and not (word.lower in PREPOSITIONS and word.tag in ("IN", "TO")):
             # "drives down the road" has a path, "picks up the ball" has not.
-            moves = self.verb in MOTION_VERBS or _at(words, i - 1).lower in DIRECTIONS or word.lower not in PARTICLES
+            moves = (
+                self.verb in MOTION_VERBS or word_at(words, i - 1).lower in DIRECTIONS or word.lower not in PARTICLES
+            )
             path = word.tag in ADVERBS and word.lower in PLACE_PREPOSITIONS and moves
             if not path or _noun_phrase(words, i + 1) == i + 1:
                 return i
@@ -490,7 +316,7 @@ class _Reader:
         words, word = self.words, self.words[i]
         if word.tag not in VERBS:
             return i
-        following = next((later for later in words[i + 1 :] if later.tag not in ADVERBS), _NO_WORD)
+        following = next((later for later in words[i + 1 :] if later.tag not in ADVERBS), NO_WORD)
         helps = word.lower in LIGHT_VERBS or (word.lower in HELPING_VERBS and following.tag in ("VB", "VBN"))
         if not helps and not (word.lower in SEEING_VERBS and self.has_main_verb):
             # An adverb or "to" right before the verb has begun the action.
@@ -505,13 +331,13 @@ class _Reader:
             return self.add(self.scenes, i, i + 1)
         particle = word.lower in PLACE_PREPOSITIONS and self.verb  # without a noun: "falls over"
         if (word.tag in ADVERBS and word.lower not in EMPTY_ADVERBS) or particle:
-            return self.add_action(i, i + 1, begins=_is_main_verb(_at(self.words, i + 1)))
+            return self.add_action(i, i + 1, begins=is_main_verb(word_at(self.words, i + 1)))
         return i
 
     def read_adjective(self, i: int) -> int:
-        before = _at(self.words, i - 1)
+        before = word_at(self.words, i - 1)
         if self.words[i].tag not in ADJECTIVES or before.tag not in VERBS:
             return i
-        if _is_main_verb(before):
+        if is_main_verb(before):
             return self.add_action(i, i + 1)  # "grows bigger"
         return self.add(self.entities, i, i + 1)  # "is red"

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The words that caption_grammar.py knows by name.
+"""The words that caption_tags.py and caption_grammar.py know by name.
 
 Function words, and the few nouns and verbs that decide what a prepositional phrase means; all in lower case.
 """

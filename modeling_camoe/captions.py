@@ -40,7 +40,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .caption_grammar import Word, streams_from_tags
+from .caption_grammar import streams_from_tags
+from .caption_tags import Word
 
 
 STREAMS = ("fusion", "entity", "action", "scene")
