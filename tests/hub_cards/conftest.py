@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "hub_cards" / "space"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "hub_cards"))
 
 from fresh_environment import make_environment

@@ -1,0 +1,284 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The Space: what it computes, and the page itself in a browser, started from the Hub by an environment without us."""
+
+import json
+import math
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+import torch
+from draw import draw_ranking, draw_wall
+from engine import Retrieval
+from fake_hub import FakeHub
+from huggingface_hub import SpaceCard, constants
+from release import assemble, find_card, upload
+from release_space import main
+from stranger import environment
+from untrusted import RequestError
+
+from modeling_camoe import CAMoEModel, CAMoEPipeline, CAMoEProcessor
+from tests.video_files import write_video
+
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+MODEL, SPACE = "org/camoe-motion", "org/camoe-demo"
+QUERY = "a red star spins <b>fast</b> on the beach"
+
+
+@pytest.fixture(scope="module")
+def release(run_dir, clip, tmp_path_factory):
+    """A release folder with an example clip."""
+    place = tmp_path_factory.mktemp("release")
+    assemble(run_dir, place, find_card(None, MODEL), MODEL, [clip])
+    return place
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Three videos that look different."""
+    folder = tmp_path_factory.mktemp("clips")
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 48, 64, 3), dtype=np.uint8) // [
+        [[[[1]]]],
+        [[[[3]]]],
+        [[[[9]]]],
+    ]
+    return [
+        write_video(folder / f"{name}.mp4", 8, pictures=pictures[i].astype(np.uint8))
+        for i, name in enumerate(("noon", "dusk", "night"))
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(run_dir, clips):
+    """Name of a clip -> its score, best first, by the pipeline."""
+    pipe = CAMoEPipeline(
+        CAMoEModel.from_pretrained(run_dir).eval(), processor=CAMoEProcessor.from_pretrained(run_dir), device="cpu"
+    )
+    return {clips[found["video"]].name: found["score"] for found in pipe(texts=QUERY, videos=clips)}
+
+
+@pytest.fixture(scope="module")
+def retrieval(release):
+    return Retrieval(str(release))
+
+
+def test_the_parts_of_a_score_sum_up_to_the_score_of_the_pipeline(retrieval, clips, expected):
+    seen = [retrieval.see(str(path)) for path in clips]
+    texts, embeds = retrieval.read(QUERY)
+    assert list(texts) == ["fusion", "entity", "action", "scene"]
+    assert texts["fusion"] == QUERY and texts["entity"].startswith("red star")
+    hits = retrieval.rank(embeds, seen)
+    assert [hit.clip.name for hit in hits] == list(expected)
+    for hit in hits:
+        assert hit.score == pytest.approx(expected[hit.clip.name], abs=1e-5)
+        assert hit.score == pytest.approx(hit.parts.sum().item(), abs=1e-6)
+        assert hit.clip.gate.sum().item() == pytest.approx(1, abs=1e-5)
+        assert hit.clip.frames.shape == (3, 3, 32, 32) and hit.clip.frame_weights.shape == (4, 3)
+
+
+def test_the_bias_is_the_one_of_the_card(retrieval, release, clips):
+    clip = retrieval.see(str(clips[0]))
+    captions = (release / "query_bank.txt").read_text().splitlines()
+    tau = json.loads((release / "eval_results.json").read_text())["settings"]["tau"]
+    embeds = [retrieval.read(caption)[1] for caption in captions]
+    scores = torch.tensor([retrieval.rank(e, [clip])[0].score for e in embeds])
+    bias = tau * (torch.logsumexp(scores / tau, dim=0).item() - math.log(len(captions)))
+    assert clip.bias == pytest.approx(bias, abs=1e-5)
+    plain, corrected = (retrieval.rank(embeds[0], [clip], flag)[0].score for flag in (False, True))
+    assert plain - corrected == pytest.approx(bias, abs=1e-5)
+
+
+def test_a_release_without_bank_and_examples_has_no_correction_and_no_clips(release, clips, tmp_path):
+    for path in release.iterdir():
+        if path.name not in ("query_bank.txt", "examples.json"):
+            (tmp_path / path.name).symlink_to(path)
+    retrieval = Retrieval(str(tmp_path))
+    assert retrieval.bank is None and retrieval.example_clips() == {}
+    assert retrieval.see(str(clips[0])).bias is None
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"hello" * 100, "is not a video"), (b"", "is not a video")])
+def test_a_file_that_is_no_video_is_named(retrieval, tmp_path, content, message):
+    (tmp_path / "broken.mp4").write_bytes(content)
+    with pytest.raises(RequestError, match=f"broken.mp4 {message}"):
+        retrieval.see(str(tmp_path / "broken.mp4"))
+
+
+def test_a_large_file_is_refused_unread(retrieval, tmp_path):
+    with open(tmp_path / "large.mp4", "wb") as file:
+        file.truncate(2**31)  # a hole: no byte of it is stored
+    with pytest.raises(RequestError, match="large.mp4 is larger than 64 MiB"):
+        retrieval.see(str(tmp_path / "large.mp4"))
+
+
+def test_what_visitors_write_is_escaped(retrieval, clips):
+    evil = "<script>alert(1)</script>"
+    clip = retrieval.see(str(clips[0]), name=evil)
+    texts, embeds = retrieval.read(f"a dog {evil}")
+    page = draw_wall([clip], [evil]) + draw_ranking(texts, retrieval.rank(embeds, [clip], True), True)
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 4
+
+
+@pytest.fixture
+def hub(release, tmp_path, monkeypatch):
+    """A Hub with the release, and the Space beside it, released by the program."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with FakeHub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        upload(release, MODEL, private=False, create_pr=False)
+        yield hub
+
+
+def publish(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["release_space.py", *arguments])
+    main()
+
+
+def test_a_space_names_its_model_and_is_one_commit(hub, monkeypatch):
+    publish(monkeypatch, "--model", MODEL, "--repo_id", SPACE, "--private")
+    repository = hub.repositories[f"spaces/{SPACE}"]
+    files = hub.files(f"spaces/{SPACE}")
+    assert repository.private and len(repository.commits) == 2
+    assert set(files) >= {
+        "README.md",
+        "app.py",
+        "engine.py",
+        "draw.py",
+        "look.css",
+        "untrusted.py",
+        "requirements.txt",
+    }
+    data = SpaceCard(files["README.md"].decode()).data
+    assert (data.models, data.sdk, data.app_file) == ([MODEL], "gradio", "app.py")
+    assert b"handler" not in files["app.py"] and files["untrusted.py"].startswith(b"# Copyright")  # no link, the file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "org/none", "--repo_id", SPACE], "--model: org/none cannot be read"),
+        (["--model", "a/b/c", "--repo_id", SPACE], "--model"),
+        (["--model", MODEL, "--repo_id", SPACE, "--dry_run", "."], "exists already"),
+    ],
+)
+def test_a_wrong_space_is_one_line_and_exit_code_2(hub, monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit) as exit_:
+        publish(monkeypatch, *arguments)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert exit_.value.code == 2 and lines[-1].startswith("error: ") and message in lines[-1]
+    assert f"spaces/{SPACE}" not in hub.repositories
+
+
+@pytest.fixture
+def address(hub, fresh_python, tmp_path, monkeypatch):
+    """The Space, running as the Hub would run it: its files in a folder, the model from the Hub by its id."""
+    publish(monkeypatch, "--model", MODEL, "--repo_id", SPACE)
+    folder = tmp_path / "space"
+    folder.mkdir()
+    for name, content in hub.files(f"spaces/{SPACE}").items():
+        (folder / name).write_bytes(content)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    log = open(tmp_path / "log", "wb")
+    server = subprocess.Popen(
+        [str(fresh_python), "app.py"], cwd=folder, env=environment(tmp_path, hub) | settings, stdout=log, stderr=log
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not _answers(port):
+            assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+        log.close()
+
+
+def _answers(port: int) -> bool:
+    try:
+        return urlopen(f"http://127.0.0.1:{port}/", timeout=5).status == 200
+    except (URLError, OSError):
+        return False
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium")
+def test_a_visitor_uploads_clips_types_and_sees_the_ranking(address, retrieval, clips, expected, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    (tmp_path / "broken.mp4").write_bytes(b"hello" * 100)
+    elsewhere = []
+
+    def guard(route):
+        is_here = route.request.url.startswith((address, "data:", "blob:"))
+        elsewhere.append(route.request.url) if not is_here else None
+        route.continue_() if is_here else route.abort()
+
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch_persistent_context(
+            str(tmp_path / "profile"), executable_path=str(CHROMIUM), headless=True, args=FLAGS
+        )
+        browser.route("**/*", guard)
+        page = browser.new_page()
+        page.goto(address)
+        page.get_by_text("Upload or pick some clips").wait_for()
+        page.set_input_files("input[type=file]", [*map(str, clips), str(tmp_path / "broken.mp4")])
+        page.locator(".tile").nth(2).wait_for()
+        assert page.locator(".tile").count() == 3
+        assert "broken.mp4 is not a video" in page.locator(".problem").inner_text()
+
+        page.locator("#query").get_by_role("textbox").fill(QUERY)
+        page.get_by_role("button", name="Search").click()
+        page.locator(".hit").nth(2).wait_for()
+        assert page.locator(".hit .name").all_inner_texts() == list(expected)
+        scores = [float(text) for text in page.locator(".hit .score").all_inner_texts()]
+        assert scores == pytest.approx(list(expected.values()), abs=6e-4)
+        legend = page.locator(".legend li").all_inner_texts()
+        texts, embeds = retrieval.read(QUERY)
+        assert legend == [f"{expert} reads “{text}”" for expert, text in texts.items()]
+        best = page.locator(".hit[open]")
+        assert best.count() == 1 and best.locator(".strip img").count() == 3
+        parts = [float(text[1:]) for text in best.locator("tbody td:nth-child(4)").all_inner_texts()]
+        assert sum(parts[:4]) == pytest.approx(parts[4], abs=3e-3) and parts[4] == scores[0]
+        video = page.request.get(f"{address}/{best.locator('video').get_attribute('src')}")
+        assert video.status == 200 and video.body() in [path.read_bytes() for path in clips]
+
+        page.get_by_label("query bank").check()  # now less the bias, which the table shows
+        best.locator("tr.sum", has_text="bias").wait_for()
+        hits = retrieval.rank(embeds, [retrieval.see(str(path)) for path in clips], True)
+        assert page.locator(".hit .name").all_inner_texts() == [hit.clip.name for hit in hits]
+
+        page.get_by_label("example_1.mp4").check()  # a clip that came with the release
+        page.locator(".hit").nth(3).wait_for()
+        assert page.locator(".tile").count() == 4
+        browser.close()
+    assert elsewhere == []
