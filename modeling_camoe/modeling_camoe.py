@@ -20,6 +20,7 @@ expert has a text of its own, so a caption is E texts, folded likewise. The inne
 Every `pooler_output` here IS such a folded vector: index the videos', query with a text's, metric inner product.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -44,6 +45,7 @@ from .retrieval import (
     fold_video,
     similarity,
 )
+from .text_groups import encode_in_groups, may_group
 
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP clamps its temperature there, and so do CLIP4Clip and we
@@ -301,11 +303,14 @@ class CAMoEModel(CAMoEPreTrainedModel):
                 "Use the processor that was saved with this model: it writes one text per expert."
             )
         batch = input_ids.shape[0]
-        clip_output = self.clip.get_text_features(
-            input_ids.flatten(0, 1),
-            attention_mask=None if attention_mask is None else attention_mask.flatten(0, 1),
-            **kwargs,
-        )
+        input_ids = input_ids.flatten(0, 1)  # (N*E,L)
+        attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
+        clip_output = None
+        if may_group(input_ids, attention_mask) and not _wants_layers(self.clip.config.text_config, kwargs):
+            encode = functools.partial(self.clip.get_text_features, **kwargs)
+            clip_output = encode_in_groups(encode, input_ids, attention_mask)
+        if clip_output is None:
+            clip_output = self.clip.get_text_features(input_ids, attention_mask=attention_mask, **kwargs)
         text_embeds = F.normalize(clip_output.pooler_output, dim=-1).unflatten(0, (batch, num_experts))  # (N,E,D)
         return CAMoETextOutput(
             last_hidden_state=clip_output.last_hidden_state.unflatten(0, (batch, num_experts)).flatten(1, 2),
@@ -343,8 +348,9 @@ class CAMoEModel(CAMoEPreTrainedModel):
         Returns:
             [`CAMoEOutput`].
         """
-        video_output = self.get_video_features(pixel_values_videos, frame_mask, frame_embeds, **kwargs)
+        # Texts first: grouping them waits for the device, which has nothing to do yet.
         text_output = self.get_text_features(input_ids, attention_mask, text_embeds, **kwargs)
+        video_output = self.get_video_features(pixel_values_videos, frame_mask, frame_embeds, **kwargs)
 
         scale = self.clip.logit_scale.exp().to(text_output.pooler_output.device)
         video_vectors = video_output.pooler_output.to(text_output.pooler_output.device)
@@ -399,6 +405,13 @@ class CAMoEModel(CAMoEPreTrainedModel):
                 expert_loss = expert_contrastive_loss(texts.to(dtype), videos.to(dtype), scale, video_ids, temp)
                 loss = loss + self.config.expert_loss_weight * expert_loss
         return loss
+
+
+def _wants_layers(config, kwargs) -> bool:
+    """Whether a call asks for the output of single layers, which only one call for all texts gives."""
+    return any(
+        kwargs.get(name, getattr(config, name, False)) for name in ("output_hidden_states", "output_attentions")
+    )
 
 
 __all__ = ["CAMoEModel", "CAMoEOutput", "CAMoEPreTrainedModel", "CAMoETextOutput", "CAMoEVideoOutput"]
