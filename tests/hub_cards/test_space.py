@@ -40,13 +40,7 @@ from tests.video_files import write_video
 
 
 CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync".split()
 MODEL, SPACE = "org/camoe-motion", "org/camoe-demo"
 QUERY = "a red star spins <b>fast</b> on the beach"
 
@@ -63,23 +57,16 @@ def release(run_dir, clip, tmp_path_factory):
 def clips(tmp_path_factory):
     """Three videos that look different."""
     folder = tmp_path_factory.mktemp("clips")
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 48, 64, 3), dtype=np.uint8) // [
-        [[[[1]]]],
-        [[[[3]]]],
-        [[[[9]]]],
-    ]
-    return [
-        write_video(folder / f"{name}.mp4", 8, pictures=pictures[i].astype(np.uint8))
-        for i, name in enumerate(("noon", "dusk", "night"))
-    ]
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), dtype=np.uint8)
+    light = {"noon": 1, "dusk": 3, "night": 9}
+    return [write_video(folder / f"{name}.mp4", 8, pictures=pictures // part) for name, part in light.items()]
 
 
 @pytest.fixture(scope="module")
 def expected(run_dir, clips):
     """Name of a clip -> its score, best first, by the pipeline."""
-    pipe = CAMoEPipeline(
-        CAMoEModel.from_pretrained(run_dir).eval(), processor=CAMoEProcessor.from_pretrained(run_dir), device="cpu"
-    )
+    model, processor = CAMoEModel.from_pretrained(run_dir).eval(), CAMoEProcessor.from_pretrained(run_dir)
+    pipe = CAMoEPipeline(model, processor=processor, device="cpu")
     return {clips[found["video"]].name: found["score"] for found in pipe(texts=QUERY, videos=clips)}
 
 
