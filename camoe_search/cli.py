@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command `camoe`: index, search, stats, export, calibrate.
+"""The command `camoe`: index, search, serve, stats, export, calibrate.
 
 Torch and the models are imported when a command runs, so that `camoe --help` answers at once. A mistake of the
 user's is one line on stderr and exit code 2; Ctrl-C is exit code 130.
@@ -44,6 +44,12 @@ which ones do.
   camoe search "someone jumps" --index my-index --expert action=2 --path holiday
   camoe search --like clip.mp4 --index my-index --json"""
 
+
+SERVE_HELP = """Search on a web page: type, play results from the second at which they start, see what each expert
+contributed, switch the correction, find similar moments. Only files of the index can be read through it. It has no
+passwords: with --host 0.0.0.0, whoever reaches this machine can search and play.
+
+  camoe serve --index my-index      then open http://127.0.0.1:7860"""
 
 SEARCHING = ("search", "serve")  # commands that need an index, in a folder or in Milvus, and leave it as it is
 
@@ -142,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--max-seconds", type=float, metavar="S", help="only moments at most this long")
     search.add_argument("--grid", metavar="PNG", help="also write a picture of the results")
     search.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    serve = command("serve", _serve, "search on a web page that plays what it finds", SERVE_HELP)
+    serve.add_argument("--model", help="the index's model, if it has moved")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    serve.add_argument("--port", type=_count_or_zero, default=7860, help="0 takes a free one (default: 7860)")
+    serve.add_argument("--page-size", type=_count, default=12, metavar="K", help="results a page (default: 12)")
 
     stats = command("stats", _stats, "say what is in an index")
     stats.add_argument("--json", action="store_true", help="print JSON")
@@ -302,6 +314,18 @@ def _search(options):
     print(json.dumps(show.as_rows(hits), indent=2, ensure_ascii=False) if options.json else show.table(hits))
     if options.grid:
         show.grid(hits).save(options.grid, format="PNG")
+
+
+def _serve(options):
+    from . import serve
+
+    index = _open(options)
+    bound = serve.listen(options.host, options.port)
+    index.encoder  # noqa: B018 -- loaded now, not at the first query
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"serving {len(index)} moments at http://{shown}:{port} (Ctrl-C ends it)", flush=True)
+    serve.serve(index, bound, options.page_size)
 
 
 def _stats(options):

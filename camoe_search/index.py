@@ -106,6 +106,10 @@ class VideoIndex:
     def __len__(self) -> int:
         return len(self.store if self._moments is None else self._moments)
 
+    def is_outdated(self) -> bool:
+        """Whether the folder holds another generation of the index than the one that is open."""
+        return self._folder is not None and read_description(self._folder).generation != self.description.generation
+
     def close(self):
         """Let go of a database's connection. An index in files needs no closing."""
         if self.description.store == "milvus":
@@ -273,6 +277,17 @@ class VideoIndex:
     def search_like(self, clip, k: int = 10, **options) -> list[Hit]:
         """The k moments most like a video (path, bytes or `Clip`). Uncorrected: the bank is of texts."""
         return self.search_vectors(self.encoder.clip(clip), k, **options | {"correction": "none"})[0]
+
+    def search_similar(self, row: int | str, k: int = 10, **options) -> list[Hit]:
+        """The k moments most like one of the index, without itself. Takes no model. Uncorrected, as `search_like`."""
+        hits = self.search_vectors(self.similar_vector(row)[None], k + 1, **options | {"correction": "none"})[0]
+        return [hit for hit in hits if hit.row != row][:k]
+
+    def similar_vector(self, row: int | str) -> np.ndarray:
+        """The query vector (K,) that finds moments like one of the index: its experts, each of length 1."""
+        experts = self.store.vector(row).reshape(len(self.description.experts), -1)  # (E,D), gated
+        lengths = np.linalg.norm(experts, axis=1, keepdims=True)
+        return (experts / np.maximum(lengths, 1e-12)).reshape(-1)
 
     def search_vectors(
         self,

@@ -1,0 +1,244 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What `camoe serve` answers over HTTP, and what it refuses."""
+
+import http.client
+import json
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from camoe_search import serve
+from camoe_search.cli import main
+from camoe_search.index import VideoIndex
+from modeling_camoe.frames import Clip
+
+
+QUERY = "a red star spins"
+
+
+class Server:
+    """An application on a free port, and a client that sends what it is told, unchanged."""
+
+    def __init__(self, index, **options):
+        self.bound = serve.listen("127.0.0.1", 0)
+        self.port = self.bound.getsockname()[1]
+        config = uvicorn.Config(serve.make_app(index, **options), log_level="warning", lifespan="off")
+        self.uvicorn = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.uvicorn.run, kwargs={"sockets": [self.bound]})
+
+    def __enter__(self):
+        self.thread.start()
+        while not self.uvicorn.started:
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *error):
+        self.uvicorn.should_exit = True
+        self.thread.join()
+
+    def ask(self, method: str, target: str, body=None, headers=None):
+        """Status, headers, content."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.putrequest(method, target, skip_host="Host" in (headers or {}))
+        content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        for name, value in (
+            (headers or {}) | ({"Content-Length": len(content)} if content is not None else {})
+        ).items():
+            connection.putheader(name, value)
+        connection.endheaders(content)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer.status, answer.headers, content
+
+    def search(self, **asked):
+        status, _, content = self.ask("POST", "/api/search", asked)
+        return status, json.loads(content)
+
+
+@pytest.fixture(scope="module")
+def index(some_videos, checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serve") / "index"
+    return VideoIndex.build([some_videos], folder, str(checkpoint), device="cpu", num_workers=0, window=1, stride=0.5)
+
+
+@pytest.fixture(scope="module")
+def server(index):
+    with Server(index, page_size=3) as server:
+        yield server
+
+
+@pytest.fixture
+def key(server) -> str:
+    return server.search(text=QUERY)[1]["hits"][0]["key"]
+
+
+def test_pages_are_the_search_of_the_index_in_parts(server, index):
+    expected = index.search(QUERY, k=8, correction="none")
+    pages = [server.search(text=QUERY, correction="none", page=page)[1] for page in range(4)]
+    hits = [hit for page in pages for hit in page["hits"]]
+    assert [(f"{hit['folder']}/{hit['name']}", hit["start"], hit["end"]) for hit in hits] == [
+        (hit.path, hit.start, hit.end) for hit in expected
+    ]
+    assert [page["more"] for page in pages] == [True, True, False, False] and len(hits) == len(index) == 8
+
+
+@pytest.mark.parametrize("correction", ["none", "query_bank", "dynamic"])
+def test_experts_and_correction_add_up_to_the_score(server, index, correction):
+    weights = {"action": 2.0, "scene": 0.0}
+    found = server.search(text=QUERY, correction=correction, experts=weights)[1]["hits"]
+    expected = index.search(QUERY, k=3, correction=correction, experts=weights)
+    for hit, wanted in zip(found, expected, strict=True):
+        assert hit["score"] == pytest.approx(wanted.score)
+        assert sum(hit["experts"].values()) + hit["correction"] == pytest.approx(hit["score"], abs=1e-6)
+        assert hit["experts"]["scene"] == 0
+        if correction == "query_bank":
+            assert hit["correction"] == pytest.approx(-index.moments[wanted.row]["bias"], abs=1e-6)
+
+
+def test_similar_moments_are_those_of_the_file_without_itself(server, index, key):
+    moment = index.moments[int(key.split(".")[1])]
+    place = (moment["path"], moment["start"])
+    is_window = moment["path"].endswith("clip_5.mp4")  # the others are moments as a whole
+    source = Clip(moment["path"], moment["start"], moment["end"]) if is_window else moment["path"]
+    expected = [hit.score for hit in index.search_like(source, k=4) if (hit.path, hit.start) != place]
+    found = server.search(like=key)[1]["hits"]
+    assert [hit["score"] for hit in found] == pytest.approx(expected, abs=1e-5)
+    assert len(found) == 3 and key not in [hit["key"] for hit in found]
+
+
+def test_filters_narrow_the_search(server):
+    assert {hit["name"] for hit in server.search(text=QUERY, path="CLIP_5")[1]["hits"]} == {"clip_5.mp4"}
+    assert server.search(text=QUERY, min_seconds=5)[1]["hits"] == []
+
+
+def test_the_file_of_a_moment_comes_whole_and_in_ranges(server, index, key):
+    path = index.moments[int(key.split(".")[1])]["path"]
+    content = open(path, "rb").read()
+    status, headers, whole = server.ask("GET", f"/media/{key}")
+    assert (status, whole, headers["Content-Type"]) == (200, content, "video/mp4")
+    status, headers, part = server.ask("GET", f"/media/{key}", headers={"Range": "bytes=100-199"})
+    assert (status, part) == (206, content[100:200])
+    assert headers["Content-Range"] == f"bytes 100-199/{len(content)}"
+    status, headers, picture = server.ask("GET", f"/thumbnail/{key}")
+    assert (status, headers["Content-Type"], picture[:2]) == (200, "image/jpeg", b"\xff\xd8")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/media/../../../../etc/passwd",
+        "/media/%2e%2e%2f%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "/media/%2Fetc%2Fpasswd",
+        "/media//etc/passwd",
+        "//etc/passwd",
+        "/media/..%5c..%5cetc%5cpasswd",
+        "/media/{generation}.%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "/media/{generation}.-1",
+        "/media/{generation}.8",
+        "/media/{generation}.99999999999999999999999",
+        "/media/{generation}.0x1",
+        "/media/{generation}.1.5",
+        "/media/{generation}.%D9%A1",  # a one that is no ASCII
+        "/media/{generation}.%00",
+        "/media/0123456789ab.0",  # of another generation
+        "/media/0",
+        "/media/",
+        "/thumbnail/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "/thumbnail/{path}",
+        "/media/{path}",
+        "/{path}",
+        "/page.html",
+        "/web/page.js",
+        "/../serve.py",
+        "/..%2fserve.py",
+        "/page.js/../../serve.py",
+        "/index.json",
+    ],
+)
+def test_nothing_but_moments_of_the_index_can_be_read(server, index, key, target):
+    target = target.format(generation=key.split(".")[0], path=index.moments[0]["path"])
+    status, _, content = server.ask("GET", target)
+    assert status == 404 and len(content) < 200 and b"root:" not in content
+
+
+def test_a_web_site_cannot_read_along_under_a_name_of_its_own(server, key):
+    for name, expected in (("evil.example", 400), ("localhost", 200)):
+        status, _, content = server.ask("GET", f"/media/{key}", headers={"Host": f"{name}:{server.port}"})
+        assert status == expected and (b"ftyp" in content) == (expected == 200)
+
+
+def test_a_browser_is_told_to_load_nothing_from_elsewhere(server):
+    for target in ("/", "/page.css", "/page.js"):
+        status, headers, content = server.ask("GET", target)
+        assert status == 200 and headers["Content-Security-Policy"].startswith("default-src 'self'")
+        text = content.decode().replace("http://www.w3.org/2000/svg", "")  # a name, not an address
+        assert "http:" not in text and "https:" not in text and 'src="//' not in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"text": "  "}, "the query is empty"),
+        ({}, "give a `text`"),
+        ({"text": 3}, "give a `text`"),
+        ({"text": QUERY, "correction": "dsl"}, "choose from none, query_bank, dynamic"),
+        ({"text": QUERY, "experts": {"acton": 2}}, "did you mean action"),
+        ({"text": QUERY, "experts": [2]}, "not of the form"),
+        ({"text": QUERY, "page": -1}, "page -1"),
+        ({"text": QUERY, "page": 10_000}, "narrow the search"),
+        ({"text": QUERY, "page": "1"}, "give a number"),
+        ({"like": "0123456789ab.0"}, "search again"),
+        ({"like": ["x"]}, "search again"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_reason(server, asked, message):
+    status, answer = server.search(**asked)
+    assert status == 400 and message in answer["error"]
+
+
+def test_odd_requests_do_no_harm(server):
+    for query in ("dog " * 10_000, "🐕🥏", "ein Hund fängt eine Scheibe", "<script>alert(1)</script>"):
+        assert len(server.search(text=query)[1]["hits"]) == 3
+    assert server.ask("POST", "/api/search", b"no JSON")[0] == 400
+    assert server.ask("POST", "/api/search", b"[1]")[0] == 400
+    assert server.ask("POST", "/api/search", b'{"text": "' + b"x" * serve.MAX_BODY + b'"}')[0] == 413
+
+
+def test_an_index_that_changes_is_opened_at_the_next_search(videos, checkpoint, tmp_path):
+    (videos / "clip_0.mp4").rename(videos / "clip_0.dat")  # a name that says nothing of a video
+    paths = [videos, videos / "clip_0.dat"]
+    index = VideoIndex.build(paths, tmp_path / "index", str(checkpoint), device="cpu", num_workers=0)
+    with Server(index, page_size=20) as server:
+        before = server.search(text=QUERY)[1]["hits"]
+        dat = next(hit["key"] for hit in before if hit["name"] == "clip_0.dat")
+        status, headers, _ = server.ask("GET", f"/media/{dat}")
+        assert (status, headers["Content-Type"], headers["X-Content-Type-Options"]) == (200, "video/mp4", "nosniff")
+        (videos / "clip_0.dat").unlink()
+        status, _, content = server.ask("GET", f"/media/{dat}")
+        assert status == 404 and "not there any more" in json.loads(content)["error"]
+        VideoIndex.load(tmp_path / "index", index.encoder).remove([videos / "clip_0.dat"])
+        after = server.search(text=QUERY)[1]["hits"]
+        assert len(before) == 6 and len(after) == 5
+        assert server.ask("GET", f"/media/{before[0]['key']}")[0] == 404  # its row may be another moment now
+        assert server.ask("GET", f"/media/{after[0]['key']}")[0] == 200
+
+
+def test_a_port_that_is_taken_is_one_line(server, index, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", "--index", str(index.folder), "--port", str(server.port)])
+    assert stop.value.code == 2 and "choose another --port" in capsys.readouterr().err

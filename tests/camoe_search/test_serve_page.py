@@ -1,0 +1,168 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`camoe serve` in a real browser: type, see, play, switch the correction, find similar, turn the page."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from camoe_search.index import VideoIndex
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+QUERY = "a red star spins"
+SECONDS = 30_000  # in milliseconds: what a busy machine may take
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+
+
+@pytest.fixture(scope="module")
+def index(some_videos, checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page") / "index"
+    return VideoIndex.build([some_videos], folder, str(checkpoint), device="cpu", num_workers=0, window=1, stride=0.5)
+
+
+@pytest.fixture(scope="module")
+def address(index):
+    """Of `camoe serve`, run as a user does."""
+    command = [sys.executable, "-m", "camoe_search", "serve", "--index", str(index.folder), "--port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    serving = subprocess.Popen(
+        [*command, "--page-size", "3"], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    line = serving.stdout.readline()
+    assert line.startswith("serving 8 moments at http://127.0.0.1:"), line
+    yield line.split()[4]
+    serving.terminate()
+    assert serving.wait(timeout=30) in (0, -15)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        profile = tmp_path_factory.mktemp("profile")
+        context = playwright.chromium.launch_persistent_context(
+            str(profile), executable_path=CHROMIUM, headless=True, args=[*FLAGS, "--disable-sync"]
+        )
+        context.set_default_timeout(SECONDS)
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page, opened; whatever it asked of other machines or complained about fails the test."""
+    page, elsewhere, complaints = browser.new_page(), [], []
+    page.on("request", lambda request: None if request.url.startswith(address) else elsewhere.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(address)
+    page.complaints = complaints
+    yield page
+    page.close()
+    assert [url for url in elsewhere if not url.startswith("data:")] == [] and complaints == []
+
+
+def ask(page, text: str):
+    page.fill("#text", text)
+    page.press("#text", "Enter")
+    page.wait_for_selector(".card")
+
+
+def scores(page) -> list[str]:
+    return page.locator(".score").all_inner_texts()
+
+
+def names(page) -> list[str]:
+    return page.locator(".name").all_inner_texts()
+
+
+def expect_scores(page, hits):
+    from playwright.sync_api import expect
+
+    expect(page.locator(".score")).to_have_text([f"{hit.score:.3f}" for hit in hits], timeout=SECONDS)
+
+
+def test_type_see_play_switch_turn_and_find_similar(page, index):
+    from playwright.sync_api import expect
+
+    assert "8 moments" in page.locator("#about").inner_text()
+    ask(page, QUERY)
+    expected = index.search(QUERY, k=8)
+    expect_scores(page, expected[:3])
+    assert names(page) == [os.path.basename(hit.path) for hit in expected[:3]]
+    page.wait_for_load_state("networkidle")
+    card = page.locator(".card").first
+    assert card.locator("dt").all_inner_texts() == [*index.description.experts, "hub"]
+    picture = card.locator("video").evaluate("v => fetch(v.poster).then(r => r.headers.get('content-type'))")
+    assert picture == "image/jpeg"
+
+    page.click("#corrections label:has-text('off')")
+    uncorrected = index.search(QUERY, k=8, correction="none")
+    expect_scores(page, uncorrected[:3])
+
+    page.click("#next")
+    expect_scores(page, uncorrected[3:6])
+    assert page.locator(".rank").all_inner_texts() == ["4", "5", "6"]
+    page.click("#next")
+    expect_scores(page, uncorrected[6:])
+    expect(page.locator("#next")).to_be_disabled()
+    page.click("#previous")
+    expect_scores(page, uncorrected[3:6])
+
+    page.locator(".similar").first.click()
+    expect_scores(page, index.search_similar(uncorrected[3].row, 3))
+    expect(page.locator("#status")).to_contain_text(f"Moments like {os.path.basename(uncorrected[3].path)}")
+    page.go_back()
+    expect_scores(page, uncorrected[3:6])
+
+
+def test_a_clip_plays_from_the_second_at_which_it_starts_to_the_one_at_which_it_ends(page, index):
+    """H.264 in Chromium: time goes on, and stays within the moment."""
+    page.click("#filters summary")
+    page.fill("#path", "clip_5")
+    ask(page, QUERY)
+    hits = index.search(QUERY, k=3, path="clip_5")
+    expect_scores(page, hits)
+    late = next(i for i, hit in enumerate(hits) if hit.start == 1.0)
+    card = page.locator(".card").nth(late)
+    seen = """v => new Promise(done => {
+        const times = [];
+        v.addEventListener("timeupdate", () => times.push(v.currentTime));
+        v.addEventListener("pause", () => done({times, error: v.error && v.error.message, width: v.videoWidth}));
+        v.addEventListener("error", () => done({times, error: v.error.message}));
+        setTimeout(() => done({times, error: "it did not come to its end"}), 20000);
+    })"""
+    page.evaluate(f"void (window.seen = ({seen})(document.querySelectorAll('video')[{late}]))")
+    card.locator(".play").click()
+    played = page.evaluate("window.seen")
+    assert played["error"] is None and played["width"] == 64
+    assert min(played["times"]) >= 0.99 and 1.5 < max(played["times"]) <= 2.1 and len(set(played["times"])) > 2
+
+
+def test_mistakes_and_markup_are_shown_as_text(page):
+    from playwright.sync_api import expect
+
+    page.fill("#text", "   ")
+    page.click("button.primary")
+    expect(page.locator("#status.bad")).to_contain_text("the query is empty", timeout=SECONDS)
+    page.complaints.clear()  # the browser notes the answer 400
+    ask(page, "<img src=x onerror=alert(1)>")
+    assert page.locator("main img").count() == 0 and page.locator(".card").count() == 3
