@@ -144,6 +144,10 @@ class CAMoEConfig(PreTrainedConfig):
         """D, the width of every expert's embedding."""
         return self.clip_config.projection_dim
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """CLIP's text configuration: `resize_token_embeddings` writes the new vocabulary size there."""
+        return self.clip_config.get_text_config(decoder=decoder, encoder=encoder)
+
     @property
     def aggregation_of_expert(self) -> dict[str, str]:
         """Expert name -> frame aggregation, in the order of `experts`, defaults filled in."""
