@@ -77,9 +77,10 @@ function fromAddress() {
   try {
     wanted = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}");
   } catch { /* an address that was cut off: begin anew */ }
-  showForm(wanted);
-  if (wanted.text || wanted.like) search(wanted);
-  else {
+  if (wanted.text || wanted.like) {
+    showForm(wanted);
+    search(wanted);
+  } else {
     asked = {};
     $("hits").replaceChildren();
     $("pager").hidden = true;
@@ -234,16 +235,18 @@ async function begin() {
   $("about").textContent = `${about.moments.toLocaleString()} moments, indexed with ${about.model}`;
   $("page").dataset.size = about.page_size;
   buildOptions();
-  $("form").onsubmit = (event) => {
-    event.preventDefault();
-    go({ ...readForm(), text: $("text").value });
-  };
   for (const name of ["path", ...NUMBERS]) $(name).onchange = again;
   const turn = (step) => { go({ ...asked, page: (asked.page ?? 0) + step }); scrollTo({ top: 0 }); };
   $("previous").onclick = () => turn(-1);
   $("next").onclick = () => turn(1);
   addEventListener("popstate", fromAddress);
+  showForm({ text: $("text").value });  // typed before the answer came
   fromAddress();
 }
 
-begin();
+const ready = begin();
+$("form").onsubmit = async (event) => {
+  event.preventDefault();
+  await ready;
+  if (about) go({ ...readForm(), text: $("text").value });
+};

@@ -103,8 +103,8 @@ def expect_scores(page, hits):
 def test_type_see_play_switch_turn_and_find_similar(page, index):
     from playwright.sync_api import expect
 
-    assert "8 moments" in page.locator("#about").inner_text()
-    ask(page, QUERY)
+    ask(page, QUERY)  # before the page knows what the index is
+    expect(page.locator("#about")).to_contain_text("8 moments, indexed with checkpoint")
     expected = index.search(QUERY, k=8)
     expect_scores(page, expected[:3])
     assert names(page) == [os.path.basename(hit.path) for hit in expected[:3]]
