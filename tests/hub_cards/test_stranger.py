@@ -31,10 +31,10 @@ from modeling_camoe.encode import encode_videos
 REPO = "org/camoe-motion"
 
 # What a reader of the card does: run its blocks one after the other. Then the pipeline in all its forms, what was
-# loaded saved and loaded again, and the first release, by its commit.
+# loaded saved and loaded again, the first release, by its commit, and the endpoint.
 READER = """
-import hashlib, importlib.util, json, re
-from huggingface_hub import hf_hub_download
+import base64, hashlib, importlib.util, json, re, sys
+from huggingface_hub import hf_hub_download, snapshot_download
 assert importlib.util.find_spec("modeling_camoe") is None and importlib.util.find_spec("camoe_search") is None
 def digest(tensor):
     return hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest()
@@ -60,6 +60,14 @@ pinned_pipe = pipeline("video-text-retrieval", model=REPO, revision=FIRST, trust
 content = open(card["clip"], "rb").read()
 decoded = card["processor"].video_processor.decode(card["clip"]).frames
 ranked = pipe(texts=[query, "a blue disc"], videos=[card["clip"], content])
+# An endpoint: its server downloads the repository, puts it on the path and calls the handler.
+folder = snapshot_download(REPO)
+sys.path.insert(0, folder)
+spec = importlib.util.spec_from_file_location("custom_handler", folder + "/handler.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+request = {"texts": [query], "videos": [base64.b64encode(content).decode()]}
+endpoint = module.EndpointHandler(folder)({"inputs": request})
 print(json.dumps({
     "blocks": len(blocks),
     "code": type(card["model"]).__module__.split(".")[0],
@@ -77,6 +85,7 @@ print(json.dumps({
     "scores": [found["score"] for found in ranked[0]] + [pipe(card["clip"], candidate_texts=[query])[0]["score"]],
     "single": pipe(texts=query, videos=[card["clip"], content], top_k=1)[0]["score"],
     "score": (card["text_vectors"] @ card["video_vectors"].T).item(),
+    "endpoint": endpoint["scores"],
 }))
 """
 
@@ -147,6 +156,7 @@ def test_a_stranger_gets_the_release_to_the_bit_by_the_code_of_its_card(
             text = model.get_text_features(**processor(text=[query], return_tensors="pt")).pooler_output
         # The engine of search, evaluation and pipeline: the model normalises, which rounds otherwise.
         expected[name] = digest(video), digest(encode_videos(model, processor, [clip]).vectors)
+    score = (text @ video.T).item()
     torch.set_num_threads(threads)
     assert expected["pinned"] != expected["second"]
     assert (found["pinned"], found["pinned engine"]) == expected["pinned"]
@@ -155,7 +165,7 @@ def test_a_stranger_gets_the_release_to_the_bit_by_the_code_of_its_card(
     assert found["code"] == "transformers_modules" and found["blocks"] == 4
     assert found["experts"] == ["fusion", "entity", "action", "scene"]
     assert found["of frames"] < 1e-5
-    score = (text @ video.T).item()
+    assert found["endpoint"] == [[score]]
     assert [*found["scores"], found["single"], found["score"]] == pytest.approx([score] * 5, abs=1e-6)
     assert not [request for request in hub.unknown if "/api/models/org" in request and "tree" not in request]
 
