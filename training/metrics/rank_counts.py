@@ -97,7 +97,8 @@ class Ranking:
         if not scores.exact or bias is not None:
             self.tie = 1e-14 * scores.bound * (order.slope or 1.0)
             if bias is not None:
-                self.tie += 8 * order.unit * torch.finfo(scores.dtype).eps
+                largest = order.unit + (order.slope or 1.0) * scores.bound  # of what the bias is a sum of
+                self.tie += 4 * torch.finfo(scores.dtype).eps * largest
         if scores.dtype == torch.float64:
             self.slow = torch.ones_like(self.sign, dtype=torch.bool)
         else:
@@ -122,7 +123,7 @@ class Ranking:
             floor = math.log(self.least) + slope * self.least - float(bias.min())
             self.slow = (self.sign < 1) | (self.level < floor + 2 * self.rounding)
         level = self.level.masked_fill(self.slow, math.inf)  # infinity: none is above or equal
-        self.low, self.high = (level - self.rounding).float(), (level + self.rounding).float()
+        self.bounds = torch.stack([level - self.rounding, level + self.rounding]).float()
         self.bias32 = None if bias is None else bias.float()
 
     def compare(self, s: torch.Tensor, query: torch.Tensor, candidate: torch.Tensor):
@@ -164,17 +165,18 @@ class StripCounts:
         level = tile.level(ranking.order.slope, ranking.least)
         if ranking.bias32 is not None:
             level = torch.sub(level, ranking.bias32[candidate].unsqueeze(1 - axis), out=like("corrected", level))
+        low, high = ranking.bounds[:, query].unsqueeze(axis + 1)  # (R,1) or (1,C)
         # compared into float tiles and summed as float: on a CPU several times faster than through booleans
-        reach = torch.ge(level, ranking.low[query].unsqueeze(axis), out=like("reach", level))
-        above = torch.gt(level, ranking.high[query].unsqueeze(axis), out=like("above", level))
+        reach = torch.ge(level, low, out=like("reach", level))
+        above = torch.gt(level, high, out=like("above", level))
         sums = above.sum(dim=axis), reach.sum(dim=axis)
         if ranking.rounding > 0 and not torch.equal(*sums):
             unsure = (sums[0] != sums[1]).nonzero().flatten()
             near = above.index_select(1 - axis, unsure) != reach.index_select(1 - axis, unsure)
             sums = self._settle(columns, tile, above, reach, sums, unsure, near)
         place = slice(None) if ranking.by_text else query
-        self.counts[0, place] += sums[0]
-        self.counts[1, place] += sums[1]
+        for counts, of_tile in zip(self.counts, sums, strict=False):
+            counts[place].add_(of_tile)
         if self.groups is not None:
             count_groups(self.groups, above, reach, self.counts, place)
 

@@ -42,23 +42,23 @@ def log_sum_exp(
     least = 1e8 * torch.finfo(scores.dtype).tiny  # a smaller sum has lost digits to underflow
 
     def of_strip(rows: slice) -> torch.Tensor:
-        of_columns, buffers = scores.full(1, -math.inf), Buffers()
+        of_columns, buffers, peak = scores.full(1, -math.inf), Buffers(), None
         for columns, s in scores.tiles(rows, work, buffers):
             s.mul_(slope)
             if row_bias is not None:
                 s.sub_(row_bias[rows, None].to(s.dtype))
             if column_bias is not None:
                 s.sub_(column_bias[None, columns].to(s.dtype))
-            # one exp serves both sums, less the tile's peak, unless rows or columns are too far apart for a common one
-            peak = s.max()
+            # one exp serves both sums, less the first tile's peak, unless some are too far apart for a common one
+            peak = s.max() if peak is None else peak
             powers = torch.sub(s, peak, out=buffers.like("powers", s)).exp_()
-            row_sum, column_sum = powers.sum(dim=1), powers.sum(dim=0)
-            if min(row_sum.min(), column_sum.min()) > least:
-                row_part, column_part = row_sum.double().log_() + peak, column_sum.double().log_() + peak
+            sums = torch.cat([powers.sum(dim=1), powers.sum(dim=0)])
+            if least < sums.min() and sums.max() < math.inf:
+                parts = sums.double().log_() + peak
             else:
-                row_part, column_part = torch.logsumexp(s, dim=1), torch.logsumexp(s, dim=0)
-            by_row[rows] = torch.logaddexp(by_row[rows], row_part.double())
-            of_columns[columns] = column_part.double()
+                parts = torch.cat([torch.logsumexp(s, dim=1), torch.logsumexp(s, dim=0)]).double()
+            by_row[rows] = torch.logaddexp(by_row[rows], parts[: len(s)])
+            of_columns[columns] = parts[len(s) :]
         return of_columns
 
     for of_columns in work.each(of_strip, strips):

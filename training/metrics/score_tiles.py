@@ -145,8 +145,8 @@ class TiledScores:
         """A float64 for every row (0) or column (1)."""
         return torch.full((self.shape[axis],), value, dtype=torch.float64, device=self.device)
 
-    def tiles(self, rows: slice, work: Work, buffers: Buffers) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Columns and their s (R,C) of a strip, in a buffer that the next tile overwrites."""
+    def tiles(self, rows: slice, work: Work, buffers: Buffers):
+        """Yields columns (a slice) and their s (R,C) of a strip, in a buffer that the next tile overwrites."""
         num_rows = rows.stop - rows.start
         left = self.load(rows, self.dtype)
         for columns in work.columns(num_rows, self.shape[1]):
@@ -160,7 +160,7 @@ class TiledScores:
             out = torch.empty(len(rows), part.stop - part.start, dtype=torch.float64, device=self.device)
             yield columns[part], self.fill(left, columns[part], out)
 
-    # load(rows, dtype), then fill(left, columns, out) makes a tile; pairs(rows, columns) gives (P,) float64.
+    # Of vectors and of a matrix: `load` what a strip needs, `fill` tiles from it, and single `pairs`, (P,) float64.
 
 
 class VectorScores(TiledScores):
