@@ -11,25 +11,23 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a search in an index costs over a bare FAISS call on the same vectors, and how long opening takes.
+"""What a search in an index costs over a bare FAISS call, and over a matrix product, on the same vectors.
 
-    python benchmarks/search.py                              200,000 moments of 2,048 entries: 4 GB of disk
-    python benchmarks/search.py --moments 20000 --width 512  a quick look
+    python benchmarks/search.py                              10,000 moments of 2,048 entries, some seconds
+    python benchmarks/search.py --moments 10000 200000       the larger one takes 4 GB of disk and 6 GB of memory
 
-Both run in this process on the same random folded vectors, in turns, so that a busy machine slows both: the ratio of
-the medians is the result. The peer is faiss.IndexFlatIP without the entry of the correction; ours subtracts the bias
-and looks up path and times. Prints JSON.
+All run in this process on the same random folded vectors, in turns. The peers are faiss.IndexFlatIP without the entry
+of the correction, and numpy's matrix product with a partial sort; ours also subtracts the bias and looks up paths and
+times. Opening: `VideoIndex.load`, everything memory-mapped.
 """
 
-import argparse
-import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import faiss
 import numpy as np
+from harness import Line, compare, finish, in_turns, parser
 
 from camoe_search.bank import QueryBank
 from camoe_search.index import VideoIndex
@@ -37,6 +35,8 @@ from camoe_search.store import Description, moments_table, write_index
 
 
 EXPERTS = ["fusion", "entity", "action", "scene"]
+GOAL = 1.1  # times a bare FAISS call
+OPENING_GOAL = 1.0  # seconds
 
 
 def random_vectors(count: int, width: int, seed: int) -> np.ndarray:
@@ -47,6 +47,7 @@ def random_vectors(count: int, width: int, seed: int) -> np.ndarray:
 
 
 def write_random_index(folder: Path, vectors: np.ndarray):
+    """An index of vectors without videos, with a query bank."""
     count, width = vectors.shape
     rows = {
         "path": [f"/videos/{i:07}.mp4" for i in range(count)],
@@ -62,53 +63,78 @@ def write_random_index(folder: Path, vectors: np.ndarray):
     write_index(folder, description, moments_table(rows, vectors, gates), bank)
 
 
-def timed(call) -> float:
+def matrix_product(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best rows of (N,K) queries among (B,K) vectors, as numpy finds them: (N,k) scores, (N,k) rows."""
+    scores = queries @ vectors.T  # (N,B)
+    rows = np.argpartition(scores, -k, axis=1)[:, -k:]
+    best = np.take_along_axis(scores, rows, axis=1)
+    order = np.argsort(-best, axis=1)
+    return np.take_along_axis(best, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def measure(count: int, options, folder: Path) -> list[Line]:
+    """The lines of one size."""
+    vectors = random_vectors(count, options.width, seed=0) / len(EXPERTS)
     begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+    write_random_index(folder, vectors)
+    lines = [Line(f"build, {count:,} moments", "s", time.perf_counter() - begin, note="from vectors in memory")]
+    opening = in_turns({"open": lambda: VideoIndex.load(folder)}, options.repeats)["open"]
+    seconds = float(np.median(opening))
+    lines.append(
+        Line(
+            f"open, {count:,} moments", "s", seconds, ratio=seconds, ratio_name="seconds",
+            spread=(min(opening), max(opening)), goal=OPENING_GOAL, at_least=False,
+        )
+    )  # fmt: skip
+    index = VideoIndex.load(folder)
+    peer = faiss.IndexFlatIP(options.width)
+    peer.add(vectors)
+    for size in options.batches:
+        queries = random_vectors(size, options.width, seed=2)
+        assert_same(index, queries, vectors, options.k)
+        calls = {
+            "faiss": lambda queries=queries: peer.search(queries, options.k),
+            "on": lambda queries=queries: index.search_vectors(queries, options.k, correction="query_bank"),
+            "off": lambda queries=queries: index.search_vectors(queries, options.k, correction="none"),
+            "numpy": lambda queries=queries: matrix_product(queries, vectors, options.k),
+        }
+        cost = in_turns(calls, options.repeats, warm_up=2)  # pages come into memory
+        name, form = f"{count:,} moments, batch {size}", {"scale": 1000, "unit": "ms"}
+        for correction in ("on", "off"):
+            lines.append(
+                compare(
+                    f"{name}, correction {correction}", cost[correction], cost["faiss"], "FAISS", speedup=False,
+                    goal=GOAL, **form,
+                )
+            )  # fmt: skip
+        lines.append(compare(f"{name}, correction on", cost["on"], cost["numpy"], "numpy", **form))
+    return lines
+
+
+def assert_same(index: VideoIndex, queries: np.ndarray, vectors: np.ndarray, k: int):
+    """All find the same, or their times would mean nothing."""
+    _, rows = matrix_product(queries, vectors, k)
+    found = [[hit.row for hit in hits] for hits in index.search_vectors(queries, k, correction="none")]
+    if found != rows.tolist():
+        raise SystemExit("the index and the matrix product do not find the same moments")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moments", type=int, default=200_000)
-    parser.add_argument("--width", type=int, default=2048, help="entries of a folded vector, a multiple of 4")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64], help="queries a call")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("-k", type=int, default=10)
-    parser.add_argument("--folder", help="where the index goes for the time of the run (default: the system's)")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.set_defaults(repeats=15)
+    arguments.add_argument("--moments", type=int, nargs="+", default=[10_000])
+    arguments.add_argument("--width", type=int, default=2048, help="entries of a folded vector, a multiple of 4")
+    arguments.add_argument("--batches", type=int, nargs="+", default=[1, 64], help="queries a call")
+    arguments.add_argument("-k", type=int, default=10)
+    arguments.add_argument("--folder", help="where the index goes for the time of the run (default: the system's)")
+    options = arguments.parse_args()
 
-    vectors = random_vectors(options.moments, options.width, seed=0) / len(EXPERTS)
-    peer = faiss.IndexFlatIP(options.width)
-    peer.add(vectors)
-    results = {
-        "moments": options.moments,
-        "width": options.width,
-        "k": options.k,
-        "threads": faiss.omp_get_max_threads(),
-    }
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        write_random_index(Path(folder), vectors)
-        del vectors
-        results["open_seconds"] = timed(lambda: VideoIndex.load(folder))
-        index = VideoIndex.load(folder)
-        for size in options.batches:
-            queries = random_vectors(size, options.width, seed=2)
-            calls = {
-                "faiss": lambda queries=queries: peer.search(queries, options.k),
-                "camoe": lambda queries=queries: index.search_vectors(queries, options.k, correction="query_bank"),
-            }
-            seconds = {name: [] for name in calls}
-            for call in calls.values():
-                call()  # pages come into memory
-            for _ in range(options.repeats):
-                for name, call in calls.items():
-                    seconds[name].append(timed(call))
-            medians = {name: statistics.median(values) for name, values in seconds.items()}
-            results[f"batch_{size}"] = {f"{name}_ms": 1000 * median for name, median in medians.items()} | {
-                "ratio": medians["camoe"] / medians["faiss"]
-            }
-    print(json.dumps(results, indent=2))
+    lines = []
+    for count in options.moments:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            lines += measure(count, options, Path(folder))
+    del options.folder  # a place on this machine
+    finish("search", lines, options, {"threads of FAISS": faiss.omp_get_max_threads()})
 
 
 if __name__ == "__main__":

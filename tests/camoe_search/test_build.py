@@ -302,29 +302,3 @@ def test_the_temperature_is_the_one_that_an_evaluation_chose(videos, tmp_path, e
     finally:
         results.unlink()
     assert index.stats()["query_bank"] == {"queries": 3, "tau": 0.02}
-
-
-def test_pushing_uploads_the_current_generation_only(videos, tmp_path, encoder, monkeypatch):
-    import huggingface_hub
-
-    calls = {}
-
-    class FakeApi:
-        def create_repo(self, repo_id, **options):
-            calls["create"] = (repo_id, options["repo_type"], options["private"])
-            return f"https://hub/{repo_id}"
-
-        def upload_folder(self, **options):
-            calls["upload"] = options
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
-    index = build(videos, tmp_path / "index", encoder)
-    assert index.push_to_hub("me/index") == "https://hub/me/index"
-    assert calls["create"] == ("me/index", "dataset", True)
-    patterns = calls["upload"]["allow_patterns"]
-    kept = list(huggingface_hub.utils.filter_repo_objects(_files(tmp_path / "index"), allow_patterns=patterns))
-    assert sorted(name.split("/")[0] for name in kept)[-2:] == ["index.json", "skipped.jsonl"] and ".lock" not in kept
-
-
-def _files(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]

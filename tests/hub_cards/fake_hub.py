@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A Hub on loopback, small and strict: the parts of the API that the real client uses for models and Spaces.
+"""A Hub on loopback, small and strict: the parts of the API that the real client uses for repositories.
 
 Repositories live in memory as commits, each a whole mapping path -> bytes. Large files go the LFS way (batch, PUT, and
 a commit that names their SHA-256), small ones travel in the commit. A request that it does not know is answered 404
@@ -70,7 +70,7 @@ class FakeHub:
     """
 
     def __init__(self, fail_on: str | None = None):
-        self.repositories: dict[str, Repository] = {}  # by id; that of a Space begins with "spaces/"
+        self.repositories: dict[str, Repository] = {}  # by id, with "spaces/" or "datasets/" before it
         self.lfs: dict[str, bytes] = {}
         self.fail_on = fail_on
         self.requests: list[str] = []
@@ -128,22 +128,24 @@ class _Handler(BaseHTTPRequestHandler):
                 self._create()
             case "POST", "api", "validate-yaml":
                 self._json({"errors": [], "warnings": []})
-            case "POST", "api", ("models" | "spaces") as kind, owner, name, "preupload", revision:
+            case "POST", "api", ("models" | "spaces" | "datasets") as kind, owner, name, "preupload", revision:
                 self._preupload(_key(kind, owner, name), revision)
             case "POST", owner, name, "info", "lfs", "objects", "batch":
                 self._lfs_batch()
             case "PUT", "lfs", sha:
                 self._lfs_put(sha)
-            case "POST", "api", ("models" | "spaces") as kind, owner, name, "commit", revision:
+            case "POST", "api", ("models" | "spaces" | "datasets") as kind, owner, name, "commit", revision:
                 self._commit(_key(kind, owner, name), revision)
-            case "GET", "api", ("models" | "spaces") as kind, owner, name:
+            case "GET", "api", ("models" | "spaces" | "datasets") as kind, owner, name:
                 self._info(_key(kind, owner, name), "main")
-            case "GET", "api", ("models" | "spaces") as kind, owner, name, "revision", revision:
+            case "GET", "api", ("models" | "spaces" | "datasets") as kind, owner, name, "revision", revision:
                 self._info(_key(kind, owner, name), revision)
-            case "GET", "api", ("models" | "spaces") as kind, owner, name, "tree", revision, *folder:
+            case "GET", "api", ("models" | "spaces" | "datasets") as kind, owner, name, "tree", revision, *folder:
                 self._tree(_key(kind, owner, name), revision, "/".join(folder))
             case (("GET" | "HEAD"), owner, name, "resolve", revision, *path):
                 self._resolve(f"{owner}/{name}", revision, "/".join(path))
+            case (("GET" | "HEAD"), ("spaces" | "datasets") as kind, owner, name, "resolve", revision, *path):
+                self._resolve(_key(kind, owner, name), revision, "/".join(path))
             case _:
                 self.hub.unknown.append(f"{self.command} {parts.path}")
                 self._error(404, "EntryNotFound", "unknown to the fake hub")
@@ -298,7 +300,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _key(kind: str, owner: str, name: str) -> str:
-    return f"spaces/{owner}/{name}" if kind == "spaces" else f"{owner}/{name}"
+    return f"{owner}/{name}" if kind == "models" else f"{kind}/{owner}/{name}"
 
 
 def _sha1(content: bytes) -> str:

@@ -1,0 +1,86 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Searching an index of files, and scoring the same files as a test split: the same ranks."""
+
+import json
+import shutil
+
+import pytest
+from accelerate import Accelerator
+from evaluate_retrieval import EvaluationOptions, evaluate
+
+from camoe_search.cli import main
+from camoe_search.index import VideoIndex
+
+
+SUBJECTS = ("red star", "small blue disc", "kid", "brick wall", "sandy beach", "gym")
+VERBS = ("spins on the beach", "is moving to the left")
+
+
+@pytest.fixture(scope="module")
+def split(some_videos, tmp_path_factory):
+    """The clips as a data set with captions, none of which is in the query bank."""
+    folder = shutil.copytree(some_videos, tmp_path_factory.mktemp("data") / "clips" / "test")
+    rows = [
+        {"file_name": path.name, "captions": [f"a {SUBJECTS[i]} {VERBS[i % 2]}"]}
+        for i, path in enumerate(sorted(folder.iterdir()))
+    ]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder, [row["captions"][0] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def scored(checkpoint, split, tmp_path_factory):
+    """What evaluate_retrieval.py says, written where `camoe index` looks for it."""
+    folder, _ = split
+    run = shutil.copytree(checkpoint, tmp_path_factory.mktemp("runs") / "run")
+    options = EvaluationOptions(
+        checkpoint=str(run), dataset_name=str(folder.parent), split="test", validation_split=None, train_split=None,
+        corrections=["none", "query_bank"], query_bank_tau=0.03, num_workers=0,
+    )  # fmt: skip
+    results = evaluate(options, Accelerator())
+    (run / "eval_results.json").write_text(json.dumps(results))
+    return run, results["results"]
+
+
+def recall(ranks: list[int], k: int) -> float:
+    return 100 * sum(rank <= k for rank in ranks) / len(ranks)
+
+
+@pytest.mark.parametrize("correction", ["none", "query_bank"])
+def test_searching_finds_at_each_rank_what_the_evaluation_counts(split, scored, correction, tmp_path, capsys):
+    (folder, captions), (run, results) = split, scored
+    (tmp_path / "queries.txt").write_text("\n".join(captions))
+    place = ["--index", str(tmp_path / "index")]
+    main(["index", str(folder), "--model", str(run), "--num-workers", "0", *place])
+    assert VideoIndex.load(tmp_path / "index").description.tau == 0.03  # the evaluation's
+
+    def ranks():
+        capsys.readouterr()
+        main(["search", "--queries", str(tmp_path / "queries.txt"), "-k", "6", "--correction", correction, *place])
+        found = [json.loads(line)["hits"] for line in capsys.readouterr().out.splitlines()]
+        paths = [[hit["path"] for hit in hits] for hits in found]
+        return [1 + paths[i].index(str(folder / f"clip_{i}.mp4")) for i in range(6)]
+
+    before, expected = ranks(), results[correction]["text_to_video"]
+    assert len(set(before)) > 1  # else this would show little
+    for k in (1, 5):
+        assert recall(before, k) == pytest.approx(expected[f"R@{k}"])
+    assert sum(before) / 6 == pytest.approx(expected["MnR"])
+
+    third = [folder / "clip_1.mp4", folder / "clip_4.mp4"]
+    index = VideoIndex.load(tmp_path / "index")
+    index.remove(third)
+    index.add(third, num_workers=0)
+    assert ranks() == before

@@ -1,0 +1,71 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""An index on the Hub: pushed, opened from there, pushed again."""
+
+import json
+
+import huggingface_hub
+import pytest
+
+from camoe_search.errors import SearchError
+from camoe_search.index import VideoIndex
+from tests.camoe_search.random_index import random_index, random_texts
+from tests.hub_cards.fake_hub import FakeHub
+
+
+REPO = "me/films"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with FakeHub() as hub:
+        for module in (huggingface_hub.constants, huggingface_hub.hf_api):
+            monkeypatch.setattr(module, "ENDPOINT", hub.url, raising=False)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", _template(hub.url))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        yield hub
+
+
+def _template(url: str) -> str:
+    return url + "/{repo_id}/resolve/{revision}/{filename}"
+
+
+def test_an_index_that_was_pushed_is_opened_from_the_hub(hub, tmp_path):
+    index = random_index(tmp_path / "index")
+    (tmp_path / "index" / ".lock").touch()
+    index.push_to_hub(REPO)
+    repository = hub.repositories[f"datasets/{REPO}"]
+    assert repository.private
+    names = set(hub.files(f"datasets/{REPO}"))
+    generation = index.description.generation
+    assert {"index.json", f"{generation}/vectors.faiss", f"{generation}/query_bank.json"} <= names
+    assert ".lock" not in names
+
+    text = random_texts(3).numpy()
+    assert VideoIndex.load(REPO).search_vectors(text) == index.search_vectors(text)
+
+    index.remove(["/videos/1"])
+    index.push_to_hub(REPO, private=False)
+    names = set(hub.files(f"datasets/{REPO}"))
+    assert not any(name.startswith(generation) for name in names)  # the old one went with the same commit
+    assert repository.messages[repository.commits[-1]] == "Index of 30 moments"
+    assert json.loads(hub.files(f"datasets/{REPO}")["index.json"])["generation"] == index.description.generation
+    assert VideoIndex.load(REPO).search_vectors(text) == index.search_vectors(text)
+
+
+def test_what_is_neither_a_folder_nor_on_the_hub_is_named(hub):
+    for name in ("me/nothing", "no such/place/at all"):
+        with pytest.raises(SearchError, match=f"{name} is neither a folder nor a data set on the Hub"):
+            VideoIndex.load(name)
