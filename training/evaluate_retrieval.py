@@ -11,34 +11,42 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Score a CAMoE checkpoint on a split: both directions, uncorrected, dual softmax and query bank.
+"""Score a checkpoint, or a matrix of scores from any system: both directions, with and without corrections.
 
     python training/evaluate_retrieval.py --checkpoint runs/demo --dataset_name data/motion_demo --split test
+    python training/evaluate_retrieval.py --scores theirs.npy --dataset_name data/msrvtt --split test_1k
+    python training/evaluate_retrieval.py --results runs/a/eval_results.json --compare runs/b/eval_results.json
 
-Prints a table and writes eval_results.json into `output_dir` (the checkpoint's folder by default). Temperatures of the
-corrections are chosen on the validation split, never on the one that is scored; every number says which correction it
-used, and which of them see all test queries at once.
+Prints a table and writes eval_results.json and eval_ranks.safetensors (the rank of every query) into `output_dir`.
+Every number says which correction it used, and whether that sees all test queries at once. Temperatures of the
+corrections are chosen on validation data, never on the split that is scored. `--compare` tests the difference to
+another run on the same queries. Under `accelerate launch` encoding and scoring are shared out, and the results are
+those of one process. docs/evaluation.md explains protocols and corrections.
 """
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
-from build import load_checkpoint
-from encode_split import encode_split
+from checkpoint_inputs import CheckpointInputs
+from compare_runs import RANKS_FILE, RunRanks, compare_runs, comparison_table, load_run
+from matrix_inputs import MatrixInputs
 from recipe import UserError, exit_on_user_error, option, parse_options
-from retrieval_data import load_split, read_captioned_clips
-from scoring import choose_temperature, results_table, score_retrieval, write_results
-
-from modeling_camoe.encode import encode_texts
+from scoring import CORRECTIONS, choose_temperature, results_table, score_retrieval, write_results
 
 
 @dataclass
 class EvaluationOptions:
     """Everything that an evaluation is told."""
 
-    checkpoint: str = option(help="CAMoE checkpoint, folder or Hub id")
-    dataset_name: str = option(help="folder of clips with metadata.jsonl, folder of tables, or Hub id")
+    # What is scored: one of these three
+    checkpoint: str | None = option(None, "CAMoE checkpoint, folder or Hub id")
+    scores: str | None = option(None, "scores of any system, .npy or .safetensors: rows texts, columns videos")
+    results: str | None = option(None, "eval_results.json of a finished evaluation, only to --compare it")
+
+    # Data
+    dataset_name: str | None = option(None, "folder of clips with metadata.jsonl, folder of tables, or Hub id")
     dataset_config: str | None = option(None, "configuration of a Hub data set")
     split: str = option("test", "split to score")
     validation_split: str | None = option("validation", "split that chooses the corrections' temperatures")
@@ -48,158 +56,172 @@ class EvaluationOptions:
     caption_column: str | None = option(None, "column of captions (default: captions or caption)")
     video_root: str | None = option(None, "folder that relative video paths are relative to")
     max_clips: int | None = option(None, "keep only the first clips, for a quick look")
-    corrections: list = option(["none", "dual_softmax", "query_bank"], "corrections to report; none always is")
+
+    # Of a matrix (--scores)
+    text_to_video_ids: str | None = option(None, "file with the video of each text, its column or id, one a line")
+    video_ids: str | None = option(None, "file with the ids of the columns, one a line")
+    scale: float | None = option(None, "factor that makes logits of the scores, for dual softmax (default: 1)")
+    validation_scores: str | None = option(None, "matrix of validation data, chooses temperatures")
+    validation_text_to_video_ids: str | None = option(None, "its texts' columns, one a line")
+    text_bank_scores: str | None = option(None, "scores of training captions with the test videos, a query bank")
+    video_bank_scores: str | None = option(None, "scores of training videos with the test texts, the other bank")
+
+    # Corrections
+    corrections: list | None = option(
+        None,
+        "of none, dual_softmax, query_bank, dynamic_query_bank, sinkhorn; none always is reported "
+        "(default: none, dual_softmax and query_bank of a checkpoint, none of a matrix)",
+    )
     dual_softmax_temp: float | None = option(None, "temperature of test-time dual softmax (default: from validation)")
-    query_bank_tau: float | None = option(None, "temperature of the query bank (default: from validation)")
+    query_bank_tau: float | None = option(None, "temperature of the query banks (default: from validation)")
+    sinkhorn_temp: float | None = option(None, "temperature of sinkhorn (default: from validation)")
     bank: int = option(1000, "size of the banks: captions of query_bank.txt, and training clips")
+    on_leak: str = option(
+        "raise", "a scored caption in the bank: stop, or drop it from the bank", choices=("raise", "drop")
+    )
+
+    # Running
+    compare: str | None = option(None, "eval_results.json of another run on the same queries: a paired test")
     on_bad_video: str = option(
         "raise", "a clip that cannot be decoded: stop, or skip and list", choices=("raise", "skip")
     )
     batch_size: int = option(32, "clips a forward pass")
     num_workers: int = option(2, "processes that decode")
-    output_dir: str | None = option(None, "where eval_results.json goes (default: the checkpoint's folder)")
+    bootstrap: int = option(1000, "resamples behind the 95 % intervals; 0 for none")
+    seed: int = option(0, "of the resampling")
+    output_dir: str | None = option(
+        None, "where the results go (default: the checkpoint's folder, or the matrix's name without its suffix)"
+    )
+
+    def __post_init__(self):
+        if sum(name is not None for name in (self.checkpoint, self.scores, self.results)) != 1:
+            raise UserError("say what to score: one of --checkpoint, --scores and --results")
+        if self.checkpoint is not None and self.dataset_name is None:
+            raise UserError("--checkpoint needs the data to score it on: give --dataset_name")
+        if self.results is not None and self.compare is None:
+            raise UserError("--results is scored already: give the run to --compare it with")
+        for name in ("validation_split", "train_split"):
+            if self.checkpoint is not None and getattr(self, name) == self.split:
+                raise UserError(f"--{name} is {self.split!r}, the split that is scored: it must be another, or null")
+        if self.corrections is None:
+            self.corrections = ["none", "dual_softmax", "query_bank"] if self.checkpoint is not None else ["none"]
+        for name in self.corrections:
+            if name not in CORRECTIONS:
+                near = difflib.get_close_matches(str(name), CORRECTIONS, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(CORRECTIONS)}"
+                raise UserError(f"--corrections has {name!r}, {hint}")
+        for name in ("dual_softmax_temp", "query_bank_tau", "sinkhorn_temp"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise UserError(f"option {name!r} must be more than 0, got {getattr(self, name)}")
 
 
-# Tried on validation data. Dual softmax: logits / temp. Query bank: units of the score itself, in [-1, 1].
-DUAL_SOFTMAX_TEMPS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
-QUERY_BANK_TAUS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+@dataclass(frozen=True)
+class Temperature:
+    """A temperature of `score_retrieval`: the option that gives it, the corrections it is of, what is tried."""
+
+    option: str
+    corrections: tuple[str, ...]
+    candidates: tuple[float, ...]
 
 
-class Evaluation:
-    """A checkpoint and what it is scored with: encodes splits and banks once, on all processes.
+# Dual softmax: units of the logits. The others: units of the score itself, in [-1, 1].
+TEMPERATURES = {
+    "dual_softmax_temp": Temperature("dual_softmax_temp", ("dual_softmax",), (0.5, 1, 2, 5, 10, 20, 50)),
+    "tau": Temperature("query_bank_tau", ("query_bank", "dynamic_query_bank"), (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)),
+    "sinkhorn_temp": Temperature("sinkhorn_temp", ("sinkhorn",), (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)),
+}
+
+
+def choose_temperatures(options: EvaluationOptions, source, banks: dict, how: dict) -> tuple[dict, dict]:
+    """Temperatures of the corrections asked for, and where each is from, in words.
 
     Args:
-        options: [`EvaluationOptions`]. accelerator: of the run.
+        source: gives the validation data, if it comes to that. banks: of `score_retrieval`. how: its other options.
     """
-
-    def __init__(self, options: EvaluationOptions, accelerator: Accelerator):
-        self.options = options
-        self.accelerator = accelerator
-        self.model, self.processor = load_checkpoint(options.checkpoint)
-        self.model = self.model.to(accelerator.device).eval()
-
-    @property
-    def scale(self) -> float:
-        return self.model.clip.logit_scale.exp().item()
-
-    def encode(self, split: str, limit: int | None = None, captions: str | None = None):
-        options = self.options
-        with self.accelerator.main_process_first():
-            clips = read_captioned_clips(
-                load_split(options.dataset_name, split, options.dataset_config, limit),
-                self.processor.experts,
-                self.processor.tagger,
-                self.processor.streams,
-                options.video_column,
-                options.caption_column,
-                options.video_root,
-            )
-        encoded = encode_split(
-            self.accelerator,
-            self.model,
-            self.processor,
-            clips,
-            captions or options.captions,
-            options.batch_size,
-            options.num_workers,
-            options.on_bad_video,
-            progress=f"{split} split",
-        )
-        if not encoded.video_rows:
-            raise UserError(f"no clip of split {split!r} could be decoded; the first: {encoded.bad[0].cause}")
-        return encoded
-
-    def text_bank(self, test_captions: list[str]):
-        """Vectors of the checkpoint's query bank; refuses a bank that holds a test query."""
-        path = Path(self.options.checkpoint) / "query_bank.txt"
-        if not path.is_file():
-            raise UserError(
-                f"{path} is missing: the query bank needs training captions; train with training/run_retrieval.py, "
-                "which writes it, or leave query_bank out of --corrections"
-            )
-        bank = path.read_text(encoding="utf-8").splitlines()
-        leaked = sorted({" ".join(text.split()) for text in test_captions} & set(bank))
-        if leaked:
-            raise UserError(
-                f"{path} holds {len(leaked)} of the captions that are scored, {leaked[0]!r} among them: a query "
-                "bank must be training captions; remove them from the file"
-            )
-        step = max(1, len(bank) // self.options.bank)  # spread over the file
-        chosen = bank[::step][: self.options.bank]
-        return encode_texts(self.model, self.processor, chosen, progress="query bank: captions")
-
-
-def evaluate(options: EvaluationOptions, accelerator: Accelerator) -> dict:
-    """Everything that eval_results.json holds."""
-    evaluation = Evaluation(options, accelerator)
-    test = evaluation.encode(options.split, options.max_clips)
-    corrections = ["none", *(name for name in options.corrections if name != "none")]
-    needs_bank = any("query_bank" in name for name in corrections)
-    banks = {}
-    if needs_bank:
-        banks["text_bank"] = evaluation.text_bank(test.captions)
-        if options.train_split is not None:
-            banks["video_bank"] = evaluation.encode(options.train_split, options.bank).video_vectors
-
-    chosen = {"dual_softmax_temp": options.dual_softmax_temp, "tau": options.query_bank_tau}
-    origin = {name: "given" for name, value in chosen.items() if value is not None}
-    wanted = [
-        ("dual_softmax_temp", "dual_softmax", DUAL_SOFTMAX_TEMPS, {}),
-        ("tau", "query_bank", QUERY_BANK_TAUS, {"text_bank": banks.get("text_bank")}),
-    ]
-    validation = None
-    for name, correction, candidates, bank in wanted:
-        if chosen[name] is not None or not any(correction in other for other in corrections):
+    chosen, origin, validation = {}, {}, None
+    for name, temperature in TEMPERATURES.items():
+        wanted = [correction for correction in temperature.corrections if correction in options.corrections]
+        if not wanted:
             continue
-        if options.validation_split is None:
-            raise UserError(
-                f"{correction} needs a temperature: give a --validation_split that chooses it, or --{name}"
-            )
-        if validation is None:
-            validation = evaluation.encode(options.validation_split)
+        given = getattr(options, temperature.option)
+        if given is not None:
+            chosen[name], origin[name] = given, "given"
+            continue
+        bank = {"text_bank": banks.get("text_bank")} if name == "tau" else {}
+        if options.scores is not None and name == "tau":
+            raise UserError(f"{wanted[0]} of a matrix needs its temperature: give --{temperature.option}")
+        try:
+            validation = validation or source.validation()
+        except UserError as error:
+            raise UserError(f"{wanted[0]} needs a temperature: give --{temperature.option}; {error}") from error
+        inputs, where = validation
         chosen[name] = choose_temperature(
-            validation.text_vectors,
-            validation.video_vectors,
-            validation.video_of_text,
-            candidates=candidates,
-            correction=correction,
-            scale=evaluation.scale,
+            **inputs.data(),
+            candidates=temperature.candidates,
+            correction=wanted[0],
+            scale=source.scale,
             **bank,
+            **how,
         )
-        origin[name] = f"best R@1 on split {options.validation_split!r}"
+        origin[name] = f"best text-to-video R@1 on {where}"
+    return chosen, origin
 
-    scored = score_retrieval(
-        test.text_vectors,
-        test.video_vectors,
-        test.video_of_text,
-        scale=evaluation.scale,
-        corrections=corrections,
-        **{name: value for name, value in chosen.items() if value is not None},
-        **banks,
-    )
-    return {
-        "dataset": Path(options.dataset_name).name,
-        "split": options.split,
-        "captions": options.captions,
-        "checkpoint": options.checkpoint,
-        **scored.to_dict(),
-        "temperatures_from": origin,
-        "bad_videos": [{"source": bad.source, "cause": bad.cause} for bad in test.bad],
-    }
+
+def evaluate(options: EvaluationOptions, accelerator: Accelerator) -> tuple[dict, RunRanks]:
+    """Everything that eval_results.json holds, and the ranks that go beside it."""
+    source = MatrixInputs(options) if options.scores is not None else CheckpointInputs(options, accelerator)
+    test = source.test()
+    banks = source.banks(test) if any("query_bank" in name for name in options.corrections) else {}
+    world, on_gpu = accelerator.num_processes, accelerator.device.type == "cuda"
+    how = {"device": str(accelerator.device) if on_gpu else "cpu"}
+    if world > 1:
+        how["shard"] = accelerator.process_index, world
+        how["gather"] = lambda tensor: accelerator.gather(tensor[None])
+    try:
+        chosen, origin = choose_temperatures(options, source, banks, how)
+        scored = score_retrieval(
+            **test.data(),
+            bootstrap=options.bootstrap,
+            seed=options.seed,
+            scale=source.scale,
+            corrections=options.corrections,
+            **chosen,
+            **banks,
+            **how,
+        )
+    except ValueError as error:  # a score that is not finite, banks that do not fit
+        raise UserError(f"{options.scores or options.checkpoint}: {error}") from error
+    results = {**source.about, **scored.to_dict(), "temperatures_from": origin, "ranks": RANKS_FILE}
+    return results, RunRanks(scored.ranks, scored.groups, test.keys_of(scored.groups))
+
+
+def compare(options: EvaluationOptions, mine: RunRanks, other: RunRanks) -> dict:
+    """Print the paired test, and return what eval_results.json says of it."""
+    tests = compare_runs(mine, other, options.compare)
+    print(f"\nthis run minus {options.compare}, on the same queries:\n{comparison_table(tests)}")
+    return {"with": options.compare, "tests": tests}
 
 
 def main():
     options = parse_options(EvaluationOptions, description=__doc__)
+    other = load_run(options.compare) if options.compare is not None else None  # before hours of encoding
+    if options.results is not None:
+        compare(options, load_run(options.results), other)
+        return
     accelerator = Accelerator()
-    results = evaluate(options, accelerator)
+    results, ranks = evaluate(options, accelerator)
     if accelerator.is_main_process:
-        path = Path(options.output_dir or options.checkpoint) / "eval_results.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_results(path, results)
+        folder = Path(options.output_dir or options.checkpoint or Path(options.scores).with_suffix(""))
+        folder.mkdir(parents=True, exist_ok=True)
         print(results_table(results))
-        if results["bad_videos"]:
-            print(f"left out {len(results['bad_videos'])} clips that could not be decoded; they are listed in {path}")
-        print(f"wrote {path}")
+        if other is not None:
+            results["comparison"] = compare(options, ranks, other)
+        write_results(folder / "eval_results.json", results)
+        ranks.save(folder / RANKS_FILE)
+        bad = results.get("bad_videos")
+        if bad:
+            print(f"left out {len(bad)} clips that could not be decoded; they are listed in the results")
+        print(f"wrote {folder / 'eval_results.json'} and {RANKS_FILE}")
     accelerator.end_training()
 
 

@@ -13,10 +13,9 @@
 # limitations under the License.
 """Retrieval results from vectors or scores: metrics with intervals, chosen temperatures, tables, files, a paired test.
 
-The ranks come from retrieval_ranks.py, in tiles. Here they become what eval_results.json holds: R@K in percent with
-95 % bootstrap intervals over queries, median and mean rank, under every correction, each with what it uses in words.
-Ranks can be kept beside as ranks.npz, because two runs on the same queries should be compared query by query: at
-R@1 = 45 on 1,000 queries the interval of one run is 6 points wide.
+The ranks come from metrics/retrieval_ranks.py, in tiles. Here they become what eval_results.json holds: R@K in percent
+with 95 % bootstrap intervals over queries, median and mean rank, under every correction, each with what it uses in
+words.
 """
 
 import json
@@ -27,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from metrics.retrieval_ranks import RECALL_AT, rank_retrieval, recalls
+from metrics.retrieval_ranks import CORRECTIONS, RECALL_AT, rank_retrieval, recalls
 
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ class RetrievalResults:
 
     Attributes:
         results: correction -> direction -> metric -> value, as in eval_results.json.
-        ranks: correction -> direction -> ranks of the queries, for `save_ranks` and `paired_bootstrap`.
+        ranks: correction -> direction -> ranks of the queries, for `paired_test`.
         groups: direction -> the video of each query: captions of one video are resampled together.
         protocol: what was ranked against what, in words.
         notes: correction -> what it uses, in words.
@@ -166,7 +165,7 @@ def recall_intervals(ranks: np.ndarray, groups: np.ndarray | None, bootstrap: in
     return {f"R@{k}_ci95": interval.tolist() for k, interval in zip(RECALL_AT, intervals, strict=True)}
 
 
-def paired_bootstrap(
+def paired_test(
     ranks_a: np.ndarray,
     ranks_b: np.ndarray,
     groups: np.ndarray | None = None,
@@ -181,21 +180,31 @@ def paired_bootstrap(
         ranks_a, ranks_b: (Q,) of one direction and correction. groups: (Q,), resampled together.
 
     Returns:
-        `difference` A - B in points, its `ci95`, and a two-sided `p_value`: twice the share of resamples in which the
-        difference is nothing or of the other sign.
+        `difference` A - B in points, its `ci95` (bootstrap), and a two-sided `p_value` (sign-flip test: were the runs
+        alike, each group's difference would be as likely to have the other sign).
     """
     if len(ranks_a) != len(ranks_b):
         raise ValueError(f"A paired test needs the same queries: got {len(ranks_a)} and {len(ranks_b)} ranks.")
     gains = 100.0 * (np.asarray(ranks_a) <= at) - 100.0 * (np.asarray(ranks_b) <= at)
     means = _resampled_means(gains[:, None], groups, resamples, seed)[:, 0]
-    tail = min((means <= 0).sum(), (means >= 0).sum())
     return {
-        "metric": f"R@{at}",
         "difference": float(gains.mean()),
         "ci95": np.percentile(means, (2.5, 97.5)).tolist(),
-        "p_value": float(min(1.0, 2 * (tail + 1) / (resamples + 1))),
+        "p_value": _sign_flip_p_value(gains, groups, resamples, seed),
         "num_queries": len(gains),
     }
+
+
+def _sign_flip_p_value(gains: np.ndarray, groups: np.ndarray | None, resamples: int, seed: int) -> float:
+    if groups is not None:
+        groups = np.unique(groups, return_inverse=True)[1]
+        gains = np.bincount(groups, weights=gains)
+    # groups that count the same are flipped together: how many keep their sign is binomial
+    sizes, counts = np.unique(np.abs(gains), return_counts=True)
+    kept = np.random.default_rng(seed).binomial(counts, 0.5, size=(resamples, len(counts)))
+    flipped = np.abs((2 * kept - counts) @ sizes)
+    as_extreme = int((flipped >= abs(gains.sum()) - 1e-6).sum())
+    return (as_extreme + 1) / (resamples + 1)
 
 
 def _resampled_means(values: np.ndarray, groups: np.ndarray | None, resamples: int, seed: int) -> np.ndarray:
@@ -244,28 +253,11 @@ def _cell(metrics: Mapping, name: str) -> str:
 def write_results(path: str | os.PathLike, results: Mapping) -> None:
     """Write JSON, whole or not at all: a full disk or Ctrl-C leaves the file that was there."""
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
-    _write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
-def save_ranks(path: str | os.PathLike, results: RetrievalResults) -> None:
-    """Write the ranks and groups of queries as .npz, whole or not at all."""
-    arrays = {f"groups/{direction}": group for direction, group in results.groups.items()}
-    for correction, directions in results.ranks.items():
-        arrays |= {f"{correction}/{direction}": ranks for direction, ranks in directions.items()}
-    _write_whole(path, lambda file: np.savez_compressed(file, **arrays))
-
-
-def load_ranks(path: str | os.PathLike) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """The ranks (correction -> direction) and the groups (by direction) that `save_ranks` wrote."""
-    ranks = {}
-    with np.load(path, allow_pickle=False) as file:
-        for name, array in file.items():
-            correction, direction = name.split("/")
-            ranks.setdefault(correction, {})[direction] = array
-    return ranks, ranks.pop("groups")
-
-
-def _write_whole(path: str | os.PathLike, write) -> None:
+def write_whole(path: str | os.PathLike, write) -> None:
+    """Let `write(file)` write a file whole or not at all."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -274,3 +266,18 @@ def _write_whole(path: str | os.PathLike, write) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+__all__ = [
+    "CORRECTIONS",
+    "RECALL_AT",
+    "RetrievalResults",
+    "choose_temperature",
+    "paired_test",
+    "recall_intervals",
+    "recalls",
+    "results_table",
+    "score_retrieval",
+    "write_results",
+    "write_whole",
+]

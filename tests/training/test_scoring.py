@@ -24,11 +24,9 @@ from metrics import score_tiles
 from metrics.retrieval_ranks import CORRECTIONS, rank_retrieval, recalls
 from scoring import (
     choose_temperature,
-    load_ranks,
-    paired_bootstrap,
+    paired_test,
     recall_intervals,
     results_table,
-    save_ranks,
     score_retrieval,
     write_results,
 )
@@ -377,13 +375,22 @@ def test_captions_that_rise_and_fall_together_widen_the_interval():
 def test_paired_test_sees_a_difference_that_two_intervals_hide():
     a = np.where(np.arange(1000) < 470, 1.0, 20.0)
     b = np.where(np.arange(1000) < 450, 1.0, 20.0)  # a is right wherever b is, and 20 times more
-    test = paired_bootstrap(a, b)
+    test = paired_test(a, b)
     assert test["difference"] == pytest.approx(2.0) and test["p_value"] < 0.001
     assert 0 < test["ci95"][0] < 2 < test["ci95"][1]
-    assert paired_bootstrap(a, a)["p_value"] == 1
-    assert paired_bootstrap(b, a)["difference"] == pytest.approx(-2.0)
+    assert paired_test(a, a)["p_value"] == 1
+    assert paired_test(b, a)["difference"] == pytest.approx(-2.0)
     with pytest.raises(ValueError, match="same queries"):
-        paired_bootstrap(a, b[:5])
+        paired_test(a, b[:5])
+
+
+def test_paired_test_is_exact_where_all_differences_have_one_sign():
+    a, b = np.ones(200), np.where(np.arange(200) < 5, 20.0, 1.0)  # 5 of 5: two-sided p = 2 / 2**5
+    assert paired_test(a, b)["p_value"] == pytest.approx(2 / 32, abs=0.01)
+    # ten captions each of the same five videos are five differences, not fifty
+    a, b = np.repeat(a, 10), np.repeat(b, 10)
+    assert paired_test(a, b, np.repeat(np.arange(200), 10))["p_value"] == pytest.approx(2 / 32, abs=0.01)
+    assert paired_test(a, b)["p_value"] < 0.001
 
 
 def test_table_has_a_row_for_every_correction_and_direction():
@@ -403,13 +410,3 @@ def test_results_are_written_whole_or_not_at_all(tmp_path):
         write_results(path, {"R@1": math.nan})
     assert json.loads(path.read_text()) == {"R@1": 1.0}
     assert [file.name for file in tmp_path.iterdir()] == ["eval_results.json"]
-
-
-def test_ranks_come_back_from_their_file(tmp_path):
-    texts, videos = random_vectors(12, 4, seed=10)
-    scored = score_retrieval(texts, videos, torch.arange(12) // 3)
-    save_ranks(tmp_path / "ranks.npz", scored)
-    ranks, groups = load_ranks(tmp_path / "ranks.npz")
-    assert ranks.keys() == scored.ranks.keys() and groups.keys() == scored.groups.keys()
-    for correction, directions in scored.ranks.items():
-        assert_same_ranks(ranks[correction], directions)

@@ -60,18 +60,21 @@ class Order:
 
 
 class Tile:
-    """s (R,C) in float32, without the right pairs, and the levels that several rankings share."""
+    """s (R,C) in float32, without the right pairs; then, in its place, the levels that rankings with a slope share.
+
+    The fewer tiles are in use, the more of them stay in the cache: so rankings without a slope must come first.
+    """
 
     def __init__(self, s: torch.Tensor, buffers: Buffers):
-        self.s, self.buffers = s, buffers
-        self._levels = {None: s}
+        self.s, self.buffers, self.slope = s, buffers, None
 
     def level(self, slope: float | None, least: float) -> torch.Tensor:
         """s or, with a slope, log s + slope * s. Where s is below `least` it is only known to be lower than there."""
-        if slope not in self._levels:
-            level = torch.clamp_min(self.s, least, out=self.buffers.like("level", self.s))
-            self._levels[slope] = level.log_().add_(self.s, alpha=slope)
-        return self._levels[slope]
+        if slope != self.slope:
+            log = torch.clamp_min(self.s, least, out=self.buffers.like("other", self.s)).log_()
+            torch.add(log, self.s, alpha=slope, out=self.s)
+            self.slope = slope
+        return self.s
 
 
 class Ranking:
@@ -163,12 +166,13 @@ class StripCounts:
         ranking, axis, like = self.ranking, self.ranking.axis, self.buffers.like
         query, candidate = (self.rows, columns) if ranking.by_text else (columns, self.rows)
         level = tile.level(ranking.order.slope, ranking.least)
+        other = like("other", level)
         if ranking.bias32 is not None:
-            level = torch.sub(level, ranking.bias32[candidate].unsqueeze(1 - axis), out=like("corrected", level))
+            level = torch.sub(level, ranking.bias32[candidate].unsqueeze(1 - axis), out=other)
         low, high = ranking.bounds[:, query].unsqueeze(axis + 1)  # (R,1) or (1,C)
         # compared into float tiles and summed as float: on a CPU several times faster than through booleans
         reach = torch.ge(level, low, out=like("reach", level))
-        above = torch.gt(level, high, out=like("above", level))
+        above = torch.gt(level, high, out=other)
         sums = above.sum(dim=axis), reach.sum(dim=axis)
         if ranking.rounding > 0 and not torch.equal(*sums):
             unsure = (sums[0] != sums[1]).nonzero().flatten()
@@ -262,6 +266,7 @@ def count_in_float32(
                 of_ranking.add(columns, tile)
         return rows, [of_ranking.finished() for of_ranking in counts]
 
+    rankings = sorted(rankings, key=lambda ranking: ranking.order.slope is not None)  # as `Tile` wants
     for rows, counts in work.each(of_strip, strips):
         for ranking, of_ranking in zip(rankings, counts, strict=True):
             ranking.counts[:, rows if ranking.by_text else slice(None)] += of_ranking

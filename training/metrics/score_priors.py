@@ -44,19 +44,18 @@ def log_sum_exp(
     def of_strip(rows: slice) -> torch.Tensor:
         of_columns, buffers, peak = scores.full(1, -math.inf), Buffers(), None
         for columns, s in scores.tiles(rows, work, buffers):
-            s.mul_(slope)
             if row_bias is not None:
-                s.sub_(row_bias[rows, None].to(s.dtype))
+                s.sub_(row_bias[rows, None].to(s.dtype), alpha=1 / slope)
             if column_bias is not None:
-                s.sub_(column_bias[None, columns].to(s.dtype))
+                s.sub_(column_bias[None, columns].to(s.dtype), alpha=1 / slope)
             # one exp serves both sums, less the first tile's peak, unless some are too far apart for a common one
-            peak = s.max() if peak is None else peak
-            powers = torch.sub(s, peak, out=buffers.like("powers", s)).exp_()
+            peak = slope * s.max() if peak is None else peak
+            powers = torch.add(-peak, s, alpha=slope, out=buffers.like("powers", s)).exp_()
             sums = torch.cat([powers.sum(dim=1), powers.sum(dim=0)])
             if least < sums.min() and sums.max() < math.inf:
                 parts = sums.double().log_() + peak
             else:
-                parts = torch.cat([torch.logsumexp(s, dim=1), torch.logsumexp(s, dim=0)]).double()
+                parts = torch.cat([torch.logsumexp(slope * s, dim=1), torch.logsumexp(slope * s, dim=0)]).double()
             by_row[rows] = torch.logaddexp(by_row[rows], parts[: len(s)])
             of_columns[columns] = parts[len(s) :]
         return of_columns

@@ -1,0 +1,152 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A checkpoint and the splits of a data set -> what evaluate_retrieval.py scores: encoded once, by all processes."""
+
+from pathlib import Path
+
+from build import load_checkpoint
+from compare_runs import query_key
+from encode_split import encode_split
+from recipe import UserError
+from retrieval_data import CaptionedClips, load_split, read_captioned_clips
+from scoring_inputs import ScoringInputs
+from transformers.utils import cached_file
+
+from modeling_camoe.encode import encode_texts
+from modeling_camoe.frames import describe_source
+
+
+class CheckpointInputs:
+    """`--checkpoint` and `--dataset_name`.
+
+    Args:
+        options: [`EvaluationOptions`]. accelerator: of the run.
+    """
+
+    def __init__(self, options, accelerator):
+        self.options, self.accelerator = options, accelerator
+        self.model, self.processor = load_checkpoint(options.checkpoint)
+        self.model = self.model.to(accelerator.device).eval()
+        self.scale = self.model.clip.logit_scale.exp().item()
+        self.about = {
+            "dataset": Path(options.dataset_name).name,
+            "split": options.split,
+            "captions": options.captions,
+            "checkpoint": options.checkpoint,
+        }
+
+    def test(self) -> ScoringInputs:
+        """The split that is scored."""
+        self.test_clips = self._read(self.options.split, self.options.max_clips)
+        encoded = self._encode(self.options.split, self.test_clips)
+        self.about["bad_videos"] = [{"source": bad.source, "cause": bad.cause} for bad in encoded.bad]
+        self.test_captions = encoded.captions
+        return self._inputs(encoded, self.test_clips)
+
+    def validation(self) -> tuple[ScoringInputs, str]:
+        """The split that chooses temperatures, and its name."""
+        name = self.options.validation_split
+        if name is None:
+            raise UserError("there is no --validation_split to choose it on")
+        clips = self._read(name)
+        return self._inputs(self._encode(name, clips), clips), f"split {name!r}"
+
+    def banks(self, test: ScoringInputs) -> dict:
+        """Vectors of training captions and, with a `train_split`, of training clips."""
+        banks = {"text_bank": self._text_bank()}
+        if self.options.train_split is not None:
+            clips = self._read(self.options.train_split, self.options.bank)
+            leaked = set(clips.clips) & set(self.test_clips.clips)
+            if leaked:
+                raise UserError(
+                    f"split {self.options.train_split!r} holds {len(leaked)} of the clips that are scored, "
+                    f"{describe_source(leaked.pop())} among them: a query bank must be training clips; choose another "
+                    "--train_split, or null for none"
+                )
+            banks["video_bank"] = self._encode(self.options.train_split, clips).video_vectors
+        return banks
+
+    def _text_bank(self):
+        """Vectors of the checkpoint's query bank; refuses a bank that holds a test query."""
+        checkpoint = self.options.checkpoint
+        found = cached_file(
+            checkpoint,
+            "query_bank.txt",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if found is None:
+            raise UserError(
+                f"{checkpoint}/query_bank.txt is missing: the query bank needs training captions; train with "
+                "training/run_retrieval.py, which writes it, or leave query_bank out of --corrections"
+            )
+        bank = Path(found).read_text(encoding="utf-8").splitlines()
+        tested = {_plain(text) for text in self.test_captions}
+        leaked = [text for text in bank if _plain(text) in tested]
+        if leaked and self.options.on_leak == "raise":
+            raise UserError(
+                f"{found} holds {len(leaked)} of the captions that are scored, {leaked[0]!r} among them: a query bank "
+                "must be training captions; --on_leak drop leaves those out of the bank"
+            )
+        bank = [text for text in bank if _plain(text) not in tested]
+        if not bank:
+            raise UserError(f"{found} holds no caption that is not scored: leave query_bank out of --corrections")
+        self.about["bank_captions_left_out"] = len(leaked)
+        step = max(1, len(bank) // self.options.bank)  # spread over the file
+        chosen = bank[::step][: self.options.bank]
+        return encode_texts(self.model, self.processor, chosen, progress="query bank: captions")
+
+    def _read(self, split: str, limit: int | None = None) -> CaptionedClips:
+        options = self.options
+        with self.accelerator.main_process_first():  # the first tags and caches, the others read the cache
+            return read_captioned_clips(
+                load_split(options.dataset_name, split, options.dataset_config, limit),
+                self.processor.experts,
+                self.processor.tagger,
+                self.processor.streams,
+                options.video_column,
+                options.caption_column,
+                options.video_root,
+            )
+
+    def _encode(self, split: str, clips: CaptionedClips):
+        options = self.options
+        encoded = encode_split(
+            self.accelerator,
+            self.model,
+            self.processor,
+            clips,
+            options.captions,
+            options.batch_size,
+            options.num_workers,
+            options.on_bad_video,
+            progress=f"{split} split",
+        )
+        if not encoded.video_rows:
+            raise UserError(f"no clip of split {split!r} could be decoded; the first: {encoded.bad[0].cause}")
+        return encoded
+
+    @staticmethod
+    def _inputs(encoded, clips: CaptionedClips) -> ScoringInputs:
+        names = [clips.video_ids[row] for row in encoded.video_rows]
+        keys = [
+            query_key(names[video], text)
+            for video, text in zip(encoded.video_of_text.tolist(), encoded.captions, strict=True)
+        ]
+        return ScoringInputs(encoded.text_vectors, encoded.video_vectors, encoded.video_of_text, keys, names)
+
+
+def _plain(text: str) -> str:
+    """Captions that differ in case and spaces only are the same query."""
+    return " ".join(text.split()).casefold()

@@ -1,0 +1,165 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Ranks of single queries, kept beside eval_results.json, and the paired test between two runs on the same queries.
+
+Two runs should be compared query by query: at R@1 = 45 on 1,000 queries the interval of one run is 6 points wide, and
+this field argues about half a point. So evaluate_retrieval.py writes eval_ranks.safetensors: of every correction and
+direction the ranks, and of every direction the video of each query (captions of one video are resampled together) and
+a key, a hash of the caption and the video's id. By their keys the queries of two runs are brought into one order; runs
+whose queries differ are not compared.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from recipe import UserError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+from scoring import RECALL_AT, paired_test, recalls, write_whole
+
+
+RANKS_FILE = "eval_ranks.safetensors"
+
+
+def query_key(*parts: str) -> int:
+    """What a query is known by: 64 bits of a hash of, for example, its caption and its video's id."""
+    digest = hashlib.sha256("\0".join(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+@dataclass
+class RunRanks:
+    """One run, query by query.
+
+    Args:
+        ranks: correction -> direction -> (Q,). groups: direction -> (Q,), the video of each query, a number.
+        keys: direction -> (Q,) int64, what each query is known by.
+    """
+
+    ranks: dict[str, dict[str, np.ndarray]]
+    groups: dict[str, np.ndarray]
+    keys: dict[str, np.ndarray]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write them, whole or not at all."""
+        tables = {**self.ranks, "groups": self.groups, "keys": self.keys}
+        arrays = {
+            f"{name}/{direction}": np.ascontiguousarray(array)
+            for name, by_direction in tables.items()
+            for direction, array in by_direction.items()
+        }
+        write_whole(path, lambda file: file.write(save(arrays)))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "RunRanks":
+        """What `save` wrote."""
+        tables: dict[str, dict[str, np.ndarray]] = {}
+        for name, array in load_file(path).items():
+            table, direction = name.split("/")
+            tables.setdefault(table, {})[direction] = array
+        return cls(groups=tables.pop("groups"), keys=tables.pop("keys"), ranks=tables)
+
+
+def load_run(results_path: str | os.PathLike) -> RunRanks:
+    """The ranks beside an eval_results.json.
+
+    Raises:
+        UserError: either file cannot be read, or the ranks are not those of these results.
+    """
+    results_path = Path(results_path)
+    try:
+        results = json.loads(results_path.read_text(encoding="utf-8"))["results"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"cannot read the results {results_path}: {error!r}; give the eval_results.json of a run"
+        ) from error
+    path = results_path.with_name(RANKS_FILE)
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: a paired test needs the rank of every query; copy it there from beside the original "
+            f"of {results_path.name}, or score that run again"
+        )
+    try:
+        run = RunRanks.load(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read the ranks {path}: {error}; score that run again") from error
+    for correction, directions in results.items():
+        for direction, metrics in directions.items():
+            ranks = run.ranks.get(correction, {}).get(direction)
+            if ranks is None or not np.isclose(recalls(ranks)["MnR"], metrics["MnR"]):
+                raise UserError(
+                    f"{path} holds the ranks of another run than {results_path}: their mean ranks of {correction}, "
+                    f"{direction} differ; score that run again"
+                )
+    return run
+
+
+def compare_runs(mine: RunRanks, other: RunRanks, other_name: str = "the other run") -> dict:
+    """Correction -> direction -> "R@1", ... -> a paired test of the difference, mine - other.
+
+    Only what both runs have is compared.
+
+    Raises:
+        UserError: the queries of a direction are not the same.
+    """
+    tests: dict[str, dict] = {}
+    for correction in (name for name in mine.ranks if name in other.ranks):
+        for direction in (name for name in mine.ranks[correction] if name in other.ranks[correction]):
+            order = _same_order(mine.keys[direction], other.keys[direction], direction, other_name)
+            ranks = mine.ranks[correction][direction][order[0]], other.ranks[correction][direction][order[1]]
+            groups = mine.groups[direction][order[0]]
+            by_metric = {f"R@{k}": paired_test(*ranks, groups, at=k) for k in RECALL_AT}
+            tests.setdefault(correction, {})[direction] = by_metric
+    return tests
+
+
+def _same_order(mine: np.ndarray, other: np.ndarray, direction: str, other_name: str):
+    """What sorts both runs' queries alike."""
+    order = np.argsort(mine, kind="stable"), np.argsort(other, kind="stable")
+    if not np.array_equal(mine[order[0]], other[order[1]]):
+        shared = len(np.intersect1d(mine, other))
+        raise UserError(
+            f"{other_name} was scored on other queries ({direction}: {len(mine)} here, {len(other)} there, {shared} "
+            "in both): a paired test needs the same split, captions and videos; score both on the same data"
+        )
+    return order
+
+
+def comparison_table(tests: dict) -> str:
+    """Plain text, a row per correction, direction and metric."""
+    rows = [("correction", "direction", "metric", "difference", "95 % interval", "p")]
+    for correction, directions in tests.items():
+        for direction, by_metric in directions.items():
+            for metric, test in by_metric.items():
+                low, high = test["ci95"]
+                rows.append(
+                    (
+                        correction,
+                        direction.replace("_", " "),
+                        metric,
+                        f"{test['difference']:+.1f}",
+                        f"{low:+.1f} to {high:+.1f}",
+                        f"{test['p_value']:.4f}",
+                    )
+                )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [str.ljust] * 3 + [str.rjust] * 3
+    return "\n".join(
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
+        for row in rows
+    )
