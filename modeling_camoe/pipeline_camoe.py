@@ -57,7 +57,8 @@ class CAMoEPipeline(Pipeline):
         """
         Args:
             videos: a video, or a list of B: path, bytes of a file, `Clip`, array or tensor (T,3,H,W) or (T,H,W,3), or
-                a list of frames (PIL images or arrays).
+                a list of frames (PIL images or arrays). Whatever else can be iterated over (a column of a data set, a
+                generator) is a list too.
             texts: a caption, or a list of N (or mappings expert -> text): queries, or what is embedded.
             candidate_texts: what each video is compared with.
             top_k: keep only the best so many.
@@ -78,9 +79,10 @@ class CAMoEPipeline(Pipeline):
         if videos is None and texts is None:
             needs = "`videos`, `texts`, or both" if candidate_texts is None else "`videos` to compare the texts with"
             raise ValueError(f"The pipeline needs {needs}.")
-        if isinstance(candidate_texts, str):
+        if isinstance(candidate_texts, str | Mapping):
             candidate_texts = [candidate_texts]
         inputs = {"videos": videos, "texts": texts, "candidate_texts": candidate_texts}
+        inputs = {name: _listed(given) for name, given in inputs.items()}
         for name, given in inputs.items():
             if isinstance(given, list | tuple) and not given:
                 raise ValueError(f"`{name}` is empty.")
@@ -156,6 +158,14 @@ def _ranked_texts(scores: torch.Tensor, texts: list, scale: float, top_k: int | 
 def _ranked_videos(scores: torch.Tensor, top_k: int | None) -> list[dict]:
     order = scores.argsort(descending=True, stable=True)[:top_k].tolist()
     return [{"video": b, "score": scores[b].item()} for b in order]
+
+
+def _listed(items):
+    """A column of a data set, a generator or the like -> a list; what is one video or one text stays as it is."""
+    is_item = isinstance(items, str | os.PathLike | bytes | bytearray | memoryview | Mapping)
+    is_item = is_item or hasattr(items, "ndim") or hasattr(items, "read") or hasattr(items, "get_frames_at")
+    is_listable = hasattr(items, "__iter__") or hasattr(items, "__getitem__")
+    return list(items) if is_listable and not is_item and not is_pil_image(items) else items
 
 
 def _is_file(video) -> bool:

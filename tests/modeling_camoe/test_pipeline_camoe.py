@@ -13,11 +13,15 @@
 # limitations under the License.
 """pipeline("video-text-retrieval"): the same vectors and scores as the model, by the names of the arguments."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Video
 from PIL import Image
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_camoe import CAMoEPipeline
 from modeling_camoe.encode import encode_texts, encode_videos
@@ -98,6 +102,19 @@ def test_files_and_decoded_videos_may_be_mixed_and_keep_their_order(pipe, clips,
     torch.testing.assert_close(pipe(torch.stack([frames, frames])), vectors[1][[1, 1]])
 
 
+def test_columns_of_a_data_set_rows_and_generators_are_lists(pipe, clips, vectors):
+    paths = [str(path) for path in clips]
+    rows = Dataset.from_dict({"video": paths, "caption": TEXTS[:2]}).cast_column("video", Video(decode=False))
+    assert torch.equal(pipe(path for path in paths), vectors[1])
+    torch.testing.assert_close(pipe(rows["video"]), vectors[1])
+    torch.testing.assert_close(pipe(KeyDataset(rows, "video")), vectors[1])
+    torch.testing.assert_close(pipe(rows[1]["video"]), vectors[1][1])  # one row is one video
+    torch.testing.assert_close(pipe(texts=rows["caption"]), vectors[0][:2])
+    found = pipe(paths, candidate_texts=rows["caption"])
+    assert found == pipe(paths, candidate_texts=TEXTS[:2])
+    assert pipe(paths[0], candidate_texts={"caption": TEXTS[0]})[0]["text"] == {"caption": TEXTS[0]}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -108,6 +125,9 @@ def test_files_and_decoded_videos_may_be_mixed_and_keep_their_order(pipe, clips,
         ({"videos": "a.mp4", "candidate_texts": []}, "`candidate_texts` is empty"),
         ({"texts": TEXTS, "top_k": 0}, "`top_k` must be at least 1"),
         ({"texts": [""]}, "Caption 0 is empty"),
+        ({"videos": (path for path in ())}, "`videos` is empty"),
+        ({"videos": io.BytesIO(b"")}, "BytesIO is not a video"),
+        ({"videos": 7}, "int is not a video"),
     ],
 )
 def test_arguments_that_make_no_sense_are_named(pipe, arguments, message):
