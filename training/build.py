@@ -22,6 +22,7 @@ from collections.abc import Iterable
 
 from huggingface_hub.errors import StrictDataclassError
 from recipe import UserError
+from spatial_start import start_with_places
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, CLIPConfig
 
 from modeling_camoe import CAMoEConfig, CAMoEModel, CAMoEProcessor, CAMoEVideoProcessor
@@ -99,7 +100,10 @@ def build_model(options, processor: CAMoEProcessor) -> CAMoEModel:
             "pad_token_id": tokenizer.pad_token_id,
         }
         clip = CLIPConfig(**{**options.clip_config, "text_config": text})
-        return CAMoEModel(CAMoEConfig(clip_config=clip, **changes))
+        model = CAMoEModel(CAMoEConfig(clip_config=clip, **changes))
+        if options.spatial_start:
+            start_with_places(model.clip.vision_model)
+        return model
     except (StrictDataclassError, TypeError, ValueError) as error:  # wrong types, unknown aggregations, ...
         raise UserError(f"the model's options are wrong: {error}") from error
 

@@ -15,9 +15,11 @@
 
 from pathlib import Path
 
+import torch
 from build import load_checkpoint
 from compare_runs import query_key
 from encode_split import encode_split
+from frame_cache import FrameCache
 from recipe import UserError
 from retrieval_data import CaptionedClips, load_split, read_captioned_clips
 from scoring_inputs import ScoringInputs
@@ -25,6 +27,7 @@ from transformers.utils import cached_file
 
 from modeling_camoe.encode import encode_texts
 from modeling_camoe.frames import describe_source
+from modeling_camoe.retrieval import similarity
 
 
 class CheckpointInputs:
@@ -38,6 +41,9 @@ class CheckpointInputs:
         self.options, self.accelerator = options, accelerator
         self.model, self.processor = load_checkpoint(options.checkpoint)
         self.model = self.model.to(accelerator.device).eval()
+        self.decoder = None
+        if options.frame_cache is not None:
+            self.decoder = FrameCache(options.frame_cache, self.processor.video_processor)
         self.scale = self.model.clip.logit_scale.exp().item()
         self.about = {
             "dataset": Path(options.dataset_name).name,
@@ -52,7 +58,26 @@ class CheckpointInputs:
         encoded = self._encode(self.options.split, self.test_clips)
         self.about["bad_videos"] = [{"source": bad.source, "cause": bad.cause} for bad in encoded.bad]
         self.test_captions = encoded.captions
+        if self.options.shared_columns:
+            self.about["best_clip_shares"] = self._shared_values(encoded)
         return self._inputs(encoded, self.test_clips)
+
+    def _shared_values(self, encoded) -> dict[str, float]:
+        """Column -> percent of the captions whose best clip, uncorrected, has the right clip's value there."""
+        options = self.options
+        data = load_split(options.dataset_name, options.split, options.dataset_config, options.max_clips)
+        missing = sorted(set(options.shared_columns) - set(data.column_names))
+        if missing:
+            raise UserError(f"--shared_columns {missing[0]}: the data set has only {data.column_names}")
+        chunks = encoded.text_vectors.split(1024)
+        best = torch.cat([similarity(chunk, encoded.video_vectors).argmax(dim=1) for chunk in chunks])  # (N,)
+        shares = {}
+        for column in options.shared_columns:
+            column_values = data[column][:]
+            values = [column_values[row] for row in encoded.video_rows]
+            pairs = zip(best.tolist(), encoded.video_of_text.tolist(), strict=True)
+            shares[column] = 100 * sum(values[mine] == values[right] for mine, right in pairs) / len(best)
+        return shares
 
     def validation(self) -> tuple[ScoringInputs, str]:
         """The split that chooses temperatures, and its name."""
@@ -132,6 +157,7 @@ class CheckpointInputs:
             options.num_workers,
             options.on_bad_video,
             progress=f"{split} split",
+            decoder=self.decoder,
         )
         if not encoded.video_rows:
             raise UserError(f"no clip of split {split!r} could be decoded; the first: {encoded.bad[0].cause}")

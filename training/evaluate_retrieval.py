@@ -66,6 +66,10 @@ class EvaluationOptions:
     text_bank_scores: str | None = option(None, "scores of training captions with the test videos, a query bank")
     video_bank_scores: str | None = option(None, "scores of training videos with the test texts, the other bank")
 
+    shared_columns: list = option(
+        [], "columns of the data set (color, action, ...): report how often the best clip has the right clip's value"
+    )
+
     # Corrections
     corrections: list | None = option(
         None,
@@ -87,6 +91,7 @@ class EvaluationOptions:
     )
     batch_size: int = option(32, "clips a forward pass")
     num_workers: int = option(2, "processes that decode")
+    frame_cache: str | None = option(None, "folder in which sampled frames are kept, for many evaluations")
     bootstrap: int = option(1000, "resamples behind the 95 % intervals; 0 for none")
     seed: int = option(0, "of the resampling")
     output_dir: str | None = option(

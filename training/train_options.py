@@ -47,6 +47,7 @@ class TrainOptions:
     # Model
     model_name_or_path: str | None = option(None, "CLIP or CAMoE checkpoint to start from, folder or Hub id")
     clip_config: dict | None = option(None, "sizes of a CLIP to train from scratch instead (CLIPConfig)")
+    spatial_start: bool = option(False, "with clip_config: start the vision tower so that it looks at places")
     tokenizer_vocab_size: int = option(2000, "byte pairs of the tokenizer that is made when training from scratch")
     model: dict = option({}, "fields of CAMoEConfig, e.g. --model.experts '[fusion]'")
     streams: dict | None = option(None, "expert -> caption stream, for experts not named after a stream")
@@ -111,6 +112,8 @@ class TrainOptions:
                 "say what to start from: either --model_name_or_path (a CLIP or CAMoE checkpoint) "
                 "or --clip_config (sizes, to train from scratch)"
             )
+        if self.spatial_start and self.clip_config is None:
+            raise UserError("--spatial_start is for a CLIP from scratch (clip_config): a checkpoint has its own start")
         positive = ("batch_size", "num_frames", "num_train_epochs", "eval_batch_size", "logging_steps")
         positive += ("validation_epochs", "gradient_accumulation_steps")
         optional = ("gradient_cache_chunk", "checkpointing_steps", "save_total_limit")
