@@ -1,0 +1,195 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The ablation runner: what it runs, what it leaves alone, and what it writes."""
+
+import json
+from pathlib import Path
+
+import ablation_report
+import pytest
+import run_ablations
+import yaml
+from recipe import UserError, parse_options
+from train_options import TrainOptions
+
+from tests.programs import run_program
+
+
+TABLE = """
+title: Parts
+base: [base.yaml]
+seeds: [0, 1]
+train: {num_workers: 0}
+evaluate: {dataset_name: clips, bank: 5}
+rows:
+  - {name: "mean pool", group: baselines, train: {model.experts: [fusion], tagger: null}}
+  - {name: full, note: everything on}
+"""
+
+# Stands in for both programs: leaves what they leave, and counts how often it was called.
+STUB = """
+import json, pathlib, sys
+words = sys.argv[1:]
+value = lambda name: words[words.index(name) + 1] if name in words else None
+training = value("--output_dir") is not None and value("--checkpoint") is None
+folder = pathlib.Path(value("--output_dir") if training else value("--checkpoint"))
+with open(folder / "calls.txt", "a") as calls:
+    calls.write(" ".join(words) + "\\n")
+if (folder / "fail").exists():
+    sys.exit("error: the disk is full")
+if training:
+    (folder / "all_results.json").write_text(json.dumps(
+        {"steps": 10, "seconds": 2.5, "parameters": 1234, "head_parameters": 56}))
+else:
+    r1 = 20.0 + 10 * ("full" in folder.name) + int(folder.name[-1])
+    metrics = {"R@1": r1, "R@5": 60.0, "R@10": 80.0}
+    both = {"text_to_video": metrics, "video_to_text": metrics}
+    (folder / "eval_results.json").write_text(json.dumps({
+        "num_texts": 5, "num_videos": 5, "settings": {}, "best_clip_shares": {"color": 99.0},
+        "results": {"none": both, "dual_softmax": both, "query_bank": both}}))
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a table, and programs that cost nothing."""
+    (tmp_path / "table.yaml").write_text(TABLE)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("run_retrieval.py", "evaluate_retrieval.py"):
+        (programs / name).write_text(STUB)
+    monkeypatch.setattr(run_ablations, "PROGRAMS", programs)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["run_ablations.py", "--table", "table.yaml", *words])
+    run_ablations.main()
+
+
+def calls(folder: str) -> list[str]:
+    return Path("runs/ablations", folder, "calls.txt").read_text().splitlines()
+
+
+def test_each_row_is_trained_and_scored_with_its_own_options_and_seed(place, monkeypatch):
+    run(monkeypatch)
+    train, evaluate = calls("mean_pool_seed1")
+    assert train == (
+        "--config base.yaml --num_workers 0 --model.experts [fusion] --tagger null --seed 1 "
+        "--output_dir runs/ablations/mean_pool_seed1 --resume_from_checkpoint latest"
+    )
+    assert evaluate == "--checkpoint runs/ablations/mean_pool_seed1 --dataset_name clips --bank 5"
+    result = json.loads((place / "docs/ablations/full_seed0.json").read_text())
+    assert (result["seconds_per_step"], result["head_parameters"]) == (0.25, 56)
+
+
+def test_the_page_holds_means_over_seeds_and_keeps_the_text_around_the_table(place, monkeypatch):
+    run(monkeypatch)
+    page = place / "docs/ablations.md"
+    assert page.read_text().startswith("# Parts\n")
+    assert "| mean pool | 2 | 20.5 (20.0–21.0) | 20.5 (20.0–21.0) |" in page.read_text()
+    assert "| full | 99.0 (99.0–99.0) | 1,234 | 56 | 0.25 (0.25–0.25) |" in page.read_text()
+    assert "- **full**: everything on" in page.read_text()
+    assert (place / "docs/images/ablations.png").stat().st_size > 5000
+    page.write_text("# Mine\n\nBefore.\n" + page.read_text().removeprefix("# Parts\n").rstrip() + "\n\nAfter.\n")
+    run(monkeypatch, "--report")
+    text = page.read_text()
+    assert text.startswith("# Mine\n\nBefore.\n") and text.endswith("\n\nAfter.\n")
+    assert text.count("| mean pool | 2 |") == 2  # a line a direction
+
+
+def test_a_finished_run_is_not_run_again_unless_the_table_changed_it(place, monkeypatch):
+    run(monkeypatch)
+    run(monkeypatch)
+    assert len(calls("full_seed0")) == 2  # trained once, scored once
+    (place / "table.yaml").write_text(TABLE.replace("bank: 5", "bank: 6"))
+    run(monkeypatch)
+    assert calls("full_seed0")[-1].endswith("--bank 6")
+
+
+def test_only_chosen_rows_run_and_the_others_are_said_not_to_have_run(place, monkeypatch):
+    run(monkeypatch, "--only", "[full]", "--seeds", "[1]")
+    assert sorted(path.name for path in Path("runs/ablations").iterdir()) == ["full_seed1"]
+    text = (place / "docs/ablations.md").read_text()
+    assert "| mean pool | not run |" in text and "| full | 1 | 31.0 |" in text
+    assert "Runs of the table that are not done: 3." in text
+
+
+def test_a_dry_run_runs_nothing(place, monkeypatch, capsys):
+    run(monkeypatch, "--dry_run")
+    assert not Path("runs").exists() and not Path("docs").exists()
+    assert "would run: full, seed 1: run_retrieval.py --config base.yaml" in capsys.readouterr().out
+
+
+def test_a_failed_run_is_named_with_its_last_words_and_the_others_go_on(place, monkeypatch):
+    folder = place / "runs/ablations/mean_pool_seed0"
+    folder.mkdir(parents=True)
+    (folder / "fail").touch()
+    with pytest.raises(UserError, match="1 of 4 runs failed, the first: mean pool, seed 0: .*the disk is full"):
+        run(monkeypatch)
+    assert (place / "docs/ablations/full_seed1.json").exists()
+    assert "| mean pool | 1 |" in (place / "docs/ablations.md").read_text()
+
+
+def test_a_launcher_goes_before_every_program(place, monkeypatch):
+    run(monkeypatch, "--launcher", "env LAUNCHED=1 sh -c 'echo launched > launched.txt; exec \"$@\"' -", "--jobs", "2")
+    assert (place / "launched.txt").read_text() == "launched\n"
+    assert len(list((place / "docs/ablations").glob("*.json"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("rows:", "row:"), "needs `base` (recipes), `seeds` and `rows`"),
+        (("group:", "grup:"), "['grup']: a row may have"),
+        (("name: full", 'name: "mean pool"'), "two rows"),
+        (("title:", "titel:"), "['titel']: a table may have"),
+        (("rows:", "rows: ["), "not valid YAML"),
+    ],
+)
+def test_a_wrong_table_is_named(place, change, words):
+    (place / "table.yaml").write_text(TABLE.replace(*change))
+    with pytest.raises(UserError) as error:
+        run_ablations.read_table("table.yaml")
+    assert words in str(error.value)
+
+
+def test_an_unknown_row_is_answered_with_the_names(place, monkeypatch):
+    with pytest.raises(UserError, match="--only 'ful': the table's rows are 'full', 'mean pool'"):
+        run(monkeypatch, "--only", "[ful]")
+
+
+def test_spread_is_the_mean_with_lowest_and_highest():
+    assert ablation_report.spread([27.4, 29.8]) == "28.6 (27.4–29.8)"
+    assert ablation_report.spread([28.6]) == "28.6"
+
+
+def test_the_rows_of_the_repository_are_runs_that_the_trainer_understands(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    path = "training/recipes/ablations.yaml"
+    table = yaml.safe_load(Path(path).read_text())
+    runs = run_ablations.plan(table, path)
+    assert len({one.key for one in runs}) == len(runs) >= 2 * len(table["rows"])
+    options = {one.name: parse_options(TrainOptions, [*one.train, "--output_dir", "x"]) for one in runs}
+    assert options["mean pool, one text"].model["frame_aggregation"] == {"fusion": "mean"}
+    same = {"batch_size", "num_train_epochs", "max_train_steps", "num_frames", "learning_rate", "clip_config"}
+    assert all(len({str(getattr(one, name)) for one in options.values()}) == 1 for name in same)
+
+
+def test_the_program_teaches_itself(tmp_path):
+    done = run_program("run_ablations.py", "--help")
+    assert done.returncode == 0 and "--dry_run" in done.stdout and "is not run again" in done.stdout
+    wrong = run_program("run_ablations.py", "--table", tmp_path / "none.yaml")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "cannot read the table" in wrong.stderr

@@ -1,0 +1,264 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Train and score the rows of an ablation table, and write the table and its chart.
+
+    python training/run_ablations.py --table training/recipes/ablations.yaml [--only "full"] [--dry_run]
+
+A table names base recipes, options for every row, seeds, and rows: what each one changes. Every row is trained with
+run_retrieval.py and scored with evaluate_retrieval.py, once a seed, seed by seed, in the order of the table. Notable
+features:
+- a run that is finished is not run again, as long as the table still says the same about it; its numbers are one JSON
+  file in `results_dir`, small enough to be committed, and the table is made from these files alone;
+- a run that was killed goes on from its last checkpoint: run the same command again;
+- the table in `page` stands between two marks, the text around it is yours; rows that have no run are "not run".
+
+To write the table and chart again without running anything: `--report`. On a cluster, or to share a machine, put a
+command before every program: `--launcher "srun -n 1"`, and `--jobs` of them at a time.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from ablation_report import draw_chart, write_page
+from recipe import UserError, exit_on_user_error, option, parse_options
+
+
+PROGRAMS = Path(__file__).parent
+TABLE_FIELDS = {"title", "base", "train", "evaluate", "seeds", "rows"}
+ROW_FIELDS = {"name", "group", "note", "base", "train", "seeds"}
+
+
+@dataclass
+class AblationOptions:
+    """What to run and where the results go."""
+
+    table: str = option(help="YAML file of the rows, e.g. training/recipes/ablations.yaml")
+    only: list | None = option(None, "names of the rows to run; the page still shows all")
+    seeds: list | None = option(None, "seeds to run (default: the table's)")
+    dry_run: bool = option(False, "say what is done and what would run, and stop")
+    report: bool = option(False, "run nothing: write the page and the chart from the results that are there")
+    launcher: str | None = option(None, "command put before every program, e.g. 'taskset -c 0'")
+    jobs: int = option(1, "runs at a time")
+    runs_dir: str = option("runs/ablations", "where checkpoints and logs go")
+    results_dir: str = option("docs/ablations", "where each run's numbers go, a JSON file each")
+    page: str = option("docs/ablations.md", "page that holds the table")
+    chart: str = option("docs/images/ablations.png", "bar chart of the same")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one seed."""
+
+    name: str
+    seed: int
+    train: list[str]  # arguments of run_retrieval.py, without output_dir
+    evaluate: list[str]  # arguments of evaluate_retrieval.py, without checkpoint
+
+    @property
+    def key(self) -> str:
+        """A file name: "single gate" -> "single_gate_seed0"."""
+        plain = "".join(letter if letter.isalnum() else "_" for letter in self.name.lower())
+        return f"{plain.strip('_')}_seed{self.seed}"
+
+
+def read_table(path: str) -> dict:
+    """A table, checked.
+
+    Raises:
+        UserError: it cannot be read, a field is unknown or missing, or two rows have one name.
+    """
+    try:
+        table = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the table {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"the table {path} is not valid YAML: {error}") from error
+    if not isinstance(table, dict) or not table.get("base") or not table.get("seeds") or not table.get("rows"):
+        raise UserError(f"the table {path} needs `base` (recipes), `seeds` and `rows`")
+    for row in table["rows"]:
+        unknown = sorted(set(row) - ROW_FIELDS)
+        if unknown or not row.get("name"):
+            raise UserError(f"a row of {path} has {unknown or 'no name'}: a row may have {sorted(ROW_FIELDS)}")
+    unknown = sorted(set(table) - TABLE_FIELDS)
+    if unknown:
+        raise UserError(f"the table {path} has {unknown}: a table may have {sorted(TABLE_FIELDS)}")
+    names = [row["name"] for row in table["rows"]]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"two rows of {path} are named {twice!r}: give each its own name")
+    return table
+
+
+def plan(table: dict, path: str) -> list[Run]:
+    """All runs of a table: the first seed of every row, then the second, and so on."""
+    folder = Path(path).parent
+    rows = []
+    for row in table["rows"]:
+        recipes = [folder / recipe for recipe in (*table["base"], *row.get("base", []))]
+        configs = [word for recipe in recipes for word in ("--config", str(recipe))]
+        changes = arguments({**(table.get("train") or {}), **(row.get("train") or {})})
+        rows.append((row, [*configs, *changes]))
+    evaluate = arguments(table.get("evaluate") or {})
+    seeds = sorted({seed for row in table["rows"] for seed in row.get("seeds", table["seeds"])})
+    return [
+        Run(row["name"], seed, [*train, "--seed", str(seed)], evaluate)
+        for seed in seeds
+        for row, train in rows
+        if seed in row.get("seeds", table["seeds"])
+    ]
+
+
+def arguments(options: dict) -> list[str]:
+    """{"a": 1, "model.gate": "uniform"} -> ["--a", "1", "--model.gate", "uniform"], values as YAML."""
+    words = []
+    for name, value in options.items():
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
+        words += [f"--{name}", text.removesuffix("\n...")]
+    return words
+
+
+class Runner:
+    """Runs what is not done.
+
+    Args:
+        options: [`AblationOptions`].
+    """
+
+    def __init__(self, options: AblationOptions):
+        self.options = options
+        self.results = Path(options.results_dir)
+        self.stopped = threading.Event()
+
+    def result_of(self, run: Run) -> dict | None:
+        """The numbers of a finished run, if the table still says the same about it."""
+        try:
+            result = json.loads((self.results / f"{run.key}.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{self.results / run.key}.json cannot be read: {error}; delete it") from error
+        return result if (result["train"], result["evaluate"]) == (run.train, run.evaluate) else None
+
+    def run(self, run: Run):
+        """Train, score, and write the numbers of one run."""
+        folder = Path(self.options.runs_dir) / run.key
+        folder.mkdir(parents=True, exist_ok=True)
+        told = folder / "ablation.json"
+        if told.is_file() and json.loads(told.read_text()) != run.train:
+            raise UserError(f"{folder} holds a run with other options: delete it, or choose another --runs_dir")
+        told.write_text(json.dumps(run.train))
+        where = ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
+        self._call("run_retrieval.py", [*run.train, *where], folder)
+        self._call("evaluate_retrieval.py", ["--checkpoint", str(folder), *run.evaluate], folder)
+        training = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+        scores = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
+        result = {
+            "row": run.name,
+            "seed": run.seed,
+            "train": run.train,
+            "evaluate": run.evaluate,
+            "steps": training["steps"],
+            "seconds_per_step": training["seconds"] / max(1, training["steps"]),
+            "parameters": training["parameters"],
+            "head_parameters": training["head_parameters"],
+            **{name: scores[name] for name in ("num_texts", "num_videos", "settings", "results")},
+            "best_clip_shares": scores.get("best_clip_shares", {}),
+        }
+        self.results.mkdir(parents=True, exist_ok=True)
+        partial = self.results / f".{run.key}.json"
+        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self.results / f"{run.key}.json")
+
+    def _call(self, program: str, words: list[str], folder: Path):
+        """Run one of our programs; its output goes to a log.
+
+        Raises:
+            UserError: it failed.
+        """
+        log = folder / f"{Path(program).stem}.log"
+        command = [*shlex.split(self.options.launcher or ""), sys.executable, str(PROGRAMS / program), *words]
+        with open(log, "w") as file:
+            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
+        if done.returncode:
+            lines = log.read_text(errors="replace").strip().splitlines()
+            raise UserError(f"{program} ended with {done.returncode}: {lines[-1] if lines else 'no word'} (see {log})")
+
+    def run_all(self, runs: list[Run]):
+        """Run these, `jobs` at a time; the page is written after each, so that a kill loses no row."""
+        failures = []
+
+        def work(number: int, run: Run):
+            if self.stopped.is_set():
+                return
+            print(f"[{number}/{len(runs)}] {run.name}, seed {run.seed}", flush=True)
+            try:
+                self.run(run)
+            except UserError as error:
+                failures.append(f"{run.name}, seed {run.seed}: {error}")
+                print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
+
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            futures = [pool.submit(work, number, run) for number, run in enumerate(runs, start=1)]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                self.stopped.set()
+                raise
+        if failures:
+            raise UserError(f"{len(failures)} of {len(runs)} runs failed, the first: {failures[0]}")
+
+
+def main():
+    options = parse_options(AblationOptions, description=__doc__)
+    if options.jobs < 1:
+        raise UserError(f"option 'jobs' must be at least 1, got {options.jobs}")
+    table = read_table(options.table)
+    runner = Runner(options)
+    runs = plan(table, options.table)
+    names = {run.name for run in runs}
+    for name in options.only or []:
+        if name not in names:
+            raise UserError(f"--only {name!r}: the table's rows are {', '.join(map(repr, sorted(names)))}")
+    wanted = [
+        run
+        for run in runs
+        if (options.only is None or run.name in options.only) and (options.seeds is None or run.seed in options.seeds)
+    ]
+    missing = [run for run in wanted if runner.result_of(run) is None]
+    print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are done")
+    if options.dry_run:
+        for run in missing:
+            print(f"would run: {run.name}, seed {run.seed}: run_retrieval.py {shlex.join(run.train)}")
+        return
+    try:
+        if not options.report:
+            runner.run_all(missing)
+    finally:
+        results = {(run.name, run.seed): runner.result_of(run) for run in runs}
+        done = {key: result for key, result in results.items() if result is not None}
+        draw_chart(table, done, Path(options.chart))
+        write_page(table, done, Path(options.page), options)
+        print(f"wrote {options.page} and {options.chart}: {len(done)} of {len(runs)} runs")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
