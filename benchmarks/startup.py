@@ -1,0 +1,134 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How long programs take to start: new processes in turns, the files they read in the system's cache.
+
+    python benchmarks/startup.py
+
+- `import modeling_camoe` against what a user of the library imports for the same purpose, and against torch alone;
+- AutoModel.from_pretrained of a ViT-B/32 CAMoE against CLIPModel.from_pretrained of its CLIP;
+- `camoe search` in an index of a hundred moments, from the shell to the printed result, against the import of what any
+  such program needs: torch, the model, datasets and FAISS.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from harness import compare, finish, in_turns, parser
+
+
+ROOT = Path(__file__).parents[1]
+
+LIBRARY = "from transformers import AutoModel, CLIPModel, CLIPProcessor"
+NOT_FOR_IMPORT = ("spacy", "datasets", "faiss", "gradio", "pandas", "matplotlib", "torchcodec", "pymilvus", "onnx")
+
+
+def run(*arguments: str):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{arguments[:3]} failed: {done.stderr.strip().splitlines()[-1:]}")
+    return done.stdout
+
+
+def save_models(folder: Path, num_layers: int) -> tuple[Path, Path]:
+    """A CAMoE of ViT-B/32 shapes with its processor, and its CLIP."""
+    sys.path.insert(0, str(ROOT / "training"))
+    from clip_tokenizer import train_clip_tokenizer
+    from transformers import CLIPConfig, logging
+
+    from modeling_camoe import CAMoEConfig, CAMoEModel, CAMoEProcessor, CAMoEVideoProcessor
+
+    logging.disable_progress_bar()
+    tokenizer = train_clip_tokenizer(["a red star spins on the beach"] * 4, vocab_size=600)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ends["pad_token_id"] = tokenizer.pad_token_id
+    layers = {"num_hidden_layers": num_layers}
+    clip_config = CLIPConfig(text_config={**ends, **layers}, vision_config=layers)
+    model = CAMoEModel(CAMoEConfig(clip_config=clip_config))
+    model.save_pretrained(folder / "camoe")
+    model.clip.save_pretrained(folder / "clip")
+    CAMoEProcessor(CAMoEVideoProcessor(), tokenizer, model.config.experts).save_pretrained(folder / "camoe")
+    return folder / "camoe", folder / "clip"
+
+
+def write_index(folder: Path, model: Path, width: int):
+    import numpy as np
+    from search import EXPERTS, random_vectors
+
+    from camoe_search.encoder import Encoder
+    from camoe_search.store import Description, moments_table
+    from camoe_search.store import write_index as write
+
+    count = 100
+    rows = {
+        "path": [f"/videos/{i:03}.mp4" for i in range(count)],
+        "start": np.zeros(count),
+        "end": np.full(count, 10.0),
+        "size": np.zeros(count, np.int64),
+        "mtime_ns": np.zeros(count, np.int64),
+        "content_hash": [""] * count,
+    }
+    gates = np.full((count, len(EXPERTS)), 0.25, np.float32)
+    weights = Encoder.from_pretrained(str(model)).weights
+    description = Description(str(model), weights, EXPERTS, width // len(EXPERTS), 12, "uniform")
+    write(folder, description, moments_table(rows, random_vectors(count, width, seed=0) / 4, gates), None)
+
+
+def main():
+    options = parser(__doc__)
+    options.add_argument("--layers", type=int, default=12, help="of both towers (default: %(default)s, as ViT-B/32)")
+    options = options.parse_args()
+    loaded = run("-c", f"import sys, modeling_camoe; print(*(set({NOT_FOR_IMPORT}) & set(sys.modules)))").split()
+
+    with tempfile.TemporaryDirectory() as temporary:
+        camoe, clip = save_models(Path(temporary), options.layers)
+        index = Path(temporary) / "index"
+        write_index(index, camoe, 2048)
+        load = "{0}.from_pretrained({1!r})"
+        seconds = in_turns(
+            {
+                "import": lambda: run("-c", "import modeling_camoe"),
+                "import of the library": lambda: run("-c", LIBRARY),
+                "torch": lambda: run("-c", "import torch"),
+                "load": lambda: run("-c", f"import modeling_camoe; {LIBRARY}; {load.format('AutoModel', str(camoe))}"),
+                "load of CLIP": lambda: run("-c", f"{LIBRARY}; {load.format('CLIPModel', str(clip))}"),
+                "search": lambda: run("-m", "camoe_search", "search", "a red star", "--index", str(index)),
+                "imports for a search": lambda: run("-c", f"{LIBRARY}; import datasets, faiss, spacy, pyarrow"),
+            },
+            options.repeats,
+        )
+    heavy = f"imported beforehand: {', '.join(loaded)}" if loaded else "nothing of " + ", ".join(NOT_FOR_IMPORT)
+    torch_alone = {"limit": seconds["torch"], "limit_name": "torch alone"}
+    lines = [
+        compare(
+            "import modeling_camoe", seconds["import"], seconds["import of the library"], "CLIPModel, CLIPProcessor",
+            speedup=False, goal=1.1, note=heavy, **torch_alone,
+        ),
+        compare(
+            "AutoModel.from_pretrained, import included", seconds["load"], seconds["load of CLIP"], "CLIPModel",
+            speedup=False, goal=1.1, **torch_alone,
+        ),
+        compare(
+            "camoe search, cold", seconds["search"], seconds["imports for a search"], "imports alone", speedup=False,
+            goal=1.5, note="model, tagger and index are loaded beyond the imports",
+        ),
+    ]  # fmt: skip
+    finish("startup", lines, options, {"imported by modeling_camoe": loaded})
+
+
+if __name__ == "__main__":
+    main()
