@@ -17,7 +17,9 @@ The one engine of evaluation, search and the pipeline. Frames travel from the wo
 the model's device. K = E*D is the length of a folded vector; B clips, N captions.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -85,10 +87,19 @@ class ClipFrames(Dataset):
 
 
 def leave_signals_to_the_parent(worker: int):
-    """For workers of a `DataLoader`. Ctrl-C and a cluster's SIGTERM reach all processes of a group, and the main one
-    decides what becomes of them; a worker ends when its parent does."""
+    """For workers of a `DataLoader`. Ctrl-C and a cluster's SIGTERM reach all processes of a program, and its main one
+    decides what becomes of them: a worker that died of the signal would break the step that is being finished. A
+    SIGTERM that the parent itself sends ends the worker as ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int):
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class _Collate:

@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,17 +41,18 @@ class RunningProgram:
     """A program of training/ that was started; the methods are those of `subprocess.Popen`.
 
     Args:
-        name: file in training/. arguments: of its command line. code: executed before the program, in its process.
+        name: file in training/, or the path of a script. arguments: of its command line.
+        code: executed before the program, in its process. environment: variables beside those of the tests.
     """
 
-    def __init__(self, name: str, *arguments, code: str | None = None):
+    def __init__(self, name: str, *arguments, code: str | None = None, environment: dict | None = None):
         os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
         self._folder = tempfile.TemporaryDirectory()
         self._files = [Path(self._folder.name) / stream for stream in ("stdout", "stderr")]
         for file in self._files:
             file.touch()
         self._process = _context.Process(
-            target=_run, args=(TRAINING / name, [str(a) for a in arguments], code, *self._files)
+            target=_run, args=(TRAINING / name, [str(a) for a in arguments], code, environment or {}, *self._files)
         )
         self._process.start()
         self.args = [name, *arguments]
@@ -66,7 +68,7 @@ class RunningProgram:
     def wait(self, timeout: float) -> int:
         self._process.join(timeout)
         if self._process.exitcode is None:
-            self._process.kill()
+            self.send_signal_to_group(signal.SIGKILL)
             raise subprocess.TimeoutExpired(self.args, timeout, *self.output())
         return self._process.exitcode
 
@@ -93,6 +95,31 @@ def run_program(name: str, *arguments, code: str | None = None, timeout: float =
     return subprocess.CompletedProcess(running.args, running.returncode, stdout, stderr)
 
 
+def run_processes(world: int, name: str, *arguments, code: str | None = None) -> list[subprocess.CompletedProcess]:
+    """Run a program as `world` processes of one distributed run on the CPU, as a launcher would start them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        RunningProgram(name, *arguments, code=code, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(world)
+    ]
+    deadline = time.monotonic() + 90
+    while any(running.poll() is None for running in ranks):
+        failed = time.monotonic() > deadline or any(running.poll() for running in ranks)
+        for running in ranks:
+            if failed and running.poll() is None:  # the others would wait for the one that failed
+                running.send_signal(signal.SIGKILL)
+        time.sleep(0.02)
+    outputs = [running.communicate(timeout=10) for running in ranks]
+    return [
+        subprocess.CompletedProcess(running.args, running.returncode, *output)
+        for running, output in zip(ranks, outputs, strict=True)
+    ]
+
+
 def wait_until(happened, running: RunningProgram, timeout: float = 120):
     """Wait for `happened()`, as long as the program runs."""
     deadline = time.monotonic() + timeout
@@ -102,7 +129,8 @@ def wait_until(happened, running: RunningProgram, timeout: float = 120):
         time.sleep(0.01)
 
 
-def _run(path: Path, arguments: list[str], code: str | None, output: Path, errors: Path):
+def _run(path: Path, arguments: list[str], code: str | None, environment: dict, output: Path, errors: Path):
+    os.environ.update(environment)
     os.setpgid(0, 0)
     multiprocessing.set_start_method("fork", force=True)  # of its workers, as when Python had started it
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it

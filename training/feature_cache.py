@@ -54,7 +54,8 @@ class FeatureCache:
         self.arrays = ArrayFolder(folder)
         self.clip_weights = weights_hash(model.clip)
         self.video_processor = processor.video_processor
-        self.text_settings = [hash_of(str(processor.tokenizer.get_vocab())), processor.max_length]
+        vocabulary = sorted(processor.tokenizer.get_vocab().items())  # its own order is another one in each process
+        self.text_settings = [hash_of(str(vocabulary)), processor.max_length]
         self.rows: dict[str, tuple[int, int]] = {}  # text -> shard, row
         self.shards: list[np.ndarray] = []
         self.causes: dict[int, str] = {}  # hash of a clip's identity -> why it could not be decoded
@@ -273,7 +274,7 @@ def weights_hash(module: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:40]
 
 

@@ -14,15 +14,11 @@
 """Gradient caching and several processes: the gradient is that of the plain global batch, parameter by parameter."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
 
+from tests.programs import run_processes, run_program
 
-ROOT = Path(__file__).parents[2]
 
 # Single steps of a tiny model on a fixed batch of 8 pairs, one for each case; the main process writes all gradients.
 STEPS = """
@@ -63,11 +59,9 @@ def steps(folder, processes, cases):
     """Run the cases {name: (chunk or 0, dual softmax temperature or None, dropout)} in real processes."""
     out, script = folder / f"{processes}.pt", folder / "steps.py"
     script.write_text(STEPS)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*(launcher if processes > 1 else [sys.executable]), script, out, json.dumps(cases)]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'training'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
+    arguments = (script, out, json.dumps(cases))
+    done = [run_program(*arguments)] if processes == 1 else run_processes(processes, *arguments)
+    assert all(process.returncode == 0 for process in done), [process.stderr for process in done]
     return torch.load(out)
 
 

@@ -1,0 +1,86 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The frame cache (training/frame_cache.py): loading training clips from the second epoch on, against decoding them.
+
+    python benchmarks/frame_cache_speed.py
+
+Clips of ten seconds, 640 x 360, a key frame every 250 pictures; 12 frames of 224 pixels a clip, read as the trainer's
+workers read them (`TrainPairs`), in one process. An epoch of decoding and an epoch of loading take turns. The files
+are in the system's page cache for both: what is compared is the work of the processor, which is what runs out.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from clips import write_clip
+from harness import compare, finish, in_turns, parser, positive
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+from frame_cache import FrameCache
+from retrieval_data import CaptionedClips, TrainPairs
+
+from modeling_camoe import CAMoEVideoProcessor
+from modeling_camoe.frames import Clip
+
+
+def epoch(pairs: TrainPairs, number: int):
+    for position in range(len(pairs)):
+        pairs[number, position]
+
+
+def main():
+    options = parser(__doc__)
+    options.add_argument("--clips", type=positive, default=12, help="distinct clips (default: %(default)s)")
+    options = options.parse_args()
+    torch.set_num_threads(1)
+
+    lines, details = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [write_clip(Path(folder) / f"{n}.mp4", 10, (640, 360), 250, seed=n) for n in range(options.clips)]
+        names = [path.stem for path in paths]
+        split = CaptionedClips([Clip(str(p)) for p in paths], names, [["a"]] * len(paths), [[["a"] * 4]] * len(paths))
+        processor = CAMoEVideoProcessor()
+        for sampling in ("uniform", "jitter"):
+            decoded = TrainPairs(split, processor, seed=0, sampling=sampling)
+            cached = TrainPairs(split, FrameCache(Path(folder) / "cache", processor), seed=0, sampling=sampling)
+            epoch(cached, 0)
+            calls = {"decoding": lambda p=decoded: epoch(p, 1), "loading": lambda p=cached: epoch(p, 1)}
+            times = in_turns(calls, options.repeats)
+            lines.append(
+                compare(
+                    f"a clip from the second epoch on, {sampling}",
+                    times["loading"],
+                    times["decoding"],
+                    "decoding",
+                    scale=1000 / options.clips,
+                    unit="ms",
+                    goal=10.0,
+                )
+            )
+        files = list((Path(folder) / "cache").rglob("*.npy"))
+        details["bytes_a_clip"] = {
+            "uniform": min(f.stat().st_size for f in files),
+            "jitter": max(f.stat().st_size for f in files),
+        }
+        details["bytes_of_a_video_file"] = sum(path.stat().st_size for path in paths) // len(paths)
+    finish("frame_cache", lines, options, details)
+
+
+if __name__ == "__main__":
+    main()

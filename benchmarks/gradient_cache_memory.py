@@ -1,0 +1,194 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The gradient cache (training/gradient_cache.py): memory and time of a batch beyond memory, and its gradient.
+
+    python benchmarks/gradient_cache_memory.py              some minutes on a core, 5 GB
+    python benchmarks/gradient_cache_memory.py --layers 12  all of ViT-B/32 and its text tower
+
+Memory: a forward and backward pass of CLIP ViT-B/32's widths with CAMoE's head, on a plain batch of 32 pairs and on
+512 pairs in chunks of 32, each in a process of its own; the peak beyond what it held before it made the model.
+Gradient: a small CAMoE on 512 pairs, plain and in chunks of 32, in float32; the relative difference of the gradient as
+a whole, |g - g'| / |g|, and of its worst parameter. Writes a picture of both beside the numbers.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from harness import RESULTS, Line, finish, parser, positive
+from transformers import CLIPConfig
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+from gradient_cache import accumulated_backward, cached_backward
+
+from modeling_camoe import CAMoEConfig, CAMoEModel
+
+
+TOKENS = 12  # of each of the four texts of a caption
+
+
+def make_model(small: bool, layers: int) -> CAMoEModel:
+    """ViT-B/32 and CLIP's text tower, `layers` deep; or one for 512 plain pairs."""
+    if small:
+        vision = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+        text = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+        clip = CLIPConfig(
+            vision_config={**vision, "image_size": 64, "patch_size": 16}, text_config=text, projection_dim=128
+        )
+    else:
+        vision, text = {"num_hidden_layers": layers, "patch_size": 32}, {"num_hidden_layers": layers}
+        clip = CLIPConfig(vision_config=vision, text_config=text)
+    torch.manual_seed(0)
+    return CAMoEModel(CAMoEConfig(clip_config=clip)).train()
+
+
+def make_batch(model: CAMoEModel, pairs: int, frames: int) -> dict[str, torch.Tensor]:
+    size, experts = model.config.clip_config.vision_config.image_size, len(model.config.experts)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 40_000, (pairs, experts, TOKENS), generator=generator)
+    ids[..., -1] = model.config.clip_config.text_config.eos_token_id
+    pixels = torch.randint(256, (pairs, frames, 3, size, size), dtype=torch.uint8, generator=generator)
+    return {"input_ids": ids, "pixel_values_videos": pixels}
+
+
+def memory(device: torch.device) -> tuple[float, float]:
+    """MB that this process holds now, and that it held at most."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated() / 1e6, torch.cuda.max_memory_allocated() / 1e6
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def measure(small: bool, pairs: int, chunk: int, frames: int, layers: int, gradient: str | None):
+    """One forward and backward pass in this process -> JSON on standard output; `gradient`: where to save it."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    before, _ = memory(accelerator.device)
+    model = make_model(small, layers)
+    batch = make_batch(model, pairs, frames)
+    model, ids = accelerator.prepare(model), torch.arange(pairs)
+    begin = time.perf_counter()
+    if chunk:
+        loss, _ = cached_backward(accelerator, model, batch, ids, chunk)
+    else:
+        loss, _ = accumulated_backward(accelerator, model, batch, ids, 1)
+    seconds = time.perf_counter() - begin
+    if gradient is not None:
+        torch.save({name: p.grad.cpu() for name, p in model.named_parameters()}, gradient)
+    _, peak = memory(accelerator.device)
+    print(json.dumps({"loss": loss.item(), "seconds": seconds, "peak": peak - before, "total": peak}))
+
+
+def in_own_process(*arguments) -> dict:
+    command = [sys.executable, __file__, "--measure", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout)
+
+
+def difference(ours: dict, expected: dict) -> tuple[float, str, float]:
+    """Of two gradients: |g - g'| / |g| of all parameters together, and the worst parameter with its own."""
+    squares = {name: ((ours[name] - g).square().sum().item(), g.square().sum().item()) for name, g in expected.items()}
+    whole = (sum(d for d, _ in squares.values()) / sum(n for _, n in squares.values())) ** 0.5
+    largest = max(n for _, n in squares.values())
+    # A parameter without a gradient to speak of (a key's bias has none but rounding) has no relative difference.
+    each = {name: (d / n) ** 0.5 for name, (d, n) in squares.items() if n > 1e-10 * largest}
+    worst = max(each, key=each.get)
+    return whole, worst, each[worst]
+
+
+def draw(path: Path, memory_of: dict[str, float], time_of: dict[str, float]):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for axis, values, label in zip(axes, (memory_of, time_of), ("peak memory (MB)", "ms a pair"), strict=True):
+        bars = axis.bar(list(values), list(values.values()), color=("#9aa5b1", "#2b6cb0"), width=0.6)
+        axis.bar_label(bars, fmt="%.0f")
+        axis.set_ylabel(label)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("One contrastive batch: 32 pairs plainly, 512 pairs in chunks of 32")
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    if sys.argv[1:2] == ["--measure"]:
+        small, pairs, chunk, frames, layers, gradient = sys.argv[2:]
+        return measure(small == "small", int(pairs), int(chunk), int(frames), int(layers), gradient or None)
+    options = parser(__doc__)
+    options.add_argument("--layers", type=positive, default=4, help="of both towers (default: %(default)s)")
+    options.add_argument("--frames", type=positive, default=1, help="a clip (default: %(default)s)")
+    options = options.parse_args()
+
+    plain = in_own_process("large", 32, 0, options.frames, options.layers, "")
+    cached = in_own_process("large", 512, 32, options.frames, options.layers, "")
+    RESULTS.mkdir(exist_ok=True)
+    files = [RESULTS / f".gradient_{kind}.pt" for kind in ("plain", "cached")]
+    try:
+        losses = [in_own_process("small", 512, c, 2, 0, f) for c, f in zip((0, 32), files, strict=True)]
+        whole, worst, worst_difference = difference(torch.load(files[1]), torch.load(files[0]))
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    per_pair = {"plain, 32": 1000 * plain["seconds"] / 32, "cached, 512": 1000 * cached["seconds"] / 512}
+    lines = [
+        Line(
+            "memory: 512 pairs in chunks of 32",
+            unit="MB",
+            ours=cached["peak"],
+            peer=plain["peak"],
+            peer_name="32 pairs, plain",
+            ratio=cached["peak"] / plain["peak"],
+            ratio_name="ours / peer",
+            goal=1.25,
+            at_least=False,
+        ),
+        Line(
+            "time a pair: 512 pairs in chunks of 32",
+            unit="ms",
+            ours=per_pair["cached, 512"],
+            peer=per_pair["plain, 32"],
+            peer_name="32 pairs, plain",
+            ratio=per_pair["cached, 512"] / per_pair["plain, 32"],
+            ratio_name="ours / peer",
+            note="one more forward pass: 4/3 where a backward pass costs two forward passes",
+        ),
+        Line("gradient of 512 pairs: whole", ratio=whole, ratio_name="|g - g'| / |g|", goal=1e-4, at_least=False),
+        Line(
+            "gradient of 512 pairs: worst parameter",
+            ratio=worst_difference,
+            ratio_name="|g - g'| / |g|",
+            goal=1e-4,
+            at_least=False,
+            note=worst,
+        ),
+    ]
+    draw(RESULTS / "gradient_cache.png", {"plain, 32": plain["peak"], "cached, 512": cached["peak"]}, per_pair)
+    finish("gradient_cache", lines, options, {"plain_32": plain, "cached_512": cached, "small_512": losses})
+
+
+if __name__ == "__main__":
+    main()
