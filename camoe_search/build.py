@@ -33,12 +33,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from accelerate import PartialState
 
 from modeling_camoe.frames import VideoDecodingError, probe_video
 
 from .bank import QueryBank, bank_of_model, spread
-from .encoder import Encoder
+from .encoder import Encoder, process_group
 from .errors import SearchError
 from .files import VideoFile, content_hash, find_videos, is_unchanged, moments
 from .shards import READERS, Moment, Shards
@@ -59,7 +58,7 @@ CHANGED = "it changed while it was being read; index again"
 
 @dataclass
 class BuildReport:
-    """What a build did: numbers of files, except `moments`."""
+    """What a build did: numbers of files, except `moments`. Of several processes, the first one's is complete."""
 
     added: int = 0
     changed: int = 0
@@ -110,37 +109,40 @@ def update_index(
         SearchError: a path does not exist, or the index was made with another model or other settings, or Milvus
             does not answer.
     """
-    folder, begin, group = Path(folder), time.perf_counter(), PartialState()
-    with writing(folder) if group.is_main_process else contextlib.nullcontext():
-        old = None if rebuild or not (folder / "index.json").exists() else read_description(folder)
-        place = {"store": store, "uri": uri, "collection": collection}
-        description = _settings(encoder, old, window, stride, faiss, place)
+    folder, begin, group = Path(folder), time.perf_counter(), process_group()
+    is_first = group.is_main_process
+    with writing(folder) if is_first else contextlib.nullcontext():
+        before = read_description(folder) if (folder / "index.json").exists() else None
+        old = None if rebuild else before
+        description = _settings(encoder, old, window, stride, faiss)
+        description = dataclasses.replace(description, **_place(old, before, store, uri, collection))
         walk = find_videos(paths)
         rows = _rows_of(folder, old, description)
         new, report = _sort_out(walk.videos, rows)
         report.skipped, report.not_videos = list(walk.skipped), dict(walk.others)
         plan, unreadable = _plan(new, description)
         shards = Shards(folder, description, plan, batch_size)
-        shards.encode(encoder, num_workers, progress, group.process_index, group.num_processes)
+        shards.encode(encoder, num_workers, progress and is_first, group.process_index, group.num_processes)
         group.wait_for_everyone()
-        if not group.is_main_process:
-            return report
+        if is_first:
+            shards.encode(encoder, num_workers, progress)  # what another process saw differently
+            encoded, undecodable = shards.read(description)
+            moving = [video.path for video in new if not is_unchanged(video)]
+            changed = [{"path": path, "cause": f"{path}: {CHANGED}"} for path in moving]
+            report.skipped += unreadable + undecodable + changed
+            gone = [path for path in set(rows["path"].to_pylist()) if prune and not os.path.exists(path)]
+            report.dropped = len(gone)
 
-        shards.encode(encoder, num_workers, progress)  # what another process saw differently
-        encoded, undecodable = shards.read(description)
-        moving = [video.path for video in new if not is_unchanged(video)]
-        report.skipped += unreadable + undecodable + [{"path": path, "cause": f"{path}: {CHANGED}"} for path in moving]
-        gone = [path for path in set(rows["path"].to_pylist()) if prune and not os.path.exists(path)]
-        report.dropped = len(gone)
-
-        kept = _without(rows, [video.path for video in new] + gone)
-        merged = pa.concat_tables([kept, _without(encoded, moving)])
-        if new or gone or description != old or queries is not None or tau is not None:
-            description = write_index(folder, description, merged, choose_bank(encoder, folder, old, queries, tau))
-        report.written, report.deleted = _publish(folder, description)
-        _write_skipped(folder, report.skipped, {video.path for video in walk.videos})
-        shutil.rmtree(folder / "shards", ignore_errors=True)
-    report.moments = merged.num_rows
+            kept = _without(rows, [video.path for video in new] + gone)
+            merged = pa.concat_tables([kept, _without(encoded, moving)])
+            if new or gone or description != old or queries is not None or tau is not None:
+                bank = choose_bank(encoder, folder, old, queries, tau)
+                description = write_index(folder, description, merged, bank)
+            report.written, report.deleted = _publish(folder, description)
+            _write_skipped(folder, report.skipped, {video.path for video in walk.videos})
+            shutil.rmtree(folder / "shards", ignore_errors=True)
+            report.moments = merged.num_rows
+    group.wait_for_everyone()  # the others open what the first one wrote
     report.seconds = time.perf_counter() - begin
     return report
 
@@ -190,17 +192,18 @@ def choose_bank(encoder, folder, old: Description | None, queries, tau) -> Query
     bank = None if old is None else read_bank(folder, old)
     if queries is None and bank is not None:
         return bank if tau is None else dataclasses.replace(bank, tau=tau)
-    texts, model_tau = bank_of_model(encoder.name)
+    tau = tau or (None if bank is None else bank.tau)
+    if queries is None or tau is None:  # else the model's folder, or the Hub, need not be asked
+        texts, model_tau = bank_of_model(encoder.name)
+        tau = tau or model_tau
     if queries is not None:
         texts = spread([text for text in queries if text.strip()])
         if not texts:
             raise SearchError("the query bank is empty: give one query per line")
-    if not texts:
-        return None
-    return QueryBank(texts, encoder.texts(texts), tau or (model_tau if bank is None else bank.tau))
+    return QueryBank(texts, encoder.texts(texts), tau) if texts else None
 
 
-def _settings(encoder: Encoder, old: Description | None, window, stride, faiss, place: dict) -> Description:
+def _settings(encoder: Encoder, old: Description | None, window, stride, faiss) -> Description:
     """What the index is to be. What an old one was made with must stay, or its rows would not compare."""
     video_processor, config = encoder.processor.video_processor, encoder.model.config
     asked = Description(
@@ -213,11 +216,9 @@ def _settings(encoder: Encoder, old: Description | None, window, stride, faiss, 
         window=window,
         stride=stride,
         faiss=faiss or "flat",
-        source=uuid.uuid4().hex,
     )
-    place = _place(old, **place)
     if old is None:
-        return dataclasses.replace(asked, **place)
+        return asked
     check_model(encoder, old)
     for name in ("num_frames", "sampling", "window", "stride"):
         before, now = getattr(old, name), getattr(asked, name)
@@ -225,11 +226,14 @@ def _settings(encoder: Encoder, old: Description | None, window, stride, faiss, 
             raise SearchError(
                 f"the index was made with {name} {before}, not {now}: leave it out, or index again with --rebuild"
             )
-    return dataclasses.replace(old, model=encoder.name, faiss=faiss or old.faiss, **place)
+    return dataclasses.replace(old, model=encoder.name, faiss=faiss or old.faiss)
 
 
-def _place(old: Description | None, store: str | None, uri: str | None, collection: str | None) -> dict:
-    """Where the vectors are searched: what is asked for, else where the index has them."""
+def _place(old: Description | None, before: Description | None, store, uri, collection) -> dict:
+    """Where the vectors are searched: what is asked for, else where the index has them.
+
+    `before` is what the folder holds, even if it is forgotten (`old` None): its rows in Milvus stay its own.
+    """
     if store is None and old is not None:
         store, uri, collection = old.store, uri or old.uri, collection or old.collection
     if (store or "faiss") == "faiss":
@@ -241,7 +245,8 @@ def _place(old: Description | None, store: str | None, uri: str | None, collecti
     if uri is None:
         raise SearchError("--store milvus needs --uri: a server's address, or a file name ending in .db")
     uri = uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
-    return {"store": store, "uri": uri, "collection": collection or COLLECTION}
+    source = (before.source if before else "") or uuid.uuid4().hex
+    return {"store": store, "uri": uri, "collection": collection or COLLECTION, "source": source}
 
 
 def check_model(encoder: Encoder, description: Description):

@@ -235,6 +235,7 @@ def _lines(path: str | None) -> list[str] | None:
 def _index(options):
     import dataclasses
 
+    from .encoder import process_group
     from .index import VideoIndex
 
     if options.stride is not None and not options.window:
@@ -261,6 +262,8 @@ def _index(options):
         rebuild=options.rebuild,
         progress=sys.stderr.isatty(),
     )
+    if not process_group().is_main_process:  # of several, one speaks
+        return
     report = index.report
     if options.json:
         print(json.dumps(dataclasses.asdict(report), indent=2))

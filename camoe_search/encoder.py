@@ -15,17 +15,28 @@
 
 import hashlib
 import os
+from datetime import timedelta
 from functools import cached_property
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from safetensors import SafetensorError
 
 from modeling_camoe import CAMoEModel, CAMoEProcessor
 from modeling_camoe.encode import encode_texts, encode_videos
 
 from .errors import SearchError
+
+
+def process_group() -> PartialState:
+    """This process among those of `accelerate launch`; alone without it.
+
+    They meet when all are done: with a share of slow files, hours apart.
+    """
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
 
 
 class Encoder:
@@ -57,7 +68,7 @@ class Encoder:
             reason = str(error).splitlines()[0]
             raise SearchError(f"cannot load the model {name}: {reason}") from error
         name = os.path.abspath(name) if os.path.isdir(name) else name  # an index is searched from other folders, too
-        return cls(name, model.to(device or PartialState().device), processor, sampling)
+        return cls(name, model.to(device or process_group().device), processor, sampling)
 
     @cached_property
     def weights(self) -> str:

@@ -14,10 +14,10 @@
 """What a search returns and what it may be narrowed to: the same for every store."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """One moment found."""
 
     score: float

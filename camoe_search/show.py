@@ -13,7 +13,6 @@
 # limitations under the License.
 """Results for people: times, a table, a grid of thumbnails; and rows for JSON."""
 
-import dataclasses
 import os
 import textwrap
 
@@ -53,7 +52,7 @@ def short(path: str) -> str:
 
 def as_rows(hits: list[Hit]) -> list[dict]:
     """For JSON: rank, score, path, start, end, row."""
-    return [{"rank": rank} | dataclasses.asdict(hit) for rank, hit in enumerate(hits, start=1)]
+    return [{"rank": rank} | hit._asdict() for rank, hit in enumerate(hits, start=1)]
 
 
 def thumbnail(path: str, start: float, end: float, size: int = TILE) -> Image.Image:

@@ -262,7 +262,7 @@ def test_another_model_is_refused(videos, tmp_path, encoder):
     for use in (lambda: VideoIndex.load(tmp_path / "index", other), lambda: build(videos, tmp_path / "index", other)):
         with pytest.raises(SearchError, match="made with .*, but other has weights"):
             use()
-    assert len(build(videos, tmp_path / "index", other, rebuild=True)) == 6
+    assert len(build(videos, tmp_path / "index", other, rebuild=True, queries=[QUERY], tau=0.1)) == 6
 
 
 def test_other_settings_are_refused_and_the_old_ones_kept(videos, tmp_path, encoder):

@@ -73,7 +73,7 @@ def test_the_ranking_is_that_of_the_flat_index(flat, milvus, options):
 def test_a_moment_and_what_the_experts_add_are_found_by_its_key(flat, milvus):
     text = random_texts(1).numpy()
     ours, theirs = milvus.search_vectors(text, 1)[0][0], flat.search_vectors(text, 1)[0][0]
-    assert milvus.store.moment(ours.row) == dataclasses.replace(ours, score=0.0)
+    assert milvus.store.moment(ours.row) == ours._replace(score=0.0)
     assert milvus.expert_scores(text[0], ours.row) == pytest.approx(flat.expert_scores(text[0], theirs.row), abs=1e-6)
     with pytest.raises(KeyError):
         milvus.store.moment('x" or key like "%')

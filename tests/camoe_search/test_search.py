@@ -14,13 +14,16 @@
 """What a search returns, against the explicit formulas on the full matrix."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from camoe_search import bank as bank_module
+from camoe_search import faiss_store
 from camoe_search.bank import QueryBank, hub_bias
 from camoe_search.errors import SearchError
-from camoe_search.store import column_matrix, read_bank
+from camoe_search.index import VideoIndex
+from camoe_search.store import column_matrix, read_bank, write_index
 from modeling_camoe.retrieval import dynamic_query_bank, hubs_of_bank, query_bank_bias, similarity
 from tests.camoe_search.random_index import DIM, EXPERTS, random_index, random_texts, random_videos
 
@@ -109,6 +112,32 @@ def test_filters_keep_the_best_of_what_passes(tmp_path, faiss):
     wanted = [h for h in everything if "/videos/1/" in h.path and 5 <= h.end - h.start <= 30]
     assert [hit.row for hit in some] == [hit.row for hit in wanted][:5] and len(wanted) > 5
     assert index.search_vectors(text, 5, path="nothing is called so") == [[]]
+
+
+def test_rows_shared_out_to_threads_give_what_one_thread_gives(index, monkeypatch):
+    texts = random_texts(2).numpy()
+    expected = index.search_vectors(texts, k=15)
+    monkeypatch.setattr(faiss_store, "SHARED_ROWS", 0)
+    monkeypatch.setattr(faiss_store.faiss, "omp_get_max_threads", lambda: 3)  # parts of 13 or 14: fewer than k
+    found = index.search_vectors(texts, k=15)
+    assert [[hit.row for hit in hits] for hits in found] == [[hit.row for hit in hits] for hits in expected]
+    assert [hit.score for hit in found[0]] == pytest.approx([hit.score for hit in expected[0]], abs=1e-6)
+
+
+def test_equal_moments_come_in_the_order_of_their_paths_from_every_way_of_searching(tmp_path, monkeypatch):
+    index = random_index(tmp_path / "index", COUNT)
+    table = index.moments.data.table
+    same = pa.concat_tables([table.slice(3, 1)] * 6)  # one vector six times
+    same = same.set_column(same.schema.get_field_index("path"), "path", [[f"/videos/{c}.mp4" for c in "fbadce"]])
+    write_index(index.folder, index.description, pa.concat_tables([table, same]), None)
+    index = VideoIndex(index.folder)
+    text = index.similar_vector(3)[None]
+    names = [f"/videos/{c}.mp4" for c in "abcdef"]
+    for rows in (10**9, 0):
+        monkeypatch.setattr(faiss_store, "SHARED_ROWS", rows)
+        monkeypatch.setattr(faiss_store.faiss, "omp_get_max_threads", lambda: 4)
+        hits = [hit for hit in index.search_vectors(text, k=12)[0] if hit.path in names]
+        assert [hit.path for hit in hits] == names and len({hit.score for hit in hits}) == 1
 
 
 def test_more_results_than_moments_gives_all_of_them(index):

@@ -1,0 +1,76 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Several processes share a build."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from camoe_search import shards
+from camoe_search.index import VideoIndex
+from tests.video_files import cut_off, write_video
+
+
+# Shards of one batch, so that six clips are three shards; each process writes down which it encoded.
+PROGRAM = """
+import os, sys
+from camoe_search import shards
+from camoe_search.cli import main
+shards.BATCHES_A_SHARD = 1
+write_shard = shards._write_shard
+def note(path, todo, batches):
+    with open(f"{sys.argv[1]}/process-{os.environ['RANK']}", "a") as file:
+        file.write("x")
+    write_shard(path, todo, batches)
+shards._write_shard = note
+main(sys.argv[2:])
+"""
+
+
+def test_two_processes_make_the_index_of_one(videos, checkpoint, encoder, tmp_path, monkeypatch):
+    cut_off(write_video(videos / "broken.mp4", 48))
+    (tmp_path / "program.py").write_text(PROGRAM)
+    # `accelerate launch` without GPUs starts one process only; this is what it runs where there are some.
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch += [str(tmp_path / "program.py"), str(tmp_path)]
+    index = ["index", str(videos), "--model", str(checkpoint), "--index", str(tmp_path / "two"), "--json"]
+    options = ["--num-workers", "0", "--batch-size", "2"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "ACCELERATE_USE_CPU": "1",
+        "PYTHONPATH": os.getcwd(),
+    }
+    done = subprocess.run(
+        [sys.executable, *launch, *index, *options], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)  # one process speaks
+    assert (report["added"], report["moments"], len(report["skipped"])) == (7, 6, 1)
+    assert [(tmp_path / f"process-{rank}").read_text() for rank in (0, 1)] == [
+        "xx",
+        "x",
+    ]  # the broken file has no moment
+
+    monkeypatch.setattr(shards, "BATCHES_A_SHARD", 1)
+    one = VideoIndex.build([videos], tmp_path / "one", encoder, num_workers=0, batch_size=2)
+    two = VideoIndex.load(tmp_path / "two", encoder)
+    assert two.moments["path"][:] == one.moments["path"][:]
+    for ours, theirs in zip(two.moments["vector"][:], one.moments["vector"][:], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6)
+    assert two.moments["bias"][:] == pytest.approx(one.moments["bias"][:], abs=1e-6)
