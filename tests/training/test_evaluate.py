@@ -1,0 +1,327 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""evaluate_retrieval.py as a user runs it: a checkpoint, a matrix of another system, two runs compared, mistakes."""
+
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from compare_runs import RunRanks, compare_runs, load_run, query_key
+from prepare_benchmark import FEATURES
+from recipe import UserError
+from safetensors.torch import save_file
+from scoring import recalls, score_retrieval
+
+from tests.programs import run_processes, run_program
+from tests.tiny_processor import tiny_model_and_processor
+from tests.video_files import write_video
+
+
+NUM_CLIPS = {"train": 6, "validation": 6, "test": 9}
+NOUNS = "dog cat horse bird fish cow fox owl bee".split()
+
+
+def caption(split, n, second=False):
+    return f"a {split} {NOUNS[n]} {'sleeps on the grass' if second else 'runs'} {n}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Tables of three splits of real videos, all different; two captions a clip."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for split, count in NUM_CLIPS.items():
+        rows = []
+        for n in range(count):
+            colours = generator.integers(0, 256, size=(4, 4, 4, 3))
+            pictures = colours.repeat(8, axis=1).repeat(8, axis=2).astype(np.uint8)  # four pictures of 32 x 32
+            path = write_video(folder / f"{split}{n}.mp4", num_frames=4, fps=4, size=(32, 32), pictures=pictures)
+            captions = [caption(split, n), caption(split, n, second=True)]
+            rows.append(
+                {"video_id": f"{split}{n}", "video": str(path), "captions": captions, "start": None, "end": None}
+            )
+        datasets.Dataset.from_list(rows, features=FEATURES).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model, processor = tiny_model_and_processor()
+    processor.tagger = None
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    bank = [caption("train", n, second) for n in range(6) for second in (False, True)]
+    (folder / "query_bank.txt").write_text("".join(f"{text}\n" for text in bank))
+    return folder
+
+
+EVERYTHING = "[dual_softmax, query_bank, dynamic_query_bank, sinkhorn]"
+
+
+def arguments(checkpoint, data, output, *more):
+    given = ("--checkpoint", checkpoint, "--dataset_name", data, "--output_dir", output, "--num_workers", 0)
+    return (*given, "--bootstrap", 100, *more)
+
+
+def evaluate(*given):
+    done = run_program("evaluate_retrieval.py", *given)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def error_of(*given) -> str:
+    done = run_program("evaluate_retrieval.py", *given)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def run(checkpoint, data, tmp_path_factory):
+    """An evaluation with every correction and all captions."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    evaluate(*arguments(checkpoint, data, folder, "--captions", "all", "--corrections", EVERYTHING))
+    return folder
+
+
+def results_of(folder) -> dict:
+    return json.loads((folder / "eval_results.json").read_text())
+
+
+# --- a checkpoint ----------------------------------------------------------------------------------------------------
+
+
+def test_every_correction_is_reported_with_its_temperature_and_what_it_sees(run):
+    results = results_of(run)
+    assert list(results["results"]) == ["none", "dual_softmax", "query_bank", "dynamic_query_bank", "sinkhorn"]
+    for directions in results["results"].values():
+        assert list(directions) == ["text_to_video", "video_to_text", "video_to_text_caption_max"]
+        for metrics in directions.values():
+            low, high = metrics["R@1_ci95"]
+            assert 0 <= low <= metrics["R@1"] <= high <= 100
+    assert (results["num_texts"], results["num_videos"]) == (18, 9)
+    for name in ("dual_softmax_temp", "tau", "sinkhorn_temp"):
+        assert results["settings"][name] > 0
+        assert results["temperatures_from"][name] == "best text-to-video R@1 on split 'validation'"
+    transductive = {name for name, note in results["notes"].items() if note.startswith("transductive")}
+    assert transductive == {"dual_softmax", "sinkhorn"}
+    assert results["settings"]["text_bank"] == 12 and results["settings"]["video_bank"] == 6
+
+
+def test_the_ranks_beside_the_results_are_theirs(run):
+    ranks = load_run(run / "eval_results.json")
+    results = results_of(run)["results"]
+    for correction, directions in ranks.ranks.items():
+        for direction, of_queries in directions.items():
+            for name, value in recalls(of_queries).items():
+                assert results[correction][direction][name] == pytest.approx(value)
+    keys = [query_key(f"test{n}", caption("test", n, second)) for n in range(9) for second in (False, True)]
+    assert ranks.keys["text_to_video"].tolist() == keys
+    assert ranks.keys["video_to_text"].tolist() == [query_key(f"test{n}") for n in range(9)]
+
+
+def test_two_processes_write_the_results_of_one(checkpoint, data, run, tmp_path):
+    given = arguments(checkpoint, data, tmp_path, "--captions", "all", "--corrections", EVERYTHING)
+    done = run_processes(2, "evaluate_retrieval.py", *given)
+    assert all(process.returncode == 0 for process in done), [process.stderr for process in done]
+    assert (tmp_path / "eval_results.json").read_bytes() == (run / "eval_results.json").read_bytes()
+    assert (tmp_path / "eval_ranks.safetensors").read_bytes() == (run / "eval_ranks.safetensors").read_bytes()
+
+
+@pytest.fixture
+def leaky(checkpoint, tmp_path):
+    folder = tmp_path / "leaky"
+    shutil.copytree(checkpoint, folder)
+    with (folder / "query_bank.txt").open("a") as file:
+        file.write("A  test owl runs 7\n")  # case and spaces do not hide it
+    return folder
+
+
+def test_a_test_caption_in_the_query_bank_is_refused(leaky, data, tmp_path):
+    message = error_of(*arguments(leaky, data, tmp_path))
+    assert "query_bank.txt holds 1 of the captions that are scored, 'A test owl runs 7'" in message
+    assert "--on_leak drop" in message
+    assert not (tmp_path / "eval_results.json").exists()
+
+
+def test_a_leaked_caption_can_be_left_out_of_the_bank(leaky, data, tmp_path):
+    evaluate(*arguments(leaky, data, tmp_path, "--on_leak", "drop", "--corrections", "[query_bank]"))
+    results = results_of(tmp_path)
+    assert results["bank_captions_left_out"] == 1 and results["settings"]["text_bank"] == 12
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--validation_split", "test"], ["--validation_split is 'test', the split that is scored", "null"]),
+        (["--train_split", "test"], ["--train_split is 'test', the split that is scored"]),
+        (["--validation_split", "null"], ["dual_softmax needs a temperature", "--dual_softmax_temp"]),
+        (["--corrections", "[dualsoftmax]"], ["'dualsoftmax'", "did you mean 'dual_softmax'?"]),
+        (["--split", "tset"], ["no split 'tset'"]),
+        (["--compare", "nowhere.json"], ["cannot read the results nowhere.json"]),
+        (["--dual_softmax_temp", "0"], ["'dual_softmax_temp' must be more than 0"]),
+        (["--scores", "a.npy"], ["one of --checkpoint, --scores and --results"]),
+    ],
+)
+def test_a_wrong_option_is_one_line_with_remedy(checkpoint, data, tmp_path, more, words):
+    message = error_of(*arguments(checkpoint, data, tmp_path, *more))
+    for part in words:
+        assert part in message
+
+
+# --- a matrix of another system --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def matrix():
+    """18 texts, 9 videos, as the test split has them."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(18, 9, generator=generator) + torch.eye(9).repeat_interleave(2, dim=0) * 0.3
+
+
+def test_a_matrix_is_scored_as_vectors_are(matrix, tmp_path):
+    np.save(tmp_path / "theirs.npy", matrix.numpy())
+    (tmp_path / "columns.txt").write_text("".join(f"{n // 2}\n" for n in range(18)))
+    printed = evaluate(
+        "--scores", tmp_path / "theirs.npy", "--text_to_video_ids", tmp_path / "columns.txt", "--scale", 20,
+        "--corrections", "[dual_softmax, sinkhorn]", "--dual_softmax_temp", 2, "--sinkhorn_temp", 0.1,
+    )  # fmt: skip
+    results = results_of(tmp_path / "theirs")
+    expected = score_retrieval(
+        matrix, None, torch.arange(18) // 2, scale=20, corrections=("dual_softmax", "sinkhorn"), dual_softmax_temp=2,
+        sinkhorn_temp=0.1,
+    )  # fmt: skip
+    assert results["results"] == expected.to_dict()["results"]
+    assert results["dataset"] == "theirs" and results["temperatures_from"]["dual_softmax_temp"] == "given"
+    assert "caption max" in printed and "transductive" in printed
+
+
+def test_three_ways_to_say_whose_text_a_row_is_give_the_same(matrix, data, tmp_path):
+    np.save(tmp_path / "a.npy", matrix.numpy())
+    (tmp_path / "ids.json").write_text(json.dumps([f"test{n // 2}" for n in range(18)]))
+    (tmp_path / "columns.txt").write_text("".join(f"test{n}\n" for n in range(9)))
+    save_file({"scores": matrix, "text_to_video": torch.arange(18) // 2}, tmp_path / "b.safetensors")
+    ways = {
+        "split": ("a.npy", "--dataset_name", data, "--captions", "all"),
+        "ids": ("a.npy", "--text_to_video_ids", tmp_path / "ids.json", "--video_ids", tmp_path / "columns.txt"),
+        "tensor": ("b.safetensors",),
+    }
+    found = {}
+    for name, (file, *more) in ways.items():
+        evaluate("--scores", tmp_path / file, *more, "--output_dir", tmp_path / name)
+        found[name] = results_of(tmp_path / name)["results"]
+    assert found["split"] == found["ids"] == found["tensor"]
+    assert found["split"]["none"]["text_to_video"]["R@1"] > 20
+
+
+def test_a_matrix_takes_banks_and_validation_data_as_matrices(matrix, tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    bank, validation = torch.rand(30, 9, generator=generator), torch.rand(7, 7, generator=generator)
+    for name, scores in (("theirs", matrix[::2]), ("bank", bank), ("validation", validation)):
+        np.save(tmp_path / f"{name}.npy", scores.numpy())
+    evaluate(
+        "--scores", tmp_path / "theirs.npy", "--text_bank_scores", tmp_path / "bank.npy", "--query_bank_tau", 0.05,
+        "--corrections", "[query_bank, dual_softmax]", "--validation_scores", tmp_path / "validation.npy",
+    )  # fmt: skip
+    results = results_of(tmp_path / "theirs")
+    chosen = results["settings"]["dual_softmax_temp"]
+    expected = score_retrieval(
+        matrix[::2], None, corrections=("query_bank", "dual_softmax"), text_bank=bank, dual_softmax_temp=chosen
+    )
+    assert results["results"] == expected.to_dict()["results"]
+    assert "validation.npy" in results["temperatures_from"]["dual_softmax_temp"]
+
+
+MATRIX_MISTAKES = {
+    "rectangular": (np.zeros((18, 9)), [], ["18 texts and 9 videos", "--text_to_video_ids"]),
+    "turned": (
+        np.zeros((9, 18)),
+        ["--text_to_video_ids", "columns.txt", "--video_ids", "names.txt"],
+        ["transpose it"],
+    ),
+    "nan": (np.full((3, 3), np.nan), [], ["(text 0, video 0) is not a finite number"]),
+    "strings": (np.array([["a", "b"]] * 2), [], ["not numbers"]),
+    "cube": (np.zeros((2, 2, 2)), [], ["must be (texts, videos)"]),
+    "column": (np.zeros((18, 5)), ["--text_to_video_ids", "columns.txt"], ["entry 11: no column for video '5'"]),
+    "bank": (np.zeros((4, 4)), ["--corrections", "[query_bank]"], ["--text_bank_scores", "leave it out"]),
+    "temperature": (np.zeros((4, 4)), ["--corrections", "[sinkhorn]"], ["sinkhorn needs a temperature"]),
+}
+
+
+@pytest.mark.parametrize("name", MATRIX_MISTAKES)
+def test_a_mistake_with_a_matrix_is_one_line_with_remedy(tmp_path, name):
+    scores, more, words = MATRIX_MISTAKES[name]
+    np.save(tmp_path / "scores.npy", scores)
+    (tmp_path / "columns.txt").write_text("".join(f"{n // 2}\n" for n in range(18)))
+    (tmp_path / "names.txt").write_text("".join(f"{n}\n" for n in range(9)))
+    more = [tmp_path / word if word.endswith(".txt") else word for word in more]
+    message = error_of("--scores", tmp_path / "scores.npy", *more)
+    for part in words:
+        assert part in message
+
+
+# --- two runs --------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_are_compared_query_by_query(matrix, run, data, tmp_path):
+    np.save(tmp_path / "perfect.npy", torch.eye(9).repeat_interleave(2, dim=0).numpy())
+    printed = evaluate(
+        "--scores", tmp_path / "perfect.npy", "--dataset_name", data, "--captions", "all", "--compare",
+        run / "eval_results.json",
+    )  # fmt: skip
+    test = results_of(tmp_path / "perfect")["comparison"]["tests"]["none"]["text_to_video"]["R@1"]
+    theirs = results_of(run)["results"]["none"]["text_to_video"]["R@1"]
+    assert test["difference"] == pytest.approx(100 - theirs) and test["num_queries"] == 18
+    assert test["ci95"][0] > 0 and test["p_value"] < 0.05
+    assert "on the same queries" in printed and f"{100 - theirs:+.1f}" in printed
+
+    again = evaluate("--results", run / "eval_results.json", "--compare", tmp_path / "perfect" / "eval_results.json")
+    assert f"{theirs - 100:+.1f}" in again
+
+
+def test_other_queries_or_ranks_of_another_run_are_refused(matrix, run, tmp_path):
+    np.save(tmp_path / "other.npy", np.eye(9))
+    evaluate("--scores", tmp_path / "other.npy")
+    other = tmp_path / "other" / "eval_results.json"
+    message = error_of("--results", run / "eval_results.json", "--compare", other)
+    assert "was scored on other queries (text_to_video: 18 here, 9 there, 0 in both)" in message
+
+    (tmp_path / "other" / "eval_ranks.safetensors").write_bytes((run / "eval_ranks.safetensors").read_bytes())
+    assert "holds the ranks of another run" in error_of("--results", run / "eval_results.json", "--compare", other)
+    (tmp_path / "other" / "eval_ranks.safetensors").unlink()
+    assert "eval_ranks.safetensors is missing" in error_of("--results", other, "--compare", run / "eval_results.json")
+
+
+def test_queries_in_another_order_are_matched_by_their_keys():
+    ranks, keys = np.arange(1.0, 21.0), np.random.default_rng(0).integers(-(2**62), 2**62, size=20)
+    shuffled = np.random.default_rng(1).permutation(20)
+
+    def run(order):
+        return RunRanks(
+            {"none": {"text_to_video": ranks[order]}},
+            {"text_to_video": np.arange(20)[order]},
+            {"text_to_video": keys[order]},
+        )
+
+    tests = compare_runs(run(np.arange(20)), run(shuffled))["none"]["text_to_video"]
+    assert tests["R@1"]["difference"] == 0 and tests["R@1"]["ci95"] == [0, 0] and tests["R@5"]["p_value"] == 1
+    with pytest.raises(UserError, match="19 in both"):
+        other = run(shuffled)
+        other.keys["text_to_video"][3] += 1
+        compare_runs(run(np.arange(20)), other)
