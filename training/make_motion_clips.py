@@ -339,7 +339,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--preset",
         choices=tuple(PRESETS),
         default="demo",
-        help="demo: one entity, even frequencies, 80 to 160 pixels. full: two entities with relations, long-tailed "
+        help="demo: one entity, even frequencies, 80 to 160 pixels. long_tailed: the same, but a few values are "
+        "far more frequent than others. full: two entities with relations, long-tailed "
         "frequencies, 128 to 256 pixels (default: demo)",
     )
     parser.add_argument(

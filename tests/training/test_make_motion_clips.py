@@ -119,7 +119,7 @@ def test_the_full_preset_tells_of_two_entities(tmp_path):
 # What the clips show
 
 
-@pytest.mark.parametrize("name", ["demo", "full"])
+@pytest.mark.parametrize("name", ["demo", "long_tailed", "full"])
 def test_held_out_combinations_are_distinct_and_never_shown_in_training(name):
     preset = plan.PRESETS[name]
     train, validation, test = (plan.plan_split(preset, split, 400, seed=0) for split in plan.SPLITS)
@@ -129,11 +129,20 @@ def test_held_out_combinations_are_distinct_and_never_shown_in_training(name):
         assert {getattr(c, field) for c in test} <= {getattr(c, field) for c in train}
 
 
-def test_the_demo_preset_has_its_combinations_for_the_default_counts():
-    preset = plan.PRESETS["demo"]
+@pytest.mark.parametrize("name", ["demo", "long_tailed"])
+def test_a_preset_has_its_combinations_for_the_default_counts(name):
+    preset = plan.PRESETS[name]
     assert min(len(preset.colors), len(preset.shapes)) >= 8 and len(preset.actions) >= 10 and len(preset.scenes) >= 6
     for split, count in zip(plan.SPLITS, preset.counts, strict=True):
         assert len(plan.plan_split(preset, split, count, seed=0)) == count
+
+
+def test_the_long_tailed_preset_shows_the_demos_values_with_few_of_them_everywhere():
+    train = plan.plan_split(plan.PRESETS["long_tailed"], "train", 1000, seed=0)
+    colors = collections.Counter(c.color for c in train)
+    assert set(colors) == set(plan.PRESETS["demo"].colors)
+    assert colors["red"] > 250 and colors["red"] > 5 * colors["gray"] > 0
+    assert not any(c.relation for c in train)
 
 
 def test_full_frequencies_are_long_tailed_and_alike_in_train_and_test():

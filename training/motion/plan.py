@@ -90,6 +90,21 @@ PRESETS = {
         seconds=(1.0, 3.0),
         radius=(0.16, 0.24),
     ),
+    # The demo's clips at the frequencies of real captions: a few colours, shapes, actions and scenes are everywhere, and
+    # some clips are near to very many captions. For what corrections of such hubs are worth.
+    "long_tailed": Preset(
+        counts=(3000, 300, 800),
+        colors=tuple(COLORS),
+        shapes=tuple(SHAPES)[:8],
+        actions=ACTIONS[:12],
+        scenes=tuple(SCENES),
+        two_entities=False,
+        long_tailed=True,
+        short_side=(80, 112),
+        long_side=160,
+        seconds=(1.0, 3.0),
+        radius=(0.16, 0.24),
+    ),
     "full": Preset(
         counts=(20000, 1000, 1000),
         colors=tuple(COLORS),
