@@ -90,7 +90,7 @@ PRESETS = {
         seconds=(1.0, 3.0),
         radius=(0.16, 0.24),
     ),
-    # The demo's clips at the frequencies of real captions: a few colours, shapes, actions and scenes are everywhere, and
+    # The demo's clips at the frequencies of real captions: a few values are everywhere, the others rare, and
     # some clips are near to very many captions. For what corrections of such hubs are worth.
     "long_tailed": Preset(
         counts=(3000, 300, 800),
