@@ -46,13 +46,14 @@ def describe_run(options, train: CaptionedClips, validation: CaptionedClips | No
     else:
         sizes.append(f"validation split {options.validation_split!r}: {_size(validation)}")
 
-    total = sum(p.numel() for p in model.parameters())
-    head = sum(p.numel() for p in model.head.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    named = [(name, p) for name, p in model.named_parameters() if "original_module" not in name]  # peft's spare head
+    total = sum(p.numel() for _, p in named)
+    head = sum(p.numel() for name, p in named if ".head." in f".{name}")
+    trained = sum(p.numel() for _, p in named if p.requires_grad)
 
     fixed = FLOAT32 * (total + 3 * trained)  # weights; gradients and the two moments of AdamW
     chunk = min(options.gradient_cache_chunk or options.batch_size, options.batch_size)
-    pair = activation_bytes(model, options.num_frames, options.max_words)
+    pair = activation_bytes(model, options.num_frames, options.max_words, options.feature_cache is not None)
     part = "the batch" if chunk == options.batch_size else "a chunk of the gradient cache"
     lines = [
         yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, allow_unicode=True).rstrip(),
@@ -70,11 +71,12 @@ def describe_run(options, train: CaptionedClips, validation: CaptionedClips | No
     return "\n".join(lines)
 
 
-def activation_bytes(model, num_frames: int, num_tokens: int) -> int:
+def activation_bytes(model, num_frames: int, num_tokens: int, from_features: bool = False) -> int:
     """Bytes that autograd keeps for the backward pass of one pair, in float32.
 
     Args:
         model: [`CAMoEModel`]; left as it is. num_frames: T. num_tokens: L, of the longest text.
+        from_features: whether the head alone runs, on stored embeddings.
     """
     model = copy.deepcopy(model).to("meta").train()
     size, channels = model.config.clip_config.vision_config.image_size, 3
@@ -88,11 +90,17 @@ def activation_bytes(model, num_frames: int, num_tokens: int) -> int:
         return tensor
 
     # Two pairs, because some layers do less for one.
-    ids = torch.zeros(2, len(model.config.experts), num_tokens, dtype=torch.long, device="meta")
-    pixels = torch.zeros(2, num_frames, channels, size, size, device="meta")
+    experts, dim = len(model.config.experts), model.config.projection_dim
+    shapes = {"text_embeds": (2, experts, dim), "frame_embeds": (2, num_frames, dim)}
+    if not from_features:
+        shapes = {"input_ids": (2, experts, num_tokens), "pixel_values_videos": (2, num_frames, channels, size, size)}
+    inputs = {
+        name: torch.zeros(shape, dtype=torch.long if name == "input_ids" else None, device="meta")
+        for name, shape in shapes.items()
+    }
     mask = torch.ones(2, num_frames, dtype=torch.bool, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(input_ids=ids, pixel_values_videos=pixels, frame_mask=mask)
+        model(**inputs, frame_mask=mask)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) // 2
 
 

@@ -26,6 +26,7 @@ Notable: no field is read from anywhere else, so `save_recipe` writes down all t
 import argparse
 import dataclasses
 import difflib
+import errno
 import os
 import sys
 import types
@@ -35,6 +36,10 @@ from pathlib import Path
 import yaml
 
 from modeling_camoe.frames import VideoDecodingError
+
+
+# Full, over the quota, read-only, forbidden, larger than allowed: nothing that a stack would explain.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -47,6 +52,10 @@ def exit_on_user_error(main):
         main()
     except (UserError, VideoDecodingError) as error:
         sys.exit(_complain(str(error)))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        sys.exit(_complain(f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

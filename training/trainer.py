@@ -240,9 +240,11 @@ class Trainer:
             return
         model = whole_model(self.published)
         model.eval()
-        metrics = validation_metrics(self.encode_validation(camoe_of(model)), self.core.config.experts)
+        encoded = self.encode_validation(camoe_of(model))
+        metrics = validation_metrics(encoded, self.core.config.experts)
         self.model.train()
         if self.accelerator.is_main_process:
+            self._report_bad([(video.source, video) for video in encoded.bad])
             line = {f"validation_{name}": m for name, m in metrics.items()}
             self.log.write(step=progress.step, epoch=progress.epoch, **line)
         self.accelerator.log({f"validation/{name}": m for name, m in metrics.items()}, step=progress.step)

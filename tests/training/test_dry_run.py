@@ -52,6 +52,13 @@ def test_frozen_layers_keep_less():
     assert activation_bytes(model, num_frames=5, num_tokens=7) < 0.2 * everything
 
 
+def test_cached_features_keep_what_the_head_keeps():
+    model = tiny_model()
+    model.clip.requires_grad_(False)
+    head = activation_bytes(model, num_frames=5, num_tokens=7, from_features=True)
+    assert 0 < head <= activation_bytes(model, num_frames=5, num_tokens=7)
+
+
 def test_the_description_counts_clips_pairs_steps_and_parameters():
     options = TrainOptions("data/x", "runs/x", model_name_or_path="clip", batch_size=4, num_frames=5, max_words=7)
     model = tiny_model()

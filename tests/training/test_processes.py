@@ -127,6 +127,22 @@ def test_two_processes_resume(clips, alone, tmp_path, code):
     assert_same_training(tmp_path, alone)
 
 
+NAN = """
+import modeling_camoe.modeling_camoe as m
+original = m.CAMoEModel.retrieval_loss
+m.CAMoEModel.retrieval_loss = lambda self, *args, **kwargs: original(self, *args, **kwargs) * float("nan")
+"""
+
+
+def test_every_process_stops_at_a_gradient_that_is_not_finite_and_names_the_whole_batch(clips, tmp_path):
+    arguments = ("--config", clips / "recipe.yaml", "--output_dir", tmp_path)
+    done = run_processes(2, "run_retrieval.py", *arguments, code=NAN)
+    assert 2 in {process.returncode for process in done}
+    (message, *_) = [process.stderr.strip().splitlines()[-1] for process in done if process.returncode == 2]
+    names = message.split("videos: ")[1].split(";")[0].split(", ")
+    assert len(set(names)) == 8 and "no checkpoint was written yet" in message
+
+
 def test_accumulated_batches_are_one_large_batch_with_a_gradient_cache_and_only_then(clips, alone, tmp_path):
     halves = ("--batch_size", 4, "--gradient_accumulation_steps", 2)
     cached = train(clips, tmp_path / "cached", *halves, "--gradient_cache_chunk", 3)

@@ -55,6 +55,14 @@ def test_a_baseline_goes_on_top_of_a_benchmark(benchmark, baseline):
     assert (config.experts, config.gate, options.tagger) == (["fusion"], "uniform", None)
 
 
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_a_method_goes_on_top_of_a_benchmark(benchmark):
+    frozen, lora = resolve(benchmark, "frozen_clip"), resolve(benchmark, "vit_b16", "lora")
+    assert (frozen.clip_learning_rate, frozen.frame_cache) == (0, None) and frozen.feature_cache
+    assert lora.lora["r"] == 16 and lora.clip_learning_rate == 1e-4
+    assert frozen.batch_size == lora.batch_size == resolve(benchmark).batch_size
+
+
 def test_zero_shot_takes_no_step():
     assert resolve("msrvtt_9k", "zero_shot_clip").max_train_steps == 0
 
