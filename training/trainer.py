@@ -153,14 +153,15 @@ class Trainer:
             steps = options.gradient_accumulation_steps
             loss, gate_weights = accumulated_backward(self.accelerator, self.model, batch, video_ids, steps)
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), options.max_grad_norm)
-        grad_norm = math.nan if grad_norm is None else float(grad_norm)  # DeepSpeed may not tell
-        if math.isfinite(grad_norm) or self._is_overflow(loss):
+        deciding = loss if grad_norm is None else grad_norm  # DeepSpeed may not tell its norm
+        if math.isfinite(deciding) or self._is_overflow(loss):
             self.optimizer.step()
         else:
             self._on_not_finite(loss, video_ids)
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.core.clamp_logit_scale()
+        grad_norm = math.nan if grad_norm is None else float(grad_norm)
         self.last = {"loss": loss, "grad_norm": grad_norm, "gate": gate_weights.float().mean(dim=0)}
 
     def _after_step(self):

@@ -16,7 +16,7 @@
 from pathlib import Path
 
 import pytest
-from recipe import parse_options
+from recipe import UserError, parse_options
 from train_options import TrainOptions
 
 from tests.tiny_model import tiny_config
@@ -61,6 +61,23 @@ def test_a_method_goes_on_top_of_a_benchmark(benchmark):
     assert (frozen.clip_learning_rate, frozen.frame_cache) == (0, None) and frozen.feature_cache
     assert lora.lora["r"] == 16 and lora.clip_learning_rate == 1e-4
     assert frozen.batch_size == lora.batch_size == resolve(benchmark).batch_size
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("gradient_cache_chunk", 0, "'gradient_cache_chunk' must be at least 1, got 0"),
+        ("gradient_accumulation_steps", 0, "'gradient_accumulation_steps' must be at least 1"),
+        ("num_workers", -1, "'num_workers' must not be negative"),
+        ("warmup_ratio", 1.5, "'warmup_ratio' must be from 0 to 1"),
+        ("batch_size", 1, "a contrastive loss needs a negative"),
+        ("max_words", 78, "'max_words' must be from 3 to 77"),
+    ],
+)
+def test_a_value_out_of_range_is_an_error_that_names_the_option(option, value, message):
+    arguments = ["--dataset_name", "x", "--output_dir", "y", "--model_name_or_path", "z", f"--{option}", str(value)]
+    with pytest.raises(UserError, match=message):
+        parse_options(TrainOptions, arguments)
 
 
 def test_zero_shot_takes_no_step():
