@@ -16,7 +16,6 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -26,10 +25,11 @@ import pytest
 from recipe import exit_on_user_error
 
 from tests import benchmark_files as files
+from tests.programs import run_program
 from tests.video_files import cut_off
 
 
-ROOT = Path(__file__).parents[2]
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 
 
 @pytest.fixture(autouse=True)
@@ -76,37 +76,110 @@ def build(tmp_path, monkeypatch):
     return run
 
 
-LAYOUTS = [
-    (
-        "msrvtt", files.write_msrvtt,
-        {"train_9k": (10, 20), "train_7k": (6, 12), "validation_7k": (4, 8), "test_1k": (2, 2),
-         "train_full": (5, 10), "validation_full": (3, 6), "test_full": (4, 8)},
-    ),
-    (
-        "msrvtt", lambda folder: files.write_msrvtt(folder, with_split_field=True),
-        {"train_9k": (10, 20), "train_7k": (6, 12), "validation_7k": (4, 8), "test_1k": (2, 2),
-         "train_full": (5, 10), "validation_full": (3, 6), "test_full": (4, 8)},
-    ),
-    ("msrvtt", files.write_msrvtt_hub, {"train_9k": (5, 10), "train_7k": (3, 6), "test_1k": (2, 2)}),
-    ("msrvtt", files.write_msrvtt_one_caption_hub, {"train_full": (3, 3), "validation_full": (1, 1)}),
-    ("msvd", files.write_msvd, {"train": (2, 3), "validation": (1, 3), "test": (3, 15)}),
-    ("msvd", files.write_msvd_hub, {"train": (2, 4), "validation": (1, 2), "test": (2, 4)}),
-    ("lsmdc", files.write_lsmdc, {"train": (2, 3), "validation": (1, 1), "test": (2, 2)}),
-    ("didemo", files.write_didemo, {"train": (2, 2), "validation": (1, 1), "test": (1, 1)}),
-    ("didemo", files.write_didemo_hub, {"train": (2, 2), "test": (1, 1)}),
-    ("activitynet", files.write_activitynet, {"train": (2, 2), "test": (2, 2)}),
-    ("activitynet", files.write_activitynet_hub, {"train": (2, 2), "test": (1, 1), "test_val2": (1, 1)}),
-    ("activitynet", files.write_activitynet_leyo_hub, {"train": (2, 2), "test": (1, 1)}),
-]  # fmt: skip
+TINY_CLIP = """
+clip_config:
+  projection_dim: 16
+  vision_config:
+    {image_size: 32, patch_size: 16, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,
+     num_attention_heads: 2}
+  text_config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}
+tokenizer_vocab_size: 600
+model_name_or_path: null
+num_frames: 2
+max_words: 16
+tagger: null
+batch_size: 2
+max_train_steps: 2
+num_workers: 0
+"""
 
 
-@pytest.mark.parametrize(("benchmark", "writer", "sizes"), LAYOUTS)
-def test_every_public_layout_becomes_tables_of_clips_and_captions(build, benchmark, writer, sizes):
+MSRVTT_SIZES = {
+    "train_9k": (10, 20), "train_7k": (6, 12), "validation_7k": (4, 8), "test_1k": (2, 2),
+    "train_full": (5, 10), "validation_full": (3, 6), "test_full": (4, 8),
+}  # fmt: skip
+# What a recipe does not say: (recipe, split that is scored, options of both programs)
+MSRVTT_RUNS = [("msrvtt_9k", "test_1k"), ("msrvtt_7k", "test_1k"), ("msrvtt_full", "test_full", "--captions", "all")]
+WITHOUT_VALIDATION = ("--validation_split", "null")
+
+# benchmark, writer of the files, split -> (clips, captions), the runs that its tables are good for
+LAYOUTS = {
+    "msrvtt": ("msrvtt", files.write_msrvtt, MSRVTT_SIZES, MSRVTT_RUNS),
+    "msrvtt with a split field": (
+        "msrvtt", lambda folder: files.write_msrvtt(folder, with_split_field=True), MSRVTT_SIZES, [],
+    ),
+    "msrvtt hub": (
+        "msrvtt", files.write_msrvtt_hub, {"train_9k": (5, 10), "train_7k": (3, 6), "test_1k": (2, 2)},
+        [("msrvtt_9k", "test_1k"), ("msrvtt_7k", "test_1k", *WITHOUT_VALIDATION)],
+    ),
+    "msrvtt hub, one caption": (
+        "msrvtt", files.write_msrvtt_one_caption_hub, {"train_full": (3, 3), "validation_full": (1, 1)},
+        [("msrvtt_full", "validation_full", *WITHOUT_VALIDATION)],
+    ),
+    "msvd": (
+        "msvd", files.write_msvd, {"train": (2, 3), "validation": (1, 3), "test": (3, 15)},
+        [("msvd", "test", "--captions", "all")],
+    ),
+    "msvd hub": (
+        "msvd", files.write_msvd_hub, {"train": (2, 4), "validation": (1, 2), "test": (2, 4)},
+        [("msvd", "test", "--captions", "all")],
+    ),
+    "lsmdc": (
+        "lsmdc", files.write_lsmdc, {"train": (2, 3), "validation": (1, 1), "test": (2, 2)}, [("lsmdc", "test")],
+    ),
+    "didemo": (
+        "didemo", files.write_didemo, {"train": (2, 2), "validation": (1, 1), "test": (1, 1)}, [("didemo", "test")],
+    ),
+    "didemo hub": (
+        "didemo", files.write_didemo_hub, {"train": (2, 2), "test": (1, 1)}, [("didemo", "test", *WITHOUT_VALIDATION)],
+    ),
+    "activitynet": (
+        "activitynet", files.write_activitynet, {"train": (2, 2), "test": (2, 2)}, [("activitynet", "test")],
+    ),
+    "activitynet hub": (
+        "activitynet", files.write_activitynet_hub, {"train": (2, 2), "test": (1, 1), "test_val2": (1, 1)},
+        [("activitynet", "test"), ("activitynet", "test_val2")],
+    ),
+    "activitynet hub, parquet": (
+        "activitynet", files.write_activitynet_leyo_hub, {"train": (2, 2), "test": (1, 1)}, [("activitynet", "test")],
+    ),
+}  # fmt: skip
+
+
+def train_and_score(data, folder, recipe, split, *options) -> dict:
+    """Two steps with the recipe of the benchmark, on a tiny model; then eval_results.json."""
+    (folder / "tiny.yaml").write_text(TINY_CLIP)
+    validation = options[:2] if options[:1] == ("--validation_split",) else ()
+    trained = run_program(
+        "run_retrieval.py", "--config", RECIPES / f"{recipe}.yaml", "--config", folder / "tiny.yaml",
+        "--dataset_name", data, "--output_dir", folder / recipe, *validation,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((folder / recipe / "all_results.json").read_text())["steps"] == 2
+    scored = run_program(
+        "evaluate_retrieval.py", "--checkpoint", folder / recipe, "--dataset_name", data, "--split", split,
+        "--corrections", "[dual_softmax]", "--dual_softmax_temp", 1, "--bootstrap", 20, "--num_workers", 0, *options,
+    )  # fmt: skip
+    assert scored.returncode == 0, scored.stderr
+    return json.loads((folder / recipe / "eval_results.json").read_text())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_public_layout_becomes_tables_that_train_and_score(build, tmp_path, layout):
+    benchmark, writer, sizes, runs = LAYOUTS[layout]
     made = build(benchmark, writer, "--check_videos")
     assert {name: (len(rows), sum(len(row["captions"]) for row in rows)) for name, rows in made.items()} == sizes
     for rows in made.values():
         assert all(os.path.isfile(row["video"]) and os.path.isabs(row["video"]) for row in rows)
         assert len({row["video_id"] for row in rows}) == len(rows)
+    for run in runs:
+        results = train_and_score(tmp_path / "out", tmp_path, *run)
+        clips, captions = sizes[run[1]]
+        every_caption = "all" in run
+        assert (results["num_videos"], results["num_texts"]) == (clips, captions if every_caption else clips)
+        directions = results["results"]["dual_softmax"]
+        assert ("video_to_text_caption_max" in directions) == (every_caption and captions > clips)
+        assert directions["text_to_video"]["R@5"] == 100  # at most four videos
 
 
 def test_msrvtt_groups_captions_by_video_and_finds_other_extensions(build):
@@ -153,9 +226,12 @@ RUNS, JUMPS = ("A man runs.", 0.0, 0.8), ("He jumps.", 0.5, 2.0)
         ),
     ],
 )
-def test_windows_make_a_clip_of_each_sentence(build, benchmark, writer, expected):
-    rows = build(benchmark, writer, "--windows")["test"][:2]
-    assert [(row["video_id"], *row["captions"], row["start"], row["end"]) for row in rows] == expected
+def test_windows_make_a_clip_of_each_sentence(build, tmp_path, benchmark, writer, expected):
+    rows = build(benchmark, writer, "--windows")["test"]
+    assert [(row["video_id"], *row["captions"], row["start"], row["end"]) for row in rows[:2]] == expected
+    if writer in (files.write_activitynet, files.write_didemo):  # windows are decoded, too
+        results = train_and_score(tmp_path / "out", tmp_path, benchmark, "test")
+        assert results["num_videos"] == len(rows)
 
 
 def test_held_out_videos_leave_the_training_split(build):
@@ -296,55 +372,3 @@ def test_a_pickle_that_could_run_code_is_refused(tmp_path, monkeypatch, capsys):
         "--output", tmp_path / "out",
     )  # fmt: skip
     assert "raw-captions.pkl" in message and "not only lists of words" in message
-
-
-# --- the whole way ---------------------------------------------------------------------------------------------------
-
-TINY_CLIP = """
-clip_config:
-  projection_dim: 16
-  vision_config:
-    {image_size: 32, patch_size: 16, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,
-     num_attention_heads: 2}
-  text_config: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}
-tokenizer_vocab_size: 600
-model_name_or_path: null
-num_frames: 2
-max_words: 16
-tagger: null
-batch_size: 4
-max_train_steps: 2
-num_workers: 0
-"""
-
-
-def program(name, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "training" / name), *map(str, arguments)],
-        capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_prepare_train_and_score_with_the_recipe_of_the_benchmark(msrvtt, tmp_path):
-    annotations, videos = msrvtt
-    data, run = tmp_path / "data", tmp_path / "run"
-    printed = program(
-        "prepare_benchmark.py", "msrvtt", "--annotations", annotations, "--videos", videos, "--output", data
-    )
-    assert "train_7k" in printed and f"wrote 7 tables to {data}" in printed
-    (tmp_path / "tiny.yaml").write_text(TINY_CLIP)
-    program(
-        "run_retrieval.py", "--config", ROOT / "training" / "recipes" / "msrvtt_7k.yaml",
-        "--config", tmp_path / "tiny.yaml", "--dataset_name", data, "--output_dir", run,
-    )  # fmt: skip
-    program(
-        "evaluate_retrieval.py", "--checkpoint", run, "--dataset_name", data, "--split", "test_full",
-        "--captions", "all", "--validation_split", "validation_7k", "--train_split", "train_7k", "--num_workers", 0,
-        "--corrections", "[none, dual_softmax]",
-    )  # fmt: skip
-    results = json.loads((run / "eval_results.json").read_text())
-    assert (results["num_texts"], results["num_videos"], results["split"]) == (8, 4, "test_full")
-    assert results["results"]["none"]["text_to_video"]["R@5"] == 100  # four videos
