@@ -266,8 +266,8 @@ def _draw_contributions(axis, explanation: Explanation):
     parts = explanation.experts
     values = [part.contribution for part in parts]
     largest = max(abs(value) for value in values) or 1.0
-    left = -largest if min(values) < 0 else 0
-    axis.set(ylim=(len(parts) + 1, 0), xlim=(left, 1.4 * largest))
+    left = 1.1 * min(0.0, *values)
+    axis.set(ylim=(len(parts) + 1, 0), xlim=(left, left + 1.4 * (largest - left)))
     for row, part in enumerate(parts):
         colour = FOR if part.contribution >= 0 else AGAINST
         axis.barh(row + 0.36, part.contribution, height=0.34, color=colour)
