@@ -71,6 +71,10 @@ class BuildReport:
     deleted: int = 0  # rows taken out of it
     seconds: float = 0.0
 
+    def count(self, encoded: set[str], known: set[str]):
+        """Files that were to be encoded and could be, and which of them the index had."""
+        self.added, self.changed = len(encoded - known), len(encoded & known)
+
 
 def update_index(
     paths,
@@ -134,7 +138,9 @@ def update_index(
             report.dropped = len(gone)
 
             kept = _without(rows, [video.path for video in new] + gone)
-            merged = pa.concat_tables([kept, _without(encoded, moving)])
+            encoded = _without(encoded, moving)
+            merged = pa.concat_tables([kept, encoded])
+            report.count(set(encoded["path"].to_pylist()), set(rows["path"].to_pylist()))
             if new or gone or description != old or queries is not None or tau is not None:
                 bank = choose_bank(encoder, folder, old, queries, tau)
                 description = write_index(folder, description, merged, bank)

@@ -51,6 +51,7 @@ passwords: with --host 0.0.0.0, whoever reaches this machine can search and play
 
   camoe serve --index my-index      then open http://127.0.0.1:7860"""
 
+SHOWN_CAUSES = 3  # of files that were skipped; the rest is in skipped.jsonl
 SEARCHING = ("search", "serve")  # commands that need an index, in a folder or in Milvus, and leave it as it is
 
 
@@ -276,6 +277,10 @@ def _index(options):
         print(f"Milvus: {report.written} moments written, {report.deleted} deleted")
     if report.skipped:
         print(f"skipped {len(report.skipped)}, listed with their causes in {Path(options.index) / 'skipped.jsonl'}")
+        for entry in report.skipped[:SHOWN_CAUSES]:
+            print(f"  {entry['cause']}")
+        if len(report.skipped) > SHOWN_CAUSES:
+            print("  …")
     if report.not_videos:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.not_videos.items()))
         print(f"passed over, no videos by their names: {kinds}")

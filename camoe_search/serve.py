@@ -13,9 +13,9 @@
 # limitations under the License.
 """`camoe serve`: a web page that searches an index and plays what it finds.
 
-A Starlette application and one page of plain HTML, rather than Gradio components: those copy every video that they
-show into a cache or open whole folders for reading, and their page loads fonts from elsewhere. Here nothing leaves the
-machine, a player fetches the part of a file that it shows, and a file has no address but its moment's key:
+A Starlette application and one page of plain HTML, rather than Gradio: its video component copies the whole file of
+every result into a cache, or has whole folders opened for reading, and its file route takes paths. Here a player
+fetches the part of a file that it shows, nothing leaves the machine, and a file's address is its moment's key:
 
     GET  /                     the page, with /page.css and /page.js
     GET  /api/about            what is searched, and with what

@@ -15,6 +15,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +72,12 @@ def test_scores_are_those_of_the_model(videos, tmp_path, encoder):
     hits = index.search(QUERY, k=6, correction="none")
     assert [hit.path for hit in hits] == [paths[i] for i in expected.argsort(descending=True)]
     np.testing.assert_allclose([hit.score for hit in hits], expected.sort(descending=True).values, atol=1e-6)
+
+
+def test_a_bar_shows_files_hours_of_video_and_the_time_left(videos, tmp_path, encoder, capfd):
+    build(videos, tmp_path / "index", encoder, progress=True)
+    bars = [bar for bar in capfd.readouterr().err.split("\r") if bar.startswith("index:")]
+    assert re.search(r"6/6 \[\d\d:\d\d<\d\d:\d\d, .*moment/s, 6 files, [\d.e-]+ h of video/s\]", bars[-1]), bars
 
 
 def test_an_index_opens_again_with_the_model_that_it_names(videos, tmp_path, encoder):
@@ -161,7 +168,7 @@ def test_bad_files_are_listed_and_the_good_ones_indexed(videos, tmp_path, encode
     (videos / "notes.txt").write_text("no video")
     (videos / "loop").symlink_to(videos)
     index = build(videos, tmp_path / "index", encoder)
-    assert file_names(index) == [f"clip_{i}.mp4" for i in range(6)]
+    assert file_names(index) == [f"clip_{i}.mp4" for i in range(6)] and index.report.added == 6
     assert index.report.not_videos == {".txt": 1}
     skipped = [json.loads(line) for line in (tmp_path / "index" / "skipped.jsonl").read_text().splitlines()]
     assert sorted(Path(entry["path"]).name for entry in skipped) == [

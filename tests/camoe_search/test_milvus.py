@@ -25,6 +25,7 @@ from camoe_search.milvus_store import MilvusStore
 from tests.camoe_search.random_index import random_index, random_texts
 
 
+pymilvus = pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
 COUNT = 40
@@ -152,11 +153,35 @@ def test_the_commands_index_and_search_in_milvus(videos, checkpoint, tmp_path, c
     for folder in (flat, milvus):
         run(capsys, "calibrate", "--queries", tmp_path / "log.txt", "--index", folder)
     agree()
+    run(capsys, "index", videos, "--index", milvus, "--rebuild", *settings, *place, "--queries", tmp_path / "log.txt")
+    agree()  # its rows took the place of the old ones
     index = VideoIndex.load(milvus, device="cpu")
     assert index.remove([videos / "clip_3.mp4"]) == 1 and len(index.search("a star")) == 4
     index.add([videos / "clip_3.mp4"], num_workers=0)
     index.close()
     agree()
+
+
+def test_what_a_killed_run_did_not_send_the_next_one_sends(videos, checkpoint, tmp_path, capsys, monkeypatch):
+    command = ["index", videos, "--model", checkpoint, "--index", tmp_path / "index", "--num-workers", "0", "--json"]
+    command += ["--store", "milvus", "--uri", tmp_path / "videos.db"]
+    upsert, sent = pymilvus.MilvusClient.upsert, []
+
+    def interrupted(client, collection, rows):
+        if collection == "camoe" and len(sent) == 2:
+            raise KeyboardInterrupt
+        sent.append(rows)
+        return upsert(client, collection, rows)
+
+    monkeypatch.setattr(pymilvus.MilvusClient, "upsert", interrupted)
+    monkeypatch.setattr("camoe_search.milvus_store.BATCH_BYTES", 1)  # a row a request
+    with pytest.raises(SystemExit) as stop:
+        run(capsys, *command)
+    assert stop.value.code == 130
+    capsys.readouterr()
+    monkeypatch.setattr(pymilvus.MilvusClient, "upsert", upsert)
+    report = json.loads(run(capsys, *command))
+    assert (report["unchanged"], report["written"]) == (6, 5)  # one row had come through, with the description
 
 
 def test_mistakes_are_named(tmp_path, checkpoint, videos, capsys, monkeypatch):
