@@ -14,12 +14,15 @@
 """The programs themselves, run as a user runs them: train, score, load back; and what a mistake gets."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from tests.programs import run_program
+from tests.programs import TRAINING, run_program
 from tests.video_files import write_audio
 
 
@@ -125,6 +128,15 @@ def test_pictures_are_drawn(trained, clips):
     for name in ("retrieval_grid.png", "training_curves.png"):
         assert (trained / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and (trained / name).stat().st_size > 10_000
     assert "  1. " in done.stdout
+
+
+def test_the_program_runs_by_its_path_and_teaches_its_options(tmp_path):
+    command = [sys.executable, TRAINING / "run_retrieval.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    for name in ("--gradient_cache_chunk", "--feature_cache", "--lora", "--resume_from_checkpoint"):
+        assert name in done.stdout
+    assert "contrastive batches beyond memory, exact (default: None)" in done.stdout
 
 
 def copy_with(clips, folder, change):

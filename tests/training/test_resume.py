@@ -213,3 +213,11 @@ def test_a_full_disk_stops_the_run_and_leaves_the_previous_checkpoint_whole(clip
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
     finish(start(clips, tmp_path, *RESUME))
     assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_frame_cache_that_cannot_be_written_is_one_line(clips, tmp_path, workers):
+    run = start(clips, tmp_path, "--frame_cache", "/proc/frames", "--num_workers", workers)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 2 and "Traceback" not in errors
+    assert "cannot write the frame cache /proc/frames" in errors.strip().splitlines()[-1]
