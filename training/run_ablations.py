@@ -29,6 +29,7 @@ command before every program: `--launcher "srun -n 1"`, and `--jobs` of them at 
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -146,6 +147,7 @@ class Runner:
         self.options = options
         self.results = Path(options.results_dir)
         self.stopped = threading.Event()
+        self.processes: set[subprocess.Popen] = set()
 
     def result_of(self, run: Run) -> dict | None:
         """The numbers of a finished run, if the table still says the same about it."""
@@ -195,11 +197,20 @@ class Runner:
         """
         log = folder / f"{Path(program).stem}.log"
         command = [*shlex.split(self.options.launcher or ""), sys.executable, str(PROGRAMS / program), *words]
-        with open(log, "w") as file:
-            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
-        if done.returncode:
+        with open(log, "w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+            self.processes.add(process)
+            process.wait()
+            self.processes.discard(process)
+        if process.returncode:
             lines = log.read_text(errors="replace").strip().splitlines()
-            raise UserError(f"{program} ended with {done.returncode}: {lines[-1] if lines else 'no word'} (see {log})")
+            words = lines[-1] if lines else "no word"
+            raise UserError(f"{program} ended with {process.returncode}: {words} (see {log})")
+
+    def stop(self):
+        """Start no more runs, and let those at work save their checkpoints and end."""
+        self.stopped.set()
+        for process in list(self.processes):
+            process.terminate()
 
     def run_all(self, runs: list[Run]):
         """Run these, `jobs` at a time; the page is written after each, so that a kill loses no row."""
@@ -212,6 +223,8 @@ class Runner:
             try:
                 self.run(run)
             except UserError as error:
+                if self.stopped.is_set():
+                    return
                 failures.append(f"{run.name}, seed {run.seed}: {error}")
                 print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
 
@@ -221,7 +234,7 @@ class Runner:
                 for future in futures:
                     future.result()
             except BaseException:
-                self.stopped.set()
+                self.stop()
                 raise
         if failures:
             raise UserError(f"{len(failures)} of {len(runs)} runs failed, the first: {failures[0]}")
@@ -249,6 +262,7 @@ def main():
         for run in missing:
             print(f"would run: {run.name}, seed {run.seed}: run_retrieval.py {shlex.join(run.train)}")
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is answered like Ctrl-C
     try:
         if not options.report:
             runner.run_all(missing)

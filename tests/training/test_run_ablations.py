@@ -14,6 +14,8 @@
 """The ablation runner: what it runs, what it leaves alone, and what it writes."""
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import ablation_report
@@ -141,6 +143,23 @@ def test_a_failed_run_is_named_with_its_last_words_and_the_others_go_on(place, m
         run(monkeypatch)
     assert (place / "docs/ablations/full_seed1.json").exists()
     assert "| mean pool | 1 |" in (place / "docs/ablations.md").read_text()
+
+
+def test_a_runner_that_is_told_to_stop_ends_its_program_and_starts_no_other(place, monkeypatch):
+    (place / "programs/run_retrieval.py").write_text(
+        "import pathlib, time; pathlib.Path('started.txt').touch(); time.sleep(60)"
+    )
+    runner = run_ablations.Runner(parse_options(run_ablations.AblationOptions, ["--table", "table.yaml"]))
+    runs = run_ablations.plan(run_ablations.read_table("table.yaml"), "table.yaml")
+    thread = threading.Thread(target=runner.run_all, args=(runs,))
+    thread.start()
+    while not Path("started.txt").exists():
+        time.sleep(0.01)
+    runner.stop()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    assert [path.name for path in Path("runs/ablations").iterdir()] == ["mean_pool_seed0"]
+    assert not Path("docs/ablations").exists()
 
 
 def test_a_launcher_goes_before_every_program(place, monkeypatch):
