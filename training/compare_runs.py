@@ -141,25 +141,16 @@ def _same_order(mine: np.ndarray, other: np.ndarray, direction: str, other_name:
 
 
 def comparison_table(tests: dict) -> str:
-    """Plain text, a row per correction, direction and metric."""
-    rows = [("correction", "direction", "metric", "difference", "95 % interval", "p")]
+    """Plain text, a row per correction and direction: difference [95 % interval] p-value."""
+    metrics = [f"R@{k}" for k in RECALL_AT]
+    rows = [("correction", "direction", *metrics)]
     for correction, directions in tests.items():
         for direction, by_metric in directions.items():
-            for metric, test in by_metric.items():
-                low, high = test["ci95"]
-                rows.append(
-                    (
-                        correction,
-                        direction.replace("_", " "),
-                        metric,
-                        f"{test['difference']:+.1f}",
-                        f"{low:+.1f} to {high:+.1f}",
-                        f"{test['p_value']:.4f}",
-                    )
-                )
+            rows.append((correction, direction.replace("_", " "), *(_cell(by_metric[name]) for name in metrics)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = [str.ljust] * 3 + [str.rjust] * 3
-    return "\n".join(
-        "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _cell(test: dict) -> str:
+    low, high = test["ci95"]
+    return f"{test['difference']:+.1f} [{low:+.1f}, {high:+.1f}] p {test['p_value']:.4f}"

@@ -204,6 +204,7 @@ def main():
     write_lines(listed_in, missing)
     refuse_too_few(splits, missing, options, listed_in)
 
+    datasets.disable_progress_bars()  # of the writing, which takes no time
     print(f"{'split':<16} {'clips':>7} {'captions':>9} {'left out':>9}")
     for name, clips in rows.items():
         unfinished = output / f"{name}.parquet.unfinished"
