@@ -329,7 +329,7 @@ def _serve(options):
 
     index = _open(options)
     bound = serve.listen(options.host, options.port)
-    index.encoder  # noqa: B018 -- loaded now, not at the first query
+    index.encoder.texts(["ready"])  # model and tagger load now, not at the first query
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {len(index)} moments at http://{shown}:{port} (Ctrl-C ends it)", flush=True)

@@ -35,6 +35,7 @@ from .encoder import Encoder
 from .errors import SearchError
 from .faiss_store import FaissStore
 from .hits import Filters, Hit
+from .hub import download, upload
 from .store import read_bank, read_description, read_moments
 
 
@@ -162,7 +163,7 @@ class VideoIndex:
             model: the model that made it, if it is not where it was. Weights are compared.
         """
         if not Path(folder_or_repo).is_dir():
-            folder_or_repo = _download(str(folder_or_repo))
+            folder_or_repo = download(str(folder_or_repo))
         if isinstance(model, str):
             model = Encoder.from_pretrained(model, device, read_description(folder_or_repo).sampling)
         return cls(folder_or_repo, model, device)
@@ -229,23 +230,13 @@ class VideoIndex:
         """Upload the index as a data set; `VideoIndex.load(repo_id)` opens it. Returns its address.
 
         The videos stay where they are, but their paths are part of the index.
-        """
-        from huggingface_hub import HfApi
 
+        Raises:
+            SearchError: the vectors are in Milvus.
+        """
         if self.description.store != "faiss":
             raise SearchError(f"the vectors are in {self.description.uri}: index with --store faiss to push them")
-        api = HfApi()
-        url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        current = [f"{self.description.generation}/**", "index.json", "skipped.jsonl"]
-        api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=self._folder,
-            allow_patterns=current,
-            delete_patterns="generation-*/**",
-            commit_message=f"Index of {len(self)} moments",
-        )
-        return str(url)
+        return upload(self.folder, self.description, len(self), repo_id, private)
 
     # --- searching ---------------------------------------------------------------------------------------------------
 
@@ -404,13 +395,3 @@ class VideoIndex:
             self.moments.remove_columns(["vector", "gate_weights"]).to_csv(path)
         else:
             raise SearchError(f"cannot export to {path}: name it .parquet, .jsonl or .csv")
-
-
-def _download(repo_id: str) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return snapshot_download(repo_id, repo_type="dataset")
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise SearchError(f"{repo_id} is neither a folder nor a data set on the Hub that can be reached") from error

@@ -1,0 +1,51 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""An index as a data set repository on the Hub. The client is imported when it is used."""
+
+from pathlib import Path
+
+from .errors import SearchError
+from .store import Description
+
+
+def upload(folder: Path, description: Description, num_moments: int, repo_id: str, private: bool) -> str:
+    """Upload the current generation of an index, in place of an earlier one. Returns the repository's address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    api.upload_folder(
+        repo_id=repo_id,
+        repo_type="dataset",
+        folder_path=folder,
+        allow_patterns=[f"{description.generation}/**", "index.json", "skipped.jsonl"],
+        delete_patterns="generation-*/**",
+        commit_message=f"Index of {num_moments} moments",
+    )
+    return str(url)
+
+
+def download(repo_id: str) -> str:
+    """The folder of an index from the Hub.
+
+    Raises:
+        SearchError: there is no such data set, or the Hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(repo_id, repo_type="dataset")
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise SearchError(f"{repo_id} is neither a folder nor a data set on the Hub that can be reached") from error
