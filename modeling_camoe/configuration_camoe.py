@@ -134,8 +134,13 @@ class CAMoEConfig(PreTrainedConfig):
             if missing or min(self.gate_prior.values()) <= 0:
                 raise ValueError(f"`gate_prior` needs a positive weight for every expert, got {self.gate_prior}.")
         dim, heads = self.clip_config.projection_dim, self.temporal_num_attention_heads
-        if dim % heads != 0:
+        if heads < 1 or dim % heads != 0:
             raise ValueError(f"`projection_dim` {dim} is not a multiple of `temporal_num_attention_heads` {heads}.")
+        for field_name in ("temporal_num_layers", "max_frames", "excitation_reduction"):
+            if getattr(self, field_name) < 1:
+                raise ValueError(f"`{field_name}` must be at least 1, got {getattr(self, field_name)}.")
+        if self.expert_loss_weight < 0:
+            raise ValueError(f"`expert_loss_weight` must not be negative, got {self.expert_loss_weight}.")
         if self.dual_softmax_temp is not None and self.dual_softmax_temp <= 0:
             raise ValueError(f"`dual_softmax_temp` must be positive or None, got {self.dual_softmax_temp}.")
 

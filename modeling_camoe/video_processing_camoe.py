@@ -263,8 +263,8 @@ def _flatten(videos) -> list:
     return [videos if videos.ndim == 4 else videos[None]]
 
 
-# A `Clip` and `SampledFrames` are told by their attributes: where code came with a checkpoint, its classes exist twice,
-# and an object made by one copy is no instance of the other's class.
+# A `Clip` and `SampledFrames` are told by their attributes: where code came with a checkpoint, its classes exist
+# twice, and an object made by one copy is no instance of the other's class.
 
 
 def _is_file(video) -> bool:

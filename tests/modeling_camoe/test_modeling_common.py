@@ -19,7 +19,7 @@ from transformers import AutoModel, CLIPModel
 from transformers.utils import ModelOutput, logging
 
 from modeling_camoe import CAMoEModel
-from tests.tiny_model import random_inputs, tiny_clip_config, tiny_model
+from tests.tiny_model import random_inputs, tiny_clip_config, tiny_config, tiny_model
 
 
 logging.disable_progress_bar()
@@ -174,3 +174,19 @@ def test_frames_of_another_rank_or_size_are_errors_that_name_them(model):
         model.get_video_features(torch.zeros(5, 3, 32, 32))
     with pytest.raises(ValueError, match="48"):
         model.get_video_features(torch.zeros(1, 5, 3, 48, 48))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temporal_num_layers": 0}, "`temporal_num_layers` must be at least 1, got 0"),
+        ({"max_frames": 0}, "`max_frames` must be at least 1"),
+        ({"excitation_reduction": -1}, "`excitation_reduction` must be at least 1"),
+        ({"expert_loss_weight": -0.5}, "`expert_loss_weight` must not be negative"),
+        ({"temporal_num_attention_heads": 3}, "16 is not a multiple of `temporal_num_attention_heads` 3"),
+        ({"temporal_num_attention_heads": 0}, "is not a multiple of `temporal_num_attention_heads` 0"),
+    ],
+)
+def test_numbers_that_make_no_model_are_errors(wrong, message):
+    with pytest.raises(Exception, match=message):
+        tiny_config(**wrong)
