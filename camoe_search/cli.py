@@ -302,6 +302,8 @@ def _open(options):
 def _search(options):
     if sum(query is not None for query in (options.text, options.like, options.queries)) != 1:
         raise SearchError("give a text, --like VIDEO or --queries FILE, one of them")
+    if options.like is not None and options.correction not in (None, "none"):
+        raise SearchError(f"--correction {options.correction} is for texts: with --like, leave it out")
     from . import show
 
     index = _open(options)

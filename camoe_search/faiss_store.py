@@ -25,7 +25,10 @@ from .hits import Filters, Hit, in_order
 from .store import Description, read_faiss
 
 
-SHARED_ROWS = 5_000  # below, starting threads costs more than they save
+# Of one query's rows: below so many, starting threads costs more than they save; beyond so many threads, memory is the
+# limit.
+SHARED_ROWS = 5_000
+MOST_THREADS = 8
 
 
 class FaissStore:
@@ -64,7 +67,7 @@ class FaissStore:
         FAISS gives every query one thread. With fewer queries than threads, the rows of a flat index are shared out
         instead: each thread looks at its part, and the best of the parts are the best.
         """
-        threads = faiss.omp_get_max_threads()
+        threads = min(faiss.omp_get_max_threads(), MOST_THREADS)
         if self._kind != "flat" or len(queries) >= threads or len(self) < SHARED_ROWS:
             return self._faiss.search(queries, k)
         edges = np.linspace(0, len(self), threads + 1).astype(int).tolist()

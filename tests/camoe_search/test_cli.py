@@ -113,6 +113,8 @@ def test_mistakes_are_one_line_each(index, capsys, tmp_path, some_videos, checkp
     assert "NAME=WEIGHT" in mistake(capsys, "search", QUERY, "--index", index, "--expert", "action")
     assert "one of them" in mistake(capsys, "search", "--index", index)
     assert "nothing.mp4" in mistake(capsys, "search", "--like", tmp_path / "nothing.mp4", "--index", index)
+    like = ("search", "--like", some_videos / "clip_2.mp4", "--index", index)
+    assert "is for texts" in mistake(capsys, *like, "--correction", "query_bank")
     assert "--model is missing" in mistake(capsys, "index", some_videos, "--index", tmp_path / "new")
     assert "does not exist" in mistake(
         capsys, "index", tmp_path / "no", "--model", checkpoint, "--index", tmp_path / "new"

@@ -19,6 +19,7 @@ import subprocess
 import sys
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from camoe_search.index import VideoIndex
 
@@ -26,7 +27,7 @@ from camoe_search.index import VideoIndex
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 QUERY = "a red star spins"
-SECONDS = 30_000  # in milliseconds: what a busy machine may take
+PATIENCE = 30_000  # milliseconds: what a busy machine may take
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
@@ -54,14 +55,13 @@ def address(index):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    from playwright.sync_api import sync_playwright
-
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         profile = tmp_path_factory.mktemp("profile")
         context = playwright.chromium.launch_persistent_context(
             str(profile), executable_path=CHROMIUM, headless=True, args=[*FLAGS, "--disable-sync"]
         )
-        context.set_default_timeout(SECONDS)
+        context.set_default_timeout(PATIENCE)
         yield context
         context.close()
 
@@ -86,23 +86,15 @@ def ask(page, text: str):
     page.wait_for_selector(".card")
 
 
-def scores(page) -> list[str]:
-    return page.locator(".score").all_inner_texts()
-
-
 def names(page) -> list[str]:
     return page.locator(".name").all_inner_texts()
 
 
 def expect_scores(page, hits):
-    from playwright.sync_api import expect
-
-    expect(page.locator(".score")).to_have_text([f"{hit.score:.3f}" for hit in hits], timeout=SECONDS)
+    expect(page.locator(".score")).to_have_text([f"{hit.score:.3f}" for hit in hits])
 
 
 def test_type_see_play_switch_turn_and_find_similar(page, index):
-    from playwright.sync_api import expect
-
     ask(page, QUERY)  # before the page knows what the index is
     expect(page.locator("#about")).to_contain_text("8 moments, indexed with checkpoint")
     expected = index.search(QUERY, k=8)
@@ -158,11 +150,9 @@ def test_a_clip_plays_from_the_second_at_which_it_starts_to_the_one_at_which_it_
 
 
 def test_mistakes_and_markup_are_shown_as_text(page):
-    from playwright.sync_api import expect
-
     page.fill("#text", "   ")
     page.click("button.primary")
-    expect(page.locator("#status.bad")).to_contain_text("the query is empty", timeout=SECONDS)
+    expect(page.locator("#status.bad")).to_contain_text("the query is empty")
     page.complaints.clear()  # the browser notes the answer 400
     ask(page, "<img src=x onerror=alert(1)>")
     assert page.locator("main img").count() == 0 and page.locator(".card").count() == 3
