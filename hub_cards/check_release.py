@@ -19,6 +19,7 @@ Prints a JSON object: the `fingerprint` of what was loaded, equal to the bit to 
 """
 
 import hashlib
+import importlib.util
 import json
 import sys
 import tempfile
@@ -39,13 +40,17 @@ class HideProject:
         return None
 
 
+def noise_videos() -> list[torch.Tensor]:
+    """Two videos of three frames, always the same, (T,H,W,3) uint8."""
+    generator = torch.Generator().manual_seed(0)
+    return list(torch.randint(0, 256, (2, 3, 96, 128, 3), generator=generator, dtype=torch.uint8))
+
+
 def fingerprint(model, processor) -> dict[str, str]:
     """SHA-256 of the float32 vectors of fixed noise videos and fixed captions. Needs no decoder and no tagger."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randint(0, 256, (2, 3, 96, 128, 3), generator=generator, dtype=torch.uint8)  # (B,T,H,W,3)
     captions = [{"caption": caption} for caption in CAPTIONS]
     torch.set_num_threads(1)  # how many threads share a sum decides how it is rounded
-    inputs = processor(text=captions, videos=list(noise), return_tensors="pt")
+    inputs = processor(text=captions, videos=noise_videos(), return_tensors="pt")
     with torch.inference_mode():
         vectors = {
             "videos": model.get_video_features(inputs["pixel_values_videos"], inputs["frame_mask"]).pooler_output,
@@ -72,9 +77,21 @@ def load_as_stranger(folder: str) -> dict[str, str]:
             raise ValueError("loaded, saved and loaded again, the model gives other vectors")
 
     retrieval = pipeline("video-text-retrieval", model=folder, trust_remote_code=True, device="cpu")
-    noise = torch.zeros(3, 96, 128, 3, dtype=torch.uint8)
-    retrieval(noise, candidate_texts=[{"caption": caption} for caption in CAPTIONS])
+    vectors = retrieval(noise_videos())  # (B,K)
+    retrieval(noise_videos()[0], candidate_texts=[{"caption": caption} for caption in CAPTIONS])
+    if importlib.util.find_spec("sentence_transformers") is not None:
+        check_sentence_transformer(folder, vectors)
     return found
+
+
+def check_sentence_transformer(folder: str, vectors: torch.Tensor):
+    """SentenceTransformer gives the pipeline's vectors (B,K), within rounding."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(folder, trust_remote_code=True, device="cpu")
+    found = torch.as_tensor(model.encode_document(noise_videos()))
+    if not torch.allclose(found, vectors, atol=1e-5):
+        raise ValueError("SentenceTransformer gives other vectors than the pipeline")
 
 
 if __name__ == "__main__":
