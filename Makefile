@@ -29,9 +29,8 @@ demo: .venv/.ready  ## make motion clips, train a tiny CAMoE on them, score it a
 test: .venv/.ready  ## run all tests (no network, no GPU, no display)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-bench: .venv/.ready  ## compare with what else there is: evaluation, search (JSON in benchmarks/results/)
-	$(BIN)/python benchmarks/evaluation.py
-	$(BIN)/python benchmarks/search.py --moments 20000
+bench: .venv/.ready  ## compare with what else there is: one table, a chart, benchmarks/results/ (a quarter of an hour)
+	$(BIN)/python benchmarks/run_all.py
 
 lint: .venv/.ready  ## ruff and the transformers library's model linter
 	$(BIN)/ruff check .

@@ -15,8 +15,8 @@
 
     write_clip(path, seconds=10, size=(640, 360), gop=250)
 
-Encoded by x264 as it does without further wishes, B-frames included; that gives the bit rates of web video (0.3 Mb/s at
-240p, 0.8 at 360p, 3 at 720p). Decoding takes its time for coded bits, so a noisier clip shows smaller differences. A
+Encoded by x264 as it does without further wishes, B-frames included; that gives the bit rates of web video: 0.3 Mb/s
+at 240p, 0.8 at 360p, 3 at 720p. Decoding takes its time for coded bits, so a noisier clip shows smaller differences. A
 long clip repeats the coded pictures of a shorter one: no decoder can tell, and it is written in a moment.
 """
 

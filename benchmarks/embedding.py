@@ -17,8 +17,8 @@
     python benchmarks/embedding.py --layers 12        the whole ViT-B/32; the model is then nearly all of the time
 
 `encode_videos` decodes in a worker process while the model runs in this one. With a core for each, the slower of the
-two sets the pace; where both want all cores, they share them, and their times add up. So the model has one thread here,
-and one worker decodes. Random weights; clips of 10 s at 240p, the size of MSR-VTT's.
+two sets the pace; where both want all cores, they share them, and their times add up. So the model has one thread
+here, and one worker decodes. Random weights; clips of 10 s at 240p, the size of MSR-VTT's.
 """
 
 import tempfile

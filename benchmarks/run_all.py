@@ -1,0 +1,166 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""All benches in turn, one table, a chart, and the table of docs/performance.md: `make bench`.
+
+    python benchmarks/run_all.py                     everything, within a quarter of an hour on two cores
+    python benchmarks/run_all.py decode search       some of them; the others' figures stay
+    python benchmarks/run_all.py --no_run            only the table, the chart and the page, from the JSON at hand
+
+A bench that fails is named at the end, and the others run. The exit code is 1 if one failed; a goal that is not met is
+no failure: it is a line of the table.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from harness import RESULTS, Line, read, row, table
+
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "performance.md"
+CHART = HERE.parent / "docs" / "images" / "performance.png"
+BEGIN, END = "<!-- figures: written by benchmarks/run_all.py -->\n", "<!-- end of figures -->\n"
+
+# Program -> options that make it end in time. In this order in the table.
+PROGRAMS = {
+    "decode": ["--repeats", "3"],
+    "keyframes": [],
+    "preprocess": [],
+    "training_step": [],
+    "heads_cost": [],
+    "gradient_cache_memory": [],
+    "frame_cache_speed": [],
+    "embedding": [],
+    "search": [],
+    "evaluation": [],
+    "tagging": [],
+    "startup": ["--repeats", "3"],
+    "gpu": [],
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("programs", nargs="*", help="which benches to run (default: all)")
+    parser.add_argument("--no_run", action="store_true", help="measure nothing, show what was measured")
+    parser.add_argument("--limit", type=float, default=300, help="seconds after which a bench is given up")
+    options = parser.parse_args()
+    unknown = sorted(set(options.programs) - set(PROGRAMS))
+    if unknown:
+        parser.error(f"unknown bench {unknown[0]!r}; choose from {', '.join(PROGRAMS)}")
+    failed = [] if options.no_run else run(options.programs or list(PROGRAMS), options.limit)
+    results = {name: read(result_file(name)) for name in PROGRAMS if result_file(name).is_file()}
+    print(table([line for lines in results.values() for line in lines]))
+    counts = count(results)
+    print(f"\n{counts['met']} goals met, {counts['missed']} not met, {counts['skipped']} lines skipped")
+    draw(results)
+    write_page(results)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def result_file(name: str) -> Path:
+    return RESULTS / f"{name}.json"
+
+
+def run(names: list[str], limit: float) -> list[str]:
+    """Run the programs one after the other; returns the names of those that failed."""
+    failed = []
+    for name in names:
+        begin = time.perf_counter()
+        print(f"== {name}", file=sys.stderr)
+        command = [sys.executable, str(HERE / f"{name}.py"), *PROGRAMS[name]]
+        try:
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=limit)
+        except subprocess.TimeoutExpired:
+            print(f"given up after {limit:.0f} s", file=sys.stderr)
+            failed.append(name)
+            continue
+        if done.returncode:
+            failed.append(name)
+        print(f"{time.perf_counter() - begin:.0f} s", file=sys.stderr)
+    return failed
+
+
+def count(results: dict[str, list[Line]]) -> dict[str, int]:
+    lines = [line for of in results.values() for line in of]
+    return {
+        "met": sum(line.met is True for line in lines),
+        "missed": sum(line.met is False for line in lines),
+        "skipped": sum(bool(line.skipped) for line in lines),
+    }
+
+
+def draw(results: dict[str, list[Line]]):
+    """Every line with a goal: its ratio as a multiple of the goal, on a logarithmic axis; right of 1 is met."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = [line for of in results.values() for line in of if line.met is not None and line.ratio > 0]
+    shares = [line.ratio / line.goal if line.at_least else line.goal / line.ratio for line in lines]
+    picture, axes = pyplot.subplots(figsize=(9, 0.9 + 0.24 * len(lines)))
+    colours = ["#2a7f62" if line.met else "#c8553d" for line in lines]
+    axes.barh(range(len(lines)), [share - 1 for share in shares], left=1, color=colours, height=0.7)
+    labels = [f"{line.name} / {line.peer_name}" if line.peer_name else line.name for line in lines]
+    axes.set_yticks(range(len(lines)), labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    ticks = [0.5, 0.7, 1, 1.5, 2, 4, 10]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
+    axes.minorticks_off()
+    axes.set_xlim(0.45, 12)
+    axes.set_xlabel("times the goal; right of 1 it is met", fontsize=8)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    picture.tight_layout()
+    CHART.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(CHART, dpi=110)
+
+
+def markdown(results: dict[str, list[Line]]) -> str:
+    """The table of docs/performance.md."""
+    rows = ["| line | ours | peer | limit | ratio | spread | goal | |", "|---|---|---|---|---|---|---|---|"]
+    for lines in results.values():
+        for line in lines:
+            cells = list(row(line))
+            if line.ratio is not None and line.ratio_name:
+                cells[4] += f" ({line.ratio_name})"
+            if line.met is False:
+                by = abs(line.ratio / line.goal - 1)
+                cells[-1] = f"**missed by {100 * by:.0f} %**"
+            if line.note:
+                cells[-1] = "; ".join(filter(None, (cells[-1], line.note)))
+            rows.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def write_page(results: dict[str, list[Line]]):
+    """Put the figures between the marks of the page; its text stays."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    counts = count(results)
+    summary = f"{counts['met']} goals met, {counts['missed']} missed, {counts['skipped']} lines skipped.\n\n"
+    PAGE.write_text(before + BEGIN + "\n" + summary + markdown(results) + "\n" + END + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
