@@ -64,13 +64,16 @@ def cached_backward(accelerator, model, batch: dict, video_ids: torch.Tensor, ch
         for start in range(0, len(video_ids), chunk)
     ]
 
-    states, embeds = [], []
-    with torch.no_grad():
-        for part in parts:
-            states.append(RandomState(device))
-            output = model(**to_device(part, device))
-            embeds.append((output.text_embeds, output.video_embeds, output.gate_weights))
-    leaves = [torch.cat(column).requires_grad_() for column in zip(*embeds, strict=True)]
+    states, leaves = [], None
+    for index, part in enumerate(parts):
+        states.append(RandomState(device))
+        embeds = _embed(model, part, device)
+        if leaves is None:  # all at once: what stays must not lie scattered among the activations that go
+            leaves = [embed.new_empty(len(video_ids), *embed.shape[1:]) for embed in embeds]
+        for leaf, embed in zip(leaves, embeds, strict=True):
+            leaf[index * chunk : index * chunk + chunk] = embed
+    for leaf in leaves:
+        leaf.requires_grad_()
 
     # The scale is a parameter: its gradient, too, must reach it inside the last, synchronised backward pass.
     text_embeds, video_embeds, gate_weights = leaves
@@ -86,16 +89,29 @@ def cached_backward(accelerator, model, batch: dict, video_ids: torch.Tensor, ch
 
     for index, (part, state) in enumerate(zip(parts, states, strict=True)):
         last = index == len(parts) - 1
+        own = [gradient[index * chunk : index * chunk + chunk] for gradient in leaf_gradients]
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             with state.replayed():
-                output = model(**to_device(part, device))
-            own = slice(index * chunk, index * chunk + chunk)
-            outputs = (output.text_embeds, output.video_embeds, output.gate_weights)
-            surrogate = sum((out * grad[own]).sum() for out, grad in zip(outputs, leaf_gradients, strict=True))
+                surrogate = _surrogate(model, part, device, own)
             if last:
                 surrogate = surrogate + core.clip.logit_scale * scale_gradient
             accelerator.backward(surrogate)
+        del surrogate
     return loss.detach(), gate_weights.detach()
+
+
+@torch.no_grad()
+def _embed(model, part: dict, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Text embeddings (c,E,D), video embeddings (c,E,D) and gate weights (c,E) of a chunk."""
+    output = model(**to_device(part, device))
+    return output.text_embeds, output.video_embeds, output.gate_weights
+
+
+def _surrogate(model, part: dict, device: torch.device, gradients: list[torch.Tensor]) -> torch.Tensor:
+    """A scalar whose gradient is that of the loss, for the parameters: the embeddings times their known gradients."""
+    output = model(**to_device(part, device))
+    outputs = (output.text_embeds, output.video_embeds, output.gate_weights)
+    return sum((embed * gradient).sum() for embed, gradient in zip(outputs, gradients, strict=True))
 
 
 def accumulated_backward(accelerator, model, batch: dict, video_ids: torch.Tensor, steps: int):
