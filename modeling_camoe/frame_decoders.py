@@ -24,14 +24,7 @@ from collections import deque
 import numpy as np
 import torch
 
-from .video_file import STEPS_BACK, TIME_TOLERANCE, EndsEarly, NotExact, VideoDecodingError
-
-
-try:
-    import av
-    from av.video.reformatter import VideoReformatter
-except ImportError:  # the rest of the model works without a decoder
-    av = None
+from .video_file import STEPS_BACK, TIME_TOLERANCE, EndsEarly, NotExact, VideoDecodingError, pyav
 
 
 class ImageMaker:
@@ -39,7 +32,7 @@ class ImageMaker:
 
     def __init__(self, size):
         self.size = size
-        self.reformatter = VideoReformatter()  # keeps swscale's tables from frame to frame
+        self.reformatter = pyav().video.reformatter.VideoReformatter()  # keeps swscale's tables from frame to frame
 
     def __call__(self, frame):
         width, height = frame.width, frame.height
@@ -96,7 +89,7 @@ def _read_key_frame(video, target):
         try:
             tick = max(video.first_tick, target - int(seconds_back / video.time_base))
             video.container.seek(tick, stream=video.stream)
-        except av.FFmpegError as error:
+        except pyav().FFmpegError as error:
             raise NotExact from error
         packet = next((packet for packet in video.container.demux(video.stream) if packet.is_keyframe), None)
         if packet is not None and packet.pts is not None:

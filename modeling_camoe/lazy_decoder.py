@@ -23,13 +23,7 @@ import math
 from collections import deque
 
 from .frame_decoders import ImageMaker
-from .video_file import STEPS_BACK, NotExact
-
-
-try:
-    import av
-except ImportError:  # the rest of the model works without a decoder
-    av = None
+from .video_file import STEPS_BACK, NotExact, pyav
 
 
 # H.264 and HEVC let at most 16 pictures overtake another between decoding and showing; no other codec allows more. So
@@ -108,7 +102,7 @@ class LazyDecoder:
             tick = max(self.video.first_tick, target - int(seconds_back / self.video.time_base))
             try:
                 self.video.container.seek(tick, stream=self.video.stream)
-            except av.FFmpegError:
+            except pyav().FFmpegError:
                 break
             self._start_reading()
             while not self.queue and not self.at_end:
@@ -143,7 +137,7 @@ class LazyDecoder:
         """Reads a packet into the queue; returns its pts, or None at the end and before the first key frame."""
         try:
             packet = next(self.packets, None)
-        except av.FFmpegError as error:
+        except pyav().FFmpegError as error:
             self.read_error, packet = error, None
         if packet is None or packet.size == 0:  # PyAV ends with an empty packet
             self.at_end = True
@@ -187,7 +181,7 @@ class LazyDecoder:
     def _decode(self, packet):
         try:
             frames = self.video.decoder.decode(packet)
-        except av.FFmpegError as error:
+        except pyav().FFmpegError as error:
             raise NotExact from error
         for frame in frames:
             # What refers to a damaged picture is damaged, too, though FFmpeg does not say so. (Frames shown before the

@@ -29,11 +29,6 @@ from dataclasses import dataclass
 import torch
 
 
-try:
-    import av
-except ImportError:  # the rest of the model works without a decoder
-    av = None
-
 # Pixels. Below, a clip of some seconds is decoded in less time than it takes to start the threads that would share it.
 SMALL_AREA = 256 * 256
 
@@ -92,11 +87,19 @@ class EndsEarly(Exception):
         self.seconds = seconds
 
 
+def pyav():
+    """The library that decodes, imported at the first video: a program that reads only texts never loads FFmpeg."""
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("decoding a video needs PyAV: pip install av") from error
+    return av
+
+
 @contextmanager
 def naming_the_file(name):
     """Lets FFmpeg's errors name the file."""
-    if av is None:
-        raise ImportError("decoding a video needs PyAV: pip install av")
+    av = pyav()
     try:
         yield
     except av.FFmpegError as error:
@@ -135,6 +138,7 @@ class VideoFile:
         return io.BytesIO(self.source) if isinstance(self.source, bytes) else os.path.abspath(self.source)
 
     def _open(self):
+        av = pyav()
         try:
             self.container = av.open(self._file(), options=self.options)
         except av.FFmpegError as error:
@@ -214,7 +218,7 @@ class VideoFile:
         when the last stream ends), in seconds as they are stored.
         """
         count, end, end_of_file = 0, None, None
-        with av.open(self._file(), options=self.tail_options) as container:
+        with pyav().open(self._file(), options=self.tail_options) as container:
             if jump:
                 container.seek((self.container.start_time or 0) + self.container.duration)
             for packet in container.demux():
