@@ -33,7 +33,7 @@ from harness import compare, finish, in_turns, parser
 ROOT = Path(__file__).parents[1]
 
 LIBRARY = "from transformers import AutoModel, CLIPModel, CLIPProcessor"
-NOT_FOR_IMPORT = ("av", "spacy", "datasets", "faiss", "gradio", "pandas", "matplotlib", "torchcodec", "pymilvus", "onnx")
+NOT_FOR_IMPORT = "av spacy datasets faiss gradio pandas matplotlib torchcodec pymilvus onnx".split()
 
 
 def run(*arguments: str):
