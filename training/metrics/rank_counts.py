@@ -126,7 +126,7 @@ class Ranking:
             floor = math.log(self.least) + slope * self.least - float(bias.min())
             self.slow = (self.sign < 1) | (self.level < floor + 2 * self.rounding)
         level = self.level.masked_fill(self.slow, math.inf)  # infinity: none is above or equal
-        self.bounds = torch.stack([level - self.rounding, level + self.rounding]).float()
+        self.low, self.high = (level - self.rounding).float(), (level + self.rounding).float()
         self.bias32 = None if bias is None else bias.float()
 
     def compare(self, s: torch.Tensor, query: torch.Tensor, candidate: torch.Tensor):
@@ -159,38 +159,52 @@ class StripCounts:
         num_queries = rows.stop - rows.start if ranking.by_text else ranking.counts.shape[1]
         # float32 counts are exact up to 16 million, and cheaper to add sums of float32 tiles to
         self.counts = torch.zeros(len(ranking.counts), num_queries, device=ranking.counts.device)
+        self.num_above, self.num_reach = self.counts[0], self.counts[1]
         self.near = []
+        # what lies along the rows is the same for all tiles
+        self.low, self.high, self.bias = ranking.low, ranking.high, ranking.bias32
+        if ranking.by_text:
+            self.low, self.high = self.low[rows, None], self.high[rows, None]
+        elif self.bias is not None:
+            self.bias = self.bias[rows, None]
 
     def add(self, columns: slice, tile: Tile):
         """Count a tile, without its right pairs."""
-        ranking, axis, like = self.ranking, self.ranking.axis, self.buffers.like
-        query, candidate = (self.rows, columns) if ranking.by_text else (columns, self.rows)
+        ranking, bias, low, high = self.ranking, self.bias, self.low, self.high
+        if ranking.by_text:
+            axis, place = 1, slice(None)
+            bias = None if bias is None else bias[columns]
+        else:
+            axis, place = 0, columns
+            low, high = low[columns], high[columns]
         level = tile.level(ranking.order.slope, ranking.least)
-        other = like("other", level)
-        if ranking.bias32 is not None:
-            level = torch.sub(level, ranking.bias32[candidate].unsqueeze(1 - axis), out=other)
-        low, high = ranking.bounds[:, query].unsqueeze(axis + 1)  # (R,1) or (1,C)
+        other = self.buffers.like("other", level)
+        if bias is not None:
+            level = torch.sub(level, bias, out=other)
         # compared into float tiles and summed as float: on a CPU several times faster than through booleans
-        reach = torch.ge(level, low, out=like("reach", level))
+        reach = torch.ge(level, low, out=self.buffers.like("reach", level))
         above = torch.gt(level, high, out=other)
-        sums = above.sum(dim=axis), reach.sum(dim=axis)
-        if ranking.rounding > 0 and not torch.equal(*sums):
-            unsure = (sums[0] != sums[1]).nonzero().flatten()
+        num_above, num_reach = above.sum(dim=axis), reach.sum(dim=axis)
+        if ranking.rounding > 0 and not torch.equal(num_above, num_reach):
+            unsure = (num_above != num_reach).nonzero().flatten()
             near = above.index_select(1 - axis, unsure) != reach.index_select(1 - axis, unsure)
-            sums = self._settle(columns, tile, above, reach, sums, unsure, near)
-        place = slice(None) if ranking.by_text else query
-        for counts, of_tile in zip(self.counts, sums, strict=False):
-            counts[place].add_(of_tile)
+            if self._settle(columns, tile, above, reach, unsure, near):
+                num_above, num_reach = above.sum(dim=axis), reach.sum(dim=axis)
+        self.num_above[place].add_(num_above)
+        self.num_reach[place].add_(num_reach)
         if self.groups is not None:
             count_groups(self.groups, above, reach, self.counts, place)
 
-    def _settle(self, columns, tile, above, reach, sums, unsure, near):
+    def _settle(self, columns, tile, above, reach, unsure, near) -> bool:
         """See to pairs that are at least equal, but perhaps not above: compare them in float64, now or at the end.
 
         Args:
-            above, reach: (R,C). sums: theirs, (Q,). unsure: queries whose sums differ. near: where theirs differ.
+            above, reach: (R,C). unsure: queries whose sums of these differ. near: where theirs differ.
+
+        Returns:
+            Whether above and reach changed.
         """
-        ranking, axis = self.ranking, self.ranking.axis
+        ranking = self.ranking
         row, column = near.nonzero().unbind(1)
         row, column = (unsure[row], column) if ranking.by_text else (row, unsure[column])
         if len(row) > above.numel() // 64:  # a collapsed model: everything is close to everything
@@ -209,8 +223,8 @@ class StripCounts:
                 counted[row, column] = flag.float()
         else:  # one comparison of all of the strip's is cheaper than many of a few
             self.near.append((row + self.rows.start, column + columns.start))
-            return sums
-        return above.sum(dim=axis), reach.sum(dim=axis)
+            return False
+        return True
 
     def finished(self) -> torch.Tensor:
         """The counts, when all tiles are counted."""
