@@ -14,7 +14,7 @@
 """From an H.264 file to 12 frames of 224 x 224: `sample_frames` against what else a user of transformers would call.
 
     python benchmarks/decode.py                            clips of 3, 10 and 300 s; about three minutes
-    python benchmarks/decode.py --long 0 --repeats 3       without the long one
+    python benchmarks/decode.py --long 0 --repeats 3       quick, without the long one
 
 All ways take the frames at the same twelve times (segment centres) and end with uint8 frames of the same size. Peers:
 
@@ -146,7 +146,9 @@ def measure(seconds, size, gop, path: str, options, pool=None) -> tuple[list[Lin
         bound = {name: functools.partial(way, path) for name, way in calls.items()}
     else:
         bound = {name: functools.partial(in_workers, way, path, pool, options.calls) for name, way in calls.items()}
-    times = in_turns(bound, options.repeats if seconds < 60 else max(2, options.repeats // 2), warm_up=seconds < 60)
+    # Half as many turns where each takes seconds, and two for the long clip.
+    repeats = 2 if seconds > 60 else options.repeats if pool is None else max(2, options.repeats // 2)
+    times = in_turns(bound, repeats, warm_up=seconds < 60)
     per_call = 1000 / (1 if pool is None else options.calls)  # milliseconds
     medians = {name: statistics.median(values) * per_call for name, values in times.items()}
 
@@ -200,8 +202,9 @@ def measure(seconds, size, gop, path: str, options, pool=None) -> tuple[list[Lin
 
 def main():
     options = parser(__doc__)
+    options.set_defaults(repeats=9)
     options.add_argument("--long", type=float, default=300, help="seconds of the long clip; 0: none")
-    options.add_argument("--calls", type=int, default=8, help="clips a turn for two processes")
+    options.add_argument("--calls", type=int, default=6, help="clips a turn for two processes")
     options.add_argument("--folder", type=Path, help="keep the clips here (default: a temporary folder)")
     options = options.parse_args()
 

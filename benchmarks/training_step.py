@@ -201,7 +201,7 @@ def token_counts(options, captions: str) -> dict:
 
 def main():
     options = parser(__doc__)
-    options.set_defaults(repeats=3, device="cpu")
+    options.set_defaults(repeats=2, device="cpu")
     options.add_argument("--batch", type=int, default=4, help="pairs a step (default: %(default)s)")
     options.add_argument("--frames", type=int, default=12, help="per clip (default: %(default)s)")
     options.add_argument(

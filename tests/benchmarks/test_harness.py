@@ -90,6 +90,12 @@ def test_a_bench_that_fails_is_named_and_the_others_run(folder, monkeypatch, cap
     assert (folder / "ran").read_text() == "x"
 
 
+def test_results_stand_in_the_order_of_the_programs(folder):
+    for name in ("aside", "search", "decode", "gradient_cache"):
+        harness.write(name, [Line(name, ours=1.0)])
+    assert list(run_all.collect()) == ["decode", "gradient_cache", "search", "aside"]
+
+
 def test_the_chart_is_drawn_of_lines_with_a_goal(folder):
     lines = [compare("fast", [1.0], [2.0], "peer", goal=1.3), Line("only told", ours=3.0), Line("card", skipped="no")]
     run_all.draw({"decode": lines})
