@@ -25,6 +25,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from bars import draw
 from clips import write_clip
 from harness import compare, finish, in_turns, parser, positive
 
@@ -79,6 +80,8 @@ def main():
             "jitter": max(f.stat().st_size for f in files),
         }
         details["bytes_of_a_video_file"] = sum(path.stat().st_size for path in paths) // len(paths)
+    bars = {line.name.split(", ")[1]: {"decoding": line.peer, "frame cache": line.ours} for line in lines}
+    draw("frame_cache", "Loading a clip from the second epoch on", {f"{k}: ms a clip": v for k, v in bars.items()})
     finish("frame_cache", lines, options, details)
 
 

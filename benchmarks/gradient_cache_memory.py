@@ -31,6 +31,7 @@ import time
 from pathlib import Path
 
 import torch
+from bars import draw
 from harness import RESULTS, Line, finish, parser, positive
 from transformers import CLIPConfig
 
@@ -126,22 +127,6 @@ def difference(ours: dict, expected: dict) -> tuple[float, str, float]:
     return whole, worst, each[worst]
 
 
-def draw(path: Path, memory_of: dict[str, float], time_of: dict[str, float]):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    for axis, values, label in zip(axes, (memory_of, time_of), ("peak memory (MB)", "ms a pair"), strict=True):
-        bars = axis.bar(list(values), list(values.values()), color=("#9aa5b1", "#2b6cb0"), width=0.6)
-        axis.bar_label(bars, fmt="%.0f")
-        axis.set_ylabel(label)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("One contrastive batch: 32 pairs plainly, 512 pairs in chunks of 32")
-    figure.savefig(path, dpi=150)
-
-
 def main():
     if sys.argv[1:2] == ["--measure"]:
         size, *numbers, gradient = sys.argv[2:]
@@ -194,7 +179,9 @@ def main():
             note=worst,
         ),
     ]
-    draw(RESULTS / "gradient_cache.png", {"plain, 32": plain["peak"], "cached, 512": cached["peak"]}, per_pair)
+    memory_of = {"32 pairs, plain": plain["peak"], "512 in chunks of 32": cached["peak"]}
+    time_of = dict(zip(memory_of, per_pair.values(), strict=True))
+    draw("gradient_cache", "Gradient cache", {"peak memory (MB)": memory_of, "time a pair (ms)": time_of})
     finish("gradient_cache", lines, options, {"plain_32": plain, "cached_512": cached, "small_512": losses})
 
 

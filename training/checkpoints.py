@@ -163,7 +163,11 @@ class StepLog:
         self.path = path
         if main:
             kept = [line for line in self.lines() if line["step"] <= step] if step else []
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(partial, path)
+            if not kept:
+                path.unlink()  # a run without bad videos has no such file
 
     def lines(self) -> list[dict]:
         """What stands in the file, without a last line that a kill cut off."""

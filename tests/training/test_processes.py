@@ -110,6 +110,10 @@ def assert_same_training(folder, reference, rtol=1e-3):
         torch.testing.assert_close(tensor, expected[name], rtol=rtol, atol=1e-4, msg=name)
 
 
+def test_a_run_without_bad_videos_has_no_list_of_them(alone):
+    assert not (alone / "bad_videos.jsonl").exists()
+
+
 @pytest.mark.parametrize("code", [None, FSDP2], ids=["ddp", "fsdp2"])
 @pytest.mark.parametrize("chunk", ["null", 3])
 def test_two_processes_train_as_one_does(clips, alone, tmp_path, code, chunk):
