@@ -261,6 +261,24 @@ def test_processes_that_share_the_work_each_get_the_result_of_one():
     assert results[0].to_dict() == results[1].to_dict() == alone.to_dict()
 
 
+def test_threads_do_not_change_the_ranks(float32_tiles):
+    texts, videos, bank = random_vectors(900, 700, 300, seed=11, k=16)
+    video_of_text = torch.arange(900) % 700
+    everything = ("dual_softmax", "query_bank", "dynamic_query_bank", "sinkhorn")
+    options = {"corrections": everything, "text_bank": bank, "video_bank": bank, "block_size": 256, "scale": 5.0}
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = rank_retrieval(texts, videos, video_of_text, **options)
+        torch.set_num_threads(3)
+        shared = rank_retrieval(texts, videos, video_of_text, **options)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    for correction, ranks in alone.ranks.items():
+        assert_same_ranks(shared.ranks[correction], ranks)
+
+
 def test_a_machine_whose_float32_products_are_coarser_is_scored_in_float64(float32_tiles, monkeypatch, caplog):
     load = score_tiles.VectorScores.load
 

@@ -274,7 +274,7 @@ def count_in_float32(
         for columns, s in scores.tiles(rows, work, buffers):
             first, last = bisect_left(right, columns.start), bisect_left(right, columns.stop)
             if first < last:  # the right pairs: not-a-number is above nothing and equal to nothing
-                s[torch.arange(first, last), video[first:last] - columns.start] = math.nan
+                s[torch.arange(first, last, device=s.device), video[first:last] - columns.start] = math.nan
             tile = Tile(s, buffers)
             for of_ranking in counts:
                 of_ranking.add(columns, tile)
