@@ -25,8 +25,9 @@ CAMoE reads four texts per caption and has four experts; the peers read one text
 All take turns in one process, on the same frames and captions, in bfloat16 autocast; the memory of each is measured
 in a process of its own, as the peak beyond what was held before the model was made. Token numbers are words + 2, which
 CLIP's vocabulary comes near to. "Short" captions are up to 32 tokens long and every model gets them trimmed to the
-longest of its batch; "long" ones are paragraphs, cut at 77. How CAMoE groups its texts (modeling_camoe/text_groups.py)
-is compared with one rectangle as well.
+longest of its batch; "long" ones are paragraphs, cut at 77. Batches that one trains with are out of a CPU's reach, but
+their texts alone are not: those of 128 captions are compared as well, in CAMoE's groups of texts of like length
+(modeling_camoe/text_groups.py), in one rectangle, and one text per caption.
 """
 
 import json
@@ -52,9 +53,8 @@ PEERS = {
         "clip": (1.05, 1.05),
         "seqtransf": (None, None),
         "xclip": (None, None),
-        "camoe, one rectangle": (None, None),
     },
-    "long": {"clip": (1.10, 1.05), "camoe, one rectangle": (None, None)},
+    "long": {"clip": (1.10, 1.05)},
 }
 EXPERTS = ["fusion", "entity", "action", "scene"]
 BOS, EOS = 49406, 49407
@@ -150,8 +150,6 @@ def step_of(name: str, options, inputs: dict):
         loss = torch.compile(loss)
 
     def step():
-        # Read at every step: two of these models take turns in one process.
-        text_groups.MIN_TEXTS = 10**9 if name == "camoe, one rectangle" else MIN_TEXTS
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
             value = loss()
@@ -159,6 +157,30 @@ def step_of(name: str, options, inputs: dict):
         optimizer.step()
 
     return step
+
+
+def text_calls(options, inputs: dict) -> dict:
+    """Forward and backward of the texts alone, in the batches that one trains with."""
+    torch.manual_seed(0)
+    ends = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS}
+    clip_config = CLIPConfig(text_config=ends, vision_config={"num_hidden_layers": 1, "patch_size": 32})
+    model = CAMoEModel(CAMoEConfig(clip_config=clip_config))
+
+    def call(ids, mask, read, min_texts):
+        text_groups.MIN_TEXTS = min_texts
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):
+            vectors = read(ids, mask).pooler_output
+        vectors.sum().backward()
+
+    def one_text(ids, mask):
+        return model.clip.get_text_features(ids, attention_mask=mask)
+
+    return {
+        "camoe": lambda: call(*inputs["four"], model.get_text_features, MIN_TEXTS),
+        "camoe, one rectangle": lambda: call(*inputs["four"], model.get_text_features, 10**9),
+        "clip": lambda: call(*inputs["one"], one_text, MIN_TEXTS),
+    }
 
 
 def peak_bytes() -> int:
@@ -175,15 +197,19 @@ def run_part(options):
         step()
         step()
         print(json.dumps(peak_bytes() - before))
+    elif options.part == "texts":
+        print(json.dumps(in_turns(text_calls(options, inputs), options.repeats)))
     else:
         steps = {name: step_of(name, options, inputs) for name in options.models}
         print(json.dumps(in_turns(steps, options.repeats)))
 
 
 def part(options, kind: str, models: list[str], captions: str):
+    """What a process of its own prints."""
     command = [sys.executable, __file__, "--part", kind, "--captions", captions, "--models", *models]
-    for name in ("batch", "frames", "repeats", "image_size", "precision"):
+    for name in ("frames", "repeats", "image_size", "precision"):
         command += [f"--{name}", str(getattr(options, name))]
+    command += ["--batch", str(options.texts if kind == "texts" else options.batch)]
     environment = {**os.environ, "PYTHONHASHSEED": "0"}  # a word has the same id in every process
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
 
@@ -203,12 +229,17 @@ def main():
     options = parser(__doc__)
     options.set_defaults(repeats=2, device="cpu")
     options.add_argument("--batch", type=int, default=4, help="pairs a step (default: %(default)s)")
+    options.add_argument(
+        "--texts", type=int, default=128, help="captions a step, of the texts alone (default: %(default)s)"
+    )
     options.add_argument("--frames", type=int, default=12, help="per clip (default: %(default)s)")
     options.add_argument(
         "--image_size", type=int, default=224, help="below 224 with two layers: a test of this program"
     )
     options.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
-    options.add_argument("--part", choices=("time", "memory"), help="for the processes that this program starts")
+    options.add_argument(
+        "--part", choices=("time", "memory", "texts"), help="for the processes that this program starts"
+    )
     options.add_argument("--models", nargs="+", help="for the processes that this program starts")
     options.add_argument("--captions", choices=("short", "long"), default="short", help="likewise")
     options = options.parse_args()
@@ -232,6 +263,12 @@ def main():
                     ratio_name="ours / peer", goal=memory_goal, at_least=False,
                 )
             )  # fmt: skip
+    for captions in PEERS:
+        seconds = part(options, "texts", ["camoe"], captions)
+        for peer in ("clip", "camoe, one rectangle"):
+            title = f"texts of {options.texts} {captions} captions, forward and backward"
+            lines.append(compare(title, seconds["camoe"], seconds[peer], peer, speedup=False))
+    options.batch = options.texts
     tokens = {captions: token_counts(options, captions) for captions in ("short", "long")}
     finish("training_step", lines, options, {"text tokens a step": tokens})
 
