@@ -14,11 +14,12 @@
 """Recipes that leave CLIP's weights alone: heads on cached features, and LoRA."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from recipe import parse_options
+from recipe import UserError, parse_options
 from safetensors.torch import load_file
 from train_options import TrainOptions
 
@@ -155,8 +156,6 @@ def test_a_clip_that_cannot_be_embedded_is_skipped_and_listed(clips, tmp_path):
     ],
 )
 def test_a_feature_cache_of_a_clip_that_is_trained_is_refused(options, message):
-    from recipe import UserError
-
     recipe = ["--config", str(RECIPES / "frozen_clip.yaml"), "--model_name_or_path", "clip", "--dataset_name", "x"]
     with pytest.raises(UserError, match=message):
         parse_options(TrainOptions, [*recipe, "--output_dir", "x", *options])
@@ -202,8 +201,6 @@ def test_a_lora_checkpoint_loads_without_peft_and_its_adapter_with_it(clips, ada
 
 
 def test_lora_resumes(clips, adapted, tmp_path):
-    import shutil
-
     folder = tmp_path / "copy"
     shutil.copytree(adapted, folder)
     (folder / "model.safetensors").unlink()
