@@ -1,0 +1,34 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The ways of decoding that are compared take the same frames, at the same size."""
+
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import decode
+
+from tests.video_files import indices_of, write_video
+
+
+def test_every_way_takes_the_frames_at_segment_centres(tmp_path):
+    path = str(write_video(tmp_path / "clip.mp4", 48, size=(160, 120)))
+    ways = {"ours": decode.uniform, **decode.ways()}
+    for name, way in ways.items():
+        frames = way(path)
+        assert tuple(frames.shape) == (12, 3, 224, 224), name
+        assert indices_of(frames) == [2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46], name
+    assert decode.decode_all(path) == 48
