@@ -101,46 +101,41 @@ def make_optimizer(model, options: TrainOptions) -> torch.optim.Optimizer:
 
 
 def feed(options, accelerator, model, processor, train, validation):
-    """What a step and a validation read: the training pairs, their collator, and model -> encoded validation split.
-
-    With a feature cache, embeds what is not stored yet: the model is on its device by then.
-    """
+    """What a step and a validation read: the training pairs, their collator, and model -> encoded validation split."""
     pair_options = (options.seed, options.train_sampling, options.captions_per_video, options.on_bad_video)
     if options.feature_cache is not None:
-        cache = FeatureCache(options.feature_cache, model, processor)
-        uniform = processor.video_processor.sampling
-        for split, sampling in ((train, options.train_sampling), (validation, uniform)):
-            if split is not None:
-                sizes = (options.eval_batch_size, options.num_workers)
-                cache.fill(accelerator, model, processor, split, sampling, *sizes)
-        encode = functools.partial(
-            encode_split_from_cache,
-            cache=cache,
-            split=validation,
-            captions=options.validation_captions,
-            on_bad_video=options.on_bad_video,
-        )
+        cache = fill_feature_cache(options, accelerator, model, processor, train, validation)
+        pairs = FeaturePairs(train, cache, *pair_options)
         collator = FeatureCollator(processor.video_processor.num_frames)
-        return FeaturePairs(train, cache, *pair_options), collator, validation and encode
-
-    decoder = processor.video_processor
-    if options.frame_cache is not None:
-        decoder = FrameCache(options.frame_cache, decoder)
-
-    def encode(model):
-        return encode_split(
+        encode = functools.partial(encode_split_from_cache, cache=cache)
+    else:
+        decoder = processor.video_processor
+        if options.frame_cache is not None:
+            decoder = FrameCache(options.frame_cache, decoder)
+        pairs = TrainPairs(train, decoder, *pair_options)
+        collator = PairCollator(processor, processor.experts)
+        encode = functools.partial(
+            encode_split,
             accelerator,
-            model,
-            processor,
-            validation,
-            options.validation_captions,
-            options.eval_batch_size,
-            options.num_workers,
-            options.on_bad_video,
+            processor=processor,
+            batch_size=options.eval_batch_size,
+            num_workers=options.num_workers,
             decoder=decoder,
         )
+    if validation is None:
+        return pairs, collator, None
+    what = {"split": validation, "captions": options.validation_captions, "on_bad_video": options.on_bad_video}
+    return pairs, collator, lambda model: encode(model=model, **what)
 
-    return TrainPairs(train, decoder, *pair_options), PairCollator(processor, processor.experts), validation and encode
+
+def fill_feature_cache(options, accelerator, model, processor, train, validation) -> FeatureCache:
+    """Embed what is not stored yet of both splits; the model is on its device."""
+    cache = FeatureCache(options.feature_cache, model, processor)
+    sizes = (options.eval_batch_size, options.num_workers)
+    cache.fill(accelerator, model, processor, train, options.train_sampling, *sizes)
+    if validation is not None:
+        cache.fill(accelerator, model, processor, validation, processor.video_processor.sampling, *sizes)
+    return cache
 
 
 def make_loader(options, accelerator, pairs, collator) -> DataLoader:
