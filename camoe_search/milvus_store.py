@@ -74,6 +74,9 @@ class MilvusStore:
         self.uri, self.collection = uri, collection
         with _asking(f"open {uri}"):
             self._client = MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=TIMEOUT)
+            for name in (self._about, self.collection):
+                if self._client.has_collection(name):
+                    self._client.load_collection(name)  # into the server's memory; nothing if it is there
 
     def close(self):
         """Let go of the connection; another process can then open an embedded database."""
@@ -90,7 +93,6 @@ class MilvusStore:
         with _asking(f"read {self.collection}"):
             if not self._client.has_collection(self._about):
                 return None
-            self._client.load_collection(self._about)
             rows = self._client.get(self._about, ids=["description"], output_fields=["text"])
         return Description(**json.loads(rows[0]["text"])) if rows else None
 
@@ -152,7 +154,6 @@ class MilvusStore:
         """
         self._describe(description)
         with _asking(f"write {self.collection}"):
-            self._client.load_collection(self.collection)
             stored = self._versions(description.source)
             vectors = column_matrix(table, "vector")
             size = max(1, BATCH_BYTES // (4 * (description.width + 1)))
@@ -186,7 +187,6 @@ class MilvusStore:
 
     def __len__(self) -> int:
         with _asking(f"count {self.collection}"):
-            self._client.load_collection(self.collection)
             return self._client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"]
 
     def search(self, queries: np.ndarray, k: int, filters: Filters) -> list[list[Hit]]:
