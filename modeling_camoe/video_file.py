@@ -32,6 +32,10 @@ import torch
 # Pixels. Below, a clip of some seconds is decoded in less time than it takes to start the threads that would share it.
 SMALL_AREA = 256 * 256
 
+# Pixels of one frame; 8K has half as many. A few kilobytes can unpack to frames far larger, and a decoder keeps up to
+# 17 of them. FFmpeg checks every frame: a video may begin small and grow.
+MAX_PIXELS = 2**26
+
 # Keeps FFmpeg from decoding the first frames while it opens a file: 1 ms instead of 8 (360p) or 25 (720p). Only for
 # files that list their streams at the beginning, as these two do: others crash PyAV 17.
 OPEN_QUICKLY = {"skip_frame": "all"}
@@ -151,6 +155,7 @@ class VideoFile:
             self.container.close()
             raise
         self.decoder = self.stream.codec_context
+        self.decoder.options = {"max_pixels": str(MAX_PIXELS)}
         self.threads = _suitable_threads(self.stream) if self.wanted_threads is None else self.wanted_threads
         self.decoder.thread_count = self.threads
         self.decoder.thread_type = "NONE" if self.threads == 1 else "AUTO"
@@ -168,6 +173,9 @@ class VideoFile:
             raise VideoDecodingError(f"{self.name}: has no video stream")
         if streams[0].codec_context is None:
             raise VideoDecodingError(f"{self.name}: the installed FFmpeg has no decoder for its video stream")
+        if streams[0].width * streams[0].height > MAX_PIXELS:
+            size = f"{streams[0].width} x {streams[0].height}"
+            raise VideoDecodingError(f"{self.name}: frames of {size} pixels are too large; scale it down")
         return streams[0]
 
     def reopen(self):

@@ -20,6 +20,8 @@ import PIL.Image
 import pytest
 import torch
 
+from modeling_camoe import video_file
+from modeling_camoe.frames import VideoDecodingError
 from tests import video_files
 from tests.video_files import KINDS, indices_of, natural_picture, sample, write_video
 
@@ -112,6 +114,18 @@ def test_an_animated_gif_is_a_video(folder):
     pictures = [PIL.Image.fromarray(video_files.index_picture(i, 64, 48)) for i in range(8)]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
     assert indices_of(sample(path, 4).frames) == [1, 3, 5, 7]
+
+
+def test_frames_that_are_too_large_or_grow_to_be_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(video_file, "MAX_PIXELS", 100_000)
+    small = write_video(folder / "small.ts", 24)
+    large = write_video(folder / "large.ts", 24, size=(640, 480), start=2.0, pictures=[natural_picture(480, 640)] * 24)
+    assert len(sample(small, 4).frames) == 4
+    with pytest.raises(VideoDecodingError, match="large.ts: frames of 640 x 480 pixels are too large; scale it down"):
+        sample(large, 4)
+    (folder / "growing.ts").write_bytes(small.read_bytes() + large.read_bytes())
+    with pytest.raises(VideoDecodingError, match="growing.ts: damaged or incomplete"):
+        sample(folder / "growing.ts", 4)
 
 
 @needs_torchcodec
