@@ -63,12 +63,13 @@ def folder(second_run, clip, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def hub(run_dir, tmp_path_factory):
+def hub(run_dir, clip, tmp_path_factory):
     """A Hub to which the first run was released, as a user does it."""
     home = tmp_path_factory.mktemp("home")
     with FakeHub() as hub:
         done = subprocess.run(
-            [sys.executable, str(ROOT / "hub_cards" / "release.py"), str(run_dir), "--repo_id", REPO],
+            [sys.executable, str(ROOT / "hub_cards" / "release.py"), str(run_dir)]
+            + ["--repo_id", REPO, "--example_clips", str(clip)],
             capture_output=True, text=True, timeout=900, cwd=ROOT, env=environment(home, hub),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -93,6 +94,7 @@ def test_a_release_is_one_commit_that_was_shown_before(hub, run_dir):
     for name in set(files) - {".gitattributes"}:
         assert re.search(rf"^ *{len(files[name]):,}  {re.escape(name)}$", hub.shown, flags=re.MULTILINE)
     needed = {"handler.py", "untrusted.py", "requirements.txt", "modules.json", "config_sentence_transformers.json"}
+    needed |= {"example_1.mp4", "examples.json", "query_bank.txt", "recipe.yaml"}
     needed |= {path.name for path in (ROOT / "modeling_camoe").glob("*.py")} - NOT_RELEASED
     assert needed <= set(files) and not [request for request in hub.unknown if REPO in request]
     assert json.loads(files["config.json"])["auto_map"]["AutoModel"] == "modeling_camoe.CAMoEModel"
@@ -161,6 +163,8 @@ def test_a_second_release_replaces_code_weights_and_examples_and_leaves_other_fi
         (["EMPTY", "--repo_id", REPO], "holds no config.json"),
         (["RUN", "--repo_id", "org/camoe-msrvtt"], "the card camoe-msrvtt.md is about 'msrvtt'"),
         (["RUN", "--repo_id", REPO, "--dry_run", "EMPTY"], "exists already"),
+        (["RUN", "--repo_id", REPO, "--dry_run", "EMPTY/no/where"], "does not exist"),
+        (["RUN", "--repo_id", REPO, "--example_clips", "nowhere.mp4"], "nowhere.mp4 does not exist"),
     ],
 )
 def test_a_wrong_release_is_one_line_with_cause_and_exit_code_2(
@@ -168,7 +172,9 @@ def test_a_wrong_release_is_one_line_with_cause_and_exit_code_2(
 ):
     (tmp_path / "empty").mkdir()
     places = {"RUN": str(run_dir), "EMPTY": str(tmp_path / "empty")}
-    monkeypatch.setattr(sys, "argv", ["release.py", *(places.get(word, word) for word in arguments)])
+    monkeypatch.setattr(
+        sys, "argv", ["release.py", *(places.get(word, word.replace("EMPTY", places["EMPTY"])) for word in arguments)]
+    )
     with pytest.raises(SystemExit) as exit_:
         main()
     last = capsys.readouterr().err.strip().splitlines()[-1]
