@@ -15,10 +15,10 @@
 
 import json
 import shutil
+import sys
 
+import evaluate_retrieval
 import pytest
-from accelerate import Accelerator
-from evaluate_retrieval import EvaluationOptions, evaluate
 
 from camoe_search.cli import main
 from camoe_search.index import VideoIndex
@@ -45,13 +45,12 @@ def scored(checkpoint, split, tmp_path_factory):
     """What evaluate_retrieval.py says, written where `camoe index` looks for it."""
     folder, _ = split
     run = shutil.copytree(checkpoint, tmp_path_factory.mktemp("runs") / "run")
-    options = EvaluationOptions(
-        checkpoint=str(run), dataset_name=str(folder.parent), split="test", validation_split=None, train_split=None,
-        corrections=["none", "query_bank"], query_bank_tau=0.03, num_workers=0,
-    )  # fmt: skip
-    results = evaluate(options, Accelerator())
-    (run / "eval_results.json").write_text(json.dumps(results))
-    return run, results["results"]
+    command = ["--checkpoint", run, "--dataset_name", folder.parent, "--split", "test", "--validation_split", "null"]
+    command += ["--train_split", "null", "--corrections", "[none, query_bank]", "--query_bank_tau", "0.03"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["evaluate_retrieval.py", *map(str, command), "--num_workers", "0"])
+        evaluate_retrieval.main()
+    return run, json.loads((run / "eval_results.json").read_text())["results"]
 
 
 def recall(ranks: list[int], k: int) -> float:
