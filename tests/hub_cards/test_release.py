@@ -172,9 +172,9 @@ def test_a_wrong_release_is_one_line_with_cause_and_exit_code_2(
 ):
     (tmp_path / "empty").mkdir()
     places = {"RUN": str(run_dir), "EMPTY": str(tmp_path / "empty")}
-    monkeypatch.setattr(
-        sys, "argv", ["release.py", *(places.get(word, word.replace("EMPTY", places["EMPTY"])) for word in arguments)]
-    )
+    for name, place in places.items():
+        arguments = [word.replace(name, place) for word in arguments]
+    monkeypatch.setattr(sys, "argv", ["release.py", *arguments])
     with pytest.raises(SystemExit) as exit_:
         main()
     last = capsys.readouterr().err.strip().splitlines()[-1]
