@@ -1,0 +1,48 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The benchmark of scoring compares like with like: its peer gives the same ranks, its embeddings are CLIP's kind."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import evaluation
+
+
+@pytest.mark.parametrize("cosines", ["clip", "zero"])
+def test_both_ways_give_the_same_ranks(cosines):
+    texts, videos = evaluation.embeddings(400, 64, cosines)
+    corrections = ("none", "dual_softmax")
+    tiles, full = (way(texts, videos, corrections) for way in (evaluation.in_tiles, evaluation.full_matrix))
+    for correction in corrections:
+        for direction, ranks in tiles[correction].items():
+            expected = full[correction][direction]  # in float32, where a product may underflow
+            assert np.mean(ranks == expected) > 0.99, (correction, direction)
+            assert ranks.mean() == pytest.approx(expected.mean(), rel=1e-3)
+
+
+def test_embeddings_have_the_cosines_of_clip():
+    texts, videos = evaluation.embeddings(2000, 512, "clip")
+    cosines = texts @ videos.T
+    right = cosines.diagonal().clone()
+    cosines.fill_diagonal_(float("nan"))
+    others = cosines[~cosines.isnan()]
+    assert texts.norm(dim=1).mean() == pytest.approx(1)
+    assert others.mean() == pytest.approx(0.2, abs=0.02) and others.std() == pytest.approx(0.04, abs=0.01)
+    assert right.mean() == pytest.approx(0.3, abs=0.02)
