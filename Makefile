@@ -25,9 +25,9 @@ demo: .venv/.ready  ## make motion clips, train a tiny CAMoE on them, score it a
 	$(BIN)/python training/evaluate_retrieval.py --checkpoint $(DEMO) --dataset_name data/motion_demo --split test
 	$(BIN)/python training/show_retrieval.py --checkpoint $(DEMO) --dataset_name data/motion_demo --split test
 
-# Two workers, each with one thread: tests that start programs of their own fill the cores.
+# Two workers, each with one thread (programs that tests start fill the cores); a file stays whole: its fixtures are dear.
 test: .venv/.ready  ## run all tests (no network, no GPU, no display)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/.ready  ## compare with what else there is: one table, a chart, benchmarks/results/ (a quarter of an hour)
 	$(BIN)/python benchmarks/run_all.py
