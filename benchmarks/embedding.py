@@ -56,7 +56,7 @@ def model_alone(model, batches: list[dict]):
 def main():
     options = parser(__doc__)
     options.set_defaults(repeats=3)
-    options.add_argument("--clips", type=int, default=64)
+    options.add_argument("--clips", type=int, default=32)
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--workers", type=int, default=1, help="processes that decode (default: %(default)s)")
     options.add_argument("--threads", type=int, default=1, help="of the model, on a CPU (default: %(default)s)")
