@@ -232,11 +232,15 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
                 "leave do_resize and do_center_crop on, or give a fixed size"
             )
         length = max(num_frames, *(len(video) for video in videos))
-        batch = videos[0].new_zeros(len(videos), length, *videos[0].shape[1:])  # (B, T, 3, H, W)
-        frame_mask = torch.zeros(len(videos), length, dtype=torch.long, device=batch.device)  # (B, T)
+        frame_mask = torch.zeros(len(videos), length, dtype=torch.long, device=videos[0].device)  # (B, T)
         for i, video in enumerate(videos):
-            batch[i, : len(video)] = video
             frame_mask[i, : len(video)] = 1
+        if all(len(video) == length for video in videos):
+            batch = torch.stack(videos)  # (B, T, 3, H, W)
+        else:  # writes everything twice
+            batch = videos[0].new_zeros(len(videos), length, *videos[0].shape[1:])
+            for i, video in enumerate(videos):
+                batch[i, : len(video)] = video
         return BatchFeature(data={"pixel_values_videos": batch, "frame_mask": frame_mask}, tensor_type=return_tensors)
 
 
