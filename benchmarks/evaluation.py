@@ -25,7 +25,7 @@ Two questions, each answered by ratios within one run, because machines and thei
   fits, and must give the same ranks.
 
 Targets: at 50,000 x 50,000 with 512 dims on two cores, both corrections within 1.5 times their two products, and 2 GB
-above the embeddings. JSON goes to results/evaluation.json.
+above the embeddings. JSON goes to results/evaluation.json, that of another size to results/evaluation_SIZE.json.
 
 Embeddings are like those of CLIP: other pairs have cosine 0.20 +- 0.04, right pairs 0.30 +- 0.04 (`--cosines zero`
 centres the others on 0, where many right scores are negative under dual softmax and take a slower way).
@@ -50,6 +50,7 @@ from metrics.retrieval_ranks import rank_retrieval
 
 
 SCALE = 100.0  # exp(logit_scale) of every CLIP
+DEFAULT_SIZE = 12_000
 
 
 def embeddings(size: int, dim: int, cosines: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -206,7 +207,7 @@ def compare_ways(options: argparse.Namespace) -> list[harness.Line]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=12_000, help="texts, and videos")
+    parser.add_argument("--size", type=int, default=DEFAULT_SIZE, help="texts, and videos")
     parser.add_argument("--dim", type=int, default=512, help="K, length of the vectors")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of products and scoring")
     parser.add_argument(
@@ -225,7 +226,8 @@ def main() -> None:
         lines += compare_ways(options)
     settings = {name: getattr(options, name) for name in ("size", "dim", "repeats", "numpy_size", "cosines")}
     print(harness.table(lines))
-    print(f"wrote {harness.write('evaluation', lines, settings)}")
+    name = "evaluation" if options.size == DEFAULT_SIZE else f"evaluation_{options.size}"
+    print(f"wrote {harness.write(name, lines, settings)}")
 
 
 if __name__ == "__main__":
