@@ -19,6 +19,7 @@ the model's device. K = E*D is the length of a folded vector; B clips, N caption
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -89,11 +90,20 @@ class ClipFrames(Dataset):
 def leave_signals_to_the_parent(worker: int):
     """For workers of a `DataLoader`. Ctrl-C and a cluster's SIGTERM reach all processes of a program, and its main one
     decides what becomes of them: a worker that died of the signal would break the step that is being finished. A
-    SIGTERM that the parent itself sends ends the worker as ever."""
+    SIGTERM that the parent itself sends ends the worker as ever. A parent that was interrupted while it received a
+    batch hangs up in the middle; that is no error of the worker, and no traceback follows."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _print_unless_parent_hung_up
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _print_unless_parent_hung_up(kind, error, traceback):
+    # In a worker, only the thread that hands batches to the parent (multiprocessing's resource sharer) comes here: the
+    # errors of the data set travel to the parent.
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _obey(parent: int):

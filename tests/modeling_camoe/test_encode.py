@@ -1,0 +1,53 @@
+# Copyright 2026 The CAMoE contributors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The workers that decode for a program."""
+
+import multiprocessing
+import os
+import sys
+from multiprocessing import connection, resource_sharer
+
+import pytest
+
+from modeling_camoe.encode import leave_signals_to_the_parent
+
+
+CONTEXT = multiprocessing.get_context("fork")
+
+
+def hand_out_a_file(file, errors, pipe):
+    """A worker as a `DataLoader` has it: a batch travels as open files that the parent fetches."""
+    sys.stderr = open(errors, "w", buffering=1)
+    leave_signals_to_the_parent(0)
+    with open(file) as opened:
+        pipe.send(resource_sharer.DupFd(opened.fileno()))
+    pipe.recv()
+
+
+@pytest.mark.parametrize(("unknown_key", "in_errors"), [(False, ""), (True, "KeyError: 12345")])
+def test_a_parent_that_hangs_up_is_no_error_of_the_worker_but_another_error_is_shown(tmp_path, unknown_key, in_errors):
+    (tmp_path / "batch").write_text("frames")
+    here, there = CONTEXT.Pipe()
+    worker = CONTEXT.Process(target=hand_out_a_file, args=(tmp_path / "batch", tmp_path / "errors", there))
+    worker.start()
+    batch = here.recv()
+    with connection.Client(batch._id[0], authkey=multiprocessing.current_process().authkey) as interrupted:
+        if unknown_key:
+            interrupted.send((12345, os.getpid()))
+    with open(batch.detach()) as received:  # the worker serves one after the other: it has seen the first to its end
+        assert received.read() == "frames"
+    here.send("end")
+    worker.join(30)
+    errors = (tmp_path / "errors").read_text()
+    assert worker.exitcode == 0 and in_errors in errors and bool(errors) == unknown_key
