@@ -20,7 +20,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from metrics import score_tiles
+from metrics import rank_counts, score_tiles
 from metrics.retrieval_ranks import CORRECTIONS, rank_retrieval, recalls
 from scoring import (
     choose_temperature,
@@ -277,6 +277,36 @@ def test_threads_do_not_change_the_ranks(float32_tiles):
         torch.set_num_threads(before)
     for correction, ranks in alone.ranks.items():
         assert_same_ranks(shared.ranks[correction], ranks)
+
+
+def test_tiles_that_numpy_cannot_see_give_the_same_ranks(float32_tiles, monkeypatch):
+    texts, videos, bank = random_vectors(300, 200, 90, seed=12, k=16)
+    video_of_text = torch.arange(300) % 200
+    options = {"corrections": ("dual_softmax", "query_bank"), "text_bank": bank, "block_size": 64, "scale": 5.0}
+    expected = rank_retrieval(texts, videos, video_of_text, **options)
+    for module in (score_tiles, rank_counts):
+        monkeypatch.setattr(module, "as_array", lambda tensor: tensor)  # as of a GPU's tensor
+    found = rank_retrieval(texts, videos, video_of_text, **options)
+    for correction, ranks in expected.ranks.items():
+        assert_same_ranks(found.ranks[correction], ranks)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 50), (255, 2040), (256, 2041), (700, 9), (2, 5000)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_flags_are_counted_and_told_apart(rows, columns, axis):
+    generator = np.random.default_rng(rows)
+    s = generator.random((rows, columns), dtype=np.float32)
+    s[1], s[:, 1] = 1, 1  # a whole row and a whole column above both thresholds
+    flags = score_tiles.Flags(rows, columns, torch.device("cpu"))
+    for part in (slice(0, rows // 2), slice(rows // 2, rows)):
+        flags.compare(part, s[part], np.float32(0.6), np.float32(0.4))
+    assert np.array_equal(flags.sum(axis), [(s > 0.6).sum(axis), (s >= 0.4).sum(axis)])
+    places = np.arange(0, (columns, rows)[axis], 2)
+    between = (s >= 0.4) & (s <= 0.6)
+    between[(slice(None), slice(1, None, 2))[:: 1 if axis == 0 else -1]] = False  # every other one was not asked for
+    found = np.zeros_like(between)
+    found[flags.differing(axis, places)] = True
+    assert np.array_equal(found, between) and between.any()
 
 
 def test_a_machine_whose_float32_products_are_coarser_is_scored_in_float64(float32_tiles, monkeypatch, caplog):

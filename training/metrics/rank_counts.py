@@ -23,10 +23,11 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .score_tiles import Buffers, TiledScores, Work
+from .score_tiles import Buffers, TiledScores, Work, as_array
 
 
 TINY = 1e-37  # scores are raised to this before their logarithm, -85.2
@@ -59,22 +60,29 @@ class Order:
         return sign, sign * (s.abs().clamp_min(TINY).log() + self.slope * s - bias)  # 0 and 0 where s is 0
 
 
-class Tile:
-    """s (R,C) in float32, without the right pairs; then, in its place, the levels that rankings with a slope share.
+class Levels:
+    """Part of a tile s (R,C) in float32; then, in its place, the levels that rankings with a slope share.
 
-    The fewer tiles are in use, the more of them stay in the cache: so rankings without a slope must come first.
+    The less memory is in use, the more of it stays in the cache: so rankings without a slope must come first.
     """
 
     def __init__(self, s: torch.Tensor, buffers: Buffers):
-        self.s, self.buffers, self.slope = s, buffers, None
+        self.s, self.other, self.slope = s, buffers.like("other", s), None
+        self.arrays = as_array(s), as_array(self.other)
 
-    def level(self, slope: float | None, least: float) -> torch.Tensor:
-        """s or, with a slope, log s + slope * s. Where s is below `least` it is only known to be lower than there."""
+    def get(self, slope: float | None, least: float, bias: torch.Tensor | None):
+        """s or, with a slope, log s + slope * s, less the bias, `as_array`.
+
+        Where s is below `least` it is only known to be lower than there.
+        """
         if slope != self.slope:
-            log = torch.clamp_min(self.s, least, out=self.buffers.like("other", self.s)).log_()
-            torch.add(log, self.s, alpha=slope, out=self.s)
+            torch.clamp_min(self.s, least, out=self.other).log_()
+            torch.add(self.other, self.s, alpha=slope, out=self.s)
             self.slope = slope
-        return self.s
+        if bias is None:
+            return self.arrays[0]
+        torch.sub(self.s, bias, out=self.other)
+        return self.arrays[1]
 
 
 class Ranking:
@@ -126,8 +134,11 @@ class Ranking:
             floor = math.log(self.least) + slope * self.least - float(bias.min())
             self.slow = (self.sign < 1) | (self.level < floor + 2 * self.rounding)
         level = self.level.masked_fill(self.slow, math.inf)  # infinity: none is above or equal
-        self.low, self.high = (level - self.rounding).float(), (level + self.rounding).float()
-        self.bias32 = None if bias is None else bias.float()
+        low, high = (level - self.rounding).float(), (level + self.rounding).float()
+        bias = None if bias is None else bias.float()
+        # as they lie along a tile
+        self.low, self.high = (as_array(t[:, None] if self.by_text else t) for t in (low, high))
+        self.bias32 = bias if bias is None or self.by_text else bias[:, None]
 
     def compare(self, s: torch.Tensor, query: torch.Tensor, candidate: torch.Tensor):
         """Which float64 scores are above, and which at least equal, their query's right one. Broadcasts."""
@@ -136,8 +147,9 @@ class Ranking:
         same = sign == own_sign
         return (sign > own_sign) | (same & (ahead > self.tie)), (sign > own_sign) | (same & (ahead >= -self.tie))
 
-    def compare_pairs(self, rows: torch.Tensor, columns: torch.Tensor):
+    def compare_pairs(self, rows: np.ndarray, columns: np.ndarray):
         """The same of single pairs, (P,) and (P,)."""
+        rows, columns = (torch.from_numpy(index).to(self.counts.device) for index in (rows, columns))
         pairs = (rows, columns) if self.by_text else (columns, rows)
         return self.compare(self.scores.pairs(rows, columns), *pairs)
 
@@ -154,93 +166,78 @@ class StripCounts:
         groups: (G,R) of 0 and 1, which rows are captions of which video; None where the ranking is not grouped.
     """
 
-    def __init__(self, ranking: Ranking, rows: slice, groups: torch.Tensor | None, buffers: Buffers):
-        self.ranking, self.rows, self.groups, self.buffers = ranking, rows, groups, buffers
+    def __init__(self, ranking: Ranking, rows: slice, groups: torch.Tensor | None):
+        self.ranking, self.rows, self.groups, self.buffers = ranking, rows, groups, Buffers()
         num_queries = rows.stop - rows.start if ranking.by_text else ranking.counts.shape[1]
-        # float32 counts are exact up to 16 million, and cheaper to add sums of float32 tiles to
-        self.counts = torch.zeros(len(ranking.counts), num_queries, device=ranking.counts.device)
-        self.num_above, self.num_reach = self.counts[0], self.counts[1]
+        self.counts = np.zeros((len(ranking.counts), num_queries))
         self.near = []
-        # what lies along the rows is the same for all tiles
-        self.low, self.high, self.bias = ranking.low, ranking.high, ranking.bias32
-        if ranking.by_text:
-            self.low, self.high = self.low[rows, None], self.high[rows, None]
-        elif self.bias is not None:
-            self.bias = self.bias[rows, None]
 
-    def add(self, columns: slice, tile: Tile):
-        """Count a tile, without its right pairs."""
-        ranking, bias, low, high = self.ranking, self.bias, self.low, self.high
-        if ranking.by_text:
-            axis, place = 1, slice(None)
-            bias = None if bias is None else bias[columns]
-        else:
-            axis, place = 0, columns
-            low, high = low[columns], high[columns]
-        level = tile.level(ranking.order.slope, ranking.least)
-        other = self.buffers.like("other", level)
-        if bias is not None:
-            level = torch.sub(level, bias, out=other)
-        # compared into float tiles and summed as float: on a CPU several times faster than through booleans
-        reach = torch.ge(level, low, out=self.buffers.like("reach", level))
-        above = torch.gt(level, high, out=other)
-        num_above, num_reach = above.sum(dim=axis), reach.sum(dim=axis)
-        if ranking.rounding > 0 and not torch.equal(num_above, num_reach):
-            unsure = (num_above != num_reach).nonzero().flatten()
-            near = above.index_select(1 - axis, unsure) != reach.index_select(1 - axis, unsure)
-            if self._settle(columns, tile, above, reach, unsure, near):
-                num_above, num_reach = above.sum(dim=axis), reach.sum(dim=axis)
-        self.num_above[place].add_(num_above)
-        self.num_reach[place].add_(num_reach)
+    def begin(self, columns: slice):
+        """Begin a tile."""
+        size, device = self.rows.stop - self.rows.start, self.ranking.counts.device
+        self.columns, self.flags = columns, self.buffers.flags(size, columns.stop - columns.start, device)
+        bias = self.ranking.bias32
+        self.bias = bias if bias is None or not self.ranking.by_text else bias[columns]
+
+    def compare(self, part: slice, levels: Levels):
+        """Compare part of the tile, without its right pairs, with the right ones' levels."""
+        ranking, bias = self.ranking, self.bias
+        queries = rows = slice(self.rows.start + part.start, self.rows.start + part.stop)
+        if not ranking.by_text:
+            queries, bias = self.columns, None if bias is None else bias[rows]
+        level = levels.get(ranking.order.slope, ranking.least, bias)
+        self.flags.compare(part, level, ranking.high[queries], ranking.low[queries])
+
+    def end(self, s: torch.Tensor):
+        """Count the tile. s: (R,C), of which only not-a-number, the right pairs, is of interest now."""
+        ranking, flags = self.ranking, self.flags
+        place = slice(None) if ranking.by_text else self.columns
+        sums = flags.sum(ranking.axis)
+        unsure = np.flatnonzero(sums[0] != sums[1]) if ranking.rounding > 0 else ()
+        if len(unsure) and self._settle(s, *flags.differing(ranking.axis, unsure)):
+            sums = flags.sum(ranking.axis)
+        self.counts[:2, place] += sums
         if self.groups is not None:
-            count_groups(self.groups, above, reach, self.counts, place)
+            self.counts[2:, place] += count_groups(self.groups, flags.values.float()).cpu().numpy()
 
-    def _settle(self, columns, tile, above, reach, unsure, near) -> bool:
-        """See to pairs that are at least equal, but perhaps not above: compare them in float64, now or at the end.
-
-        Args:
-            above, reach: (R,C). unsure: queries whose sums of these differ. near: where theirs differ.
-
-        Returns:
-            Whether above and reach changed.
-        """
-        ranking = self.ranking
-        row, column = near.nonzero().unbind(1)
-        row, column = (unsure[row], column) if ranking.by_text else (row, unsure[column])
-        if len(row) > above.numel() // 64:  # a collapsed model: everything is close to everything
-            rows = torch.arange(self.rows.start, self.rows.stop, device=above.device)
-            s = torch.empty_like(above, dtype=torch.float64)
-            s = ranking.scores.fill(ranking.scores.load(rows, torch.float64), columns, s)
-            s.masked_fill_(torch.isnan(tile.s), math.nan)
-            columns = torch.arange(columns.start, columns.stop, device=above.device)
-            rows, near = rows[:, None], (above != reach)
-            flags = ranking.compare(s, *((rows, columns) if ranking.by_text else (columns, rows)))
-            for counted, flag in zip((above, reach), flags, strict=True):
-                counted.copy_(torch.where(near, flag.float(), counted))
+    def _settle(self, s: torch.Tensor, row: np.ndarray, column: np.ndarray) -> bool:
+        """See to the tile's pairs that are at least equal, but perhaps not above: compare them in float64, now or at
+        the end. Returns whether flags changed."""
+        ranking, above_reach = self.ranking, self.flags.values
+        if len(row) > s.numel() // 64:  # a collapsed model: everything is close to everything
+            rows = torch.arange(self.rows.start, self.rows.stop, device=s.device)
+            exact = torch.empty_like(s, dtype=torch.float64)
+            exact = ranking.scores.fill(ranking.scores.load(rows, torch.float64), self.columns, exact)
+            exact.masked_fill_(torch.isnan(s), math.nan)
+            columns = torch.arange(self.columns.start, self.columns.stop, device=s.device)
+            rows, near = rows[:, None], torch.ne(*above_reach)
+            flags = ranking.compare(exact, *((rows, columns) if ranking.by_text else (columns, rows)))
+            above_reach.copy_(torch.where(near, torch.stack(flags), above_reach))
         elif self.groups is not None:
-            flags = ranking.compare_pairs(row + self.rows.start, column + columns.start)
-            for counted, flag in zip((above, reach), flags, strict=True):
-                counted[row, column] = flag.float()
+            flags = ranking.compare_pairs(row + self.rows.start, column + self.columns.start)
+            above_reach[:, row, column] = torch.stack(flags)
         else:  # one comparison of all of the strip's is cheaper than many of a few
-            self.near.append((row + self.rows.start, column + columns.start))
+            self.near.append((row + self.rows.start, column + self.columns.start))
             return False
         return True
 
     def finished(self) -> torch.Tensor:
         """The counts, when all tiles are counted."""
         if self.near:
-            row, column = (torch.cat(parts) for parts in zip(*self.near, strict=True))
-            is_above, is_reach = self.ranking.compare_pairs(row, column)
-            query = row - self.rows.start if self.ranking.by_text else column
-            self.counts[0].index_add_(0, query, is_above.float())
-            self.counts[1].index_add_(0, query, is_reach.float() - 1)  # was counted as equal
-        return self.counts
+            row, column = (np.concatenate(parts) for parts in zip(*self.near, strict=True))
+            above_reach = torch.stack(self.ranking.compare_pairs(row, column)).cpu().numpy()
+            above_reach = above_reach - np.array([[0.0], [1.0]])  # was counted as equal
+            np.add.at(self.counts, (slice(2), row - self.rows.start if self.ranking.by_text else column), above_reach)
+        return torch.from_numpy(self.counts).to(self.ranking.counts.device)
 
 
-def count_groups(groups, above, reach, counts, place):
-    """A group is above if one of its captions is. groups (G,R), tiles (R,C), place of the columns in `counts`."""
-    counts[2, place] += (groups @ above > 0).sum(dim=0)
-    counts[3, place] += (groups @ reach > 0).sum(dim=0)
+def count_groups(groups: torch.Tensor, above_reach: torch.Tensor) -> torch.Tensor:
+    """(2,C): how many groups are above, and at least equal; a group is if one of its captions is.
+
+    Args:
+        groups: (G,R) of 0 and 1. above_reach: (2,R,C) of 0 and 1.
+    """
+    return (groups @ above_reach > 0).sum(dim=1)
 
 
 def _largest(values: torch.Tensor | None) -> float:
@@ -270,17 +267,22 @@ def count_in_float32(
     def of_strip(rows: slice) -> tuple:
         buffers, video = Buffers(), video_of_text[rows]
         groups, right = _groups_of(video) if grouped else None, video.tolist()
-        counts = [StripCounts(ranking, rows, groups if ranking.grouped else None, buffers) for ranking in rankings]
+        counts = [StripCounts(ranking, rows, groups if ranking.grouped else None) for ranking in rankings]
         for columns, s in scores.tiles(rows, work, buffers):
             first, last = bisect_left(right, columns.start), bisect_left(right, columns.stop)
             if first < last:  # the right pairs: not-a-number is above nothing and equal to nothing
                 s[torch.arange(first, last, device=s.device), video[first:last] - columns.start] = math.nan
-            tile = Tile(s, buffers)
             for of_ranking in counts:
-                of_ranking.add(columns, tile)
+                of_ranking.begin(columns)
+            for part in work.parts(s):
+                levels = Levels(s[part], buffers)
+                for of_ranking in counts:
+                    of_ranking.compare(part, levels)
+            for of_ranking in counts:
+                of_ranking.end(s)
         return rows, [of_ranking.finished() for of_ranking in counts]
 
-    rankings = sorted(rankings, key=lambda ranking: ranking.order.slope is not None)  # as `Tile` wants
+    rankings = sorted(rankings, key=lambda ranking: ranking.order.slope is not None)  # as `Levels` wants
     for rows, counts in work.each(of_strip, strips):
         for ranking, of_ranking in zip(rankings, counts, strict=True):
             ranking.counts[:, rows if ranking.by_text else slice(None)] += of_ranking
@@ -307,7 +309,7 @@ def count_in_float64(scores: TiledScores, ranking: Ranking, strips, work: Work, 
             counts[0, place] += above.sum(dim=ranking.axis)
             counts[1, place] += reach.sum(dim=ranking.axis)
             if ranking.grouped:
-                count_groups(groups, above, reach, counts, place)
+                counts[2:, place] += count_groups(groups, torch.stack([above, reach]))
             done += len(columns)
         return piece, counts
 

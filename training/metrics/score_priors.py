@@ -50,8 +50,11 @@ def log_sum_exp(
                 s.sub_(column_bias[None, columns].to(s.dtype), alpha=1 / slope)
             # one exp serves both sums, less the first tile's peak, unless some are too far apart for a common one
             peak = slope * s.max() if peak is None else peak
-            powers = torch.add(-peak, s, alpha=slope, out=buffers.like("powers", s)).exp_()
-            sums = torch.cat([powers.sum(dim=1), powers.sum(dim=0)])
+            sums = s.new_zeros(len(s) + s.shape[1])
+            for part in work.parts(s):
+                powers = torch.add(-peak, s[part], alpha=slope, out=buffers.like("powers", s[part])).exp_()
+                sums[part] = powers.sum(dim=1)
+                sums[len(s) :] += powers.sum(dim=0)
             if least < sums.min() and sums.max() < math.inf:
                 parts = sums.double().log_() + peak
             else:

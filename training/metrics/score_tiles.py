@@ -32,9 +32,10 @@ logger = logging.getLogger(__name__)
 
 # Up to this many scores (2,000 texts and videos) tiles are float64: a second or so, and no rounding to think about.
 FLOAT64_LIMIT = 2**22
-# Rows and columns of a tile. On a CPU a tile and what is derived from it stay in the cache of a core (512 is slower:
-# sums over columns that lie a power of two apart collide there). Elsewhere it should be worth a kernel's launch.
-CPU_BLOCK, GPU_BLOCK = 480, 4096
+# Rows and columns of a tile. On a CPU a product of this size runs at full speed; elsewhere it should be worth a
+# kernel's launch. (No power of two: sums over columns that lie so far apart collide in the cache.)
+CPU_BLOCK, GPU_BLOCK = 1000, 4096
+PART = 2**18  # scores of a tile that are worked on at a time on a CPU: they and their like stay in the cache of a core
 MOST_THREADS = 16  # more of them outrun the memory
 
 
@@ -54,13 +55,14 @@ class Work:
 
     def strips(self, num_rows: int, group_of_row: torch.Tensor | None = None) -> list[slice]:
         """This process's strips of `block_size` rows or so; rows of one group, which are neighbours, stay together."""
+        workers = self.threads * self.shard[1]
+        size = -(-num_rows // (workers * -(-num_rows // (workers * self.block_size))))  # as many for each
         if group_of_row is None:
-            starts = range(0, num_rows, self.block_size)
-            strips = [slice(start, min(start + self.block_size, num_rows)) for start in starts]
+            strips = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
         else:
             strips, start = [], 0
             for end in group_of_row.unique_consecutive(return_counts=True)[1].cumsum(0).tolist():
-                if strips and end - strips[-1].start <= self.block_size:
+                if strips and end - strips[-1].start <= size:
                     strips[-1] = slice(strips[-1].start, end)
                 else:
                     strips.append(slice(start, end))
@@ -73,11 +75,16 @@ class Work:
         for start in range(0, num_columns, width):
             yield slice(start, min(start + width, num_columns))
 
+    def parts(self, tile: torch.Tensor) -> list[slice]:
+        """Rows of a tile to do everything with, one part after the other."""
+        size = max(PART // tile.shape[1], 1) if tile.is_cpu else len(tile)
+        return [slice(start, min(start + size, len(tile))) for start in range(0, len(tile), size)]
+
     def each(self, work: Callable, pieces: Sequence) -> Iterator:
         """`work(piece)` of every piece, in order.
 
-        On a CPU as many pieces are at work as there are threads, each in one: an operation on a tile takes some tens
-        of microseconds, and shared out it would take longer to wait for the slowest thread.
+        On a CPU as many pieces are at work as there are threads, each in one: an operation on part of a tile takes
+        some tens of microseconds, and shared out it would take longer to wait for the slowest thread.
         """
         if self.threads == 1 or len(pieces) == 1 or self.block_size < 256:  # tiny tiles would wait for the interpreter
             yield from map(work, pieces)
@@ -104,11 +111,66 @@ class Work:
         return {"sum": torch.sum, "amax": torch.amax, "logsumexp": torch.logsumexp}[how](tensors, dim=0)
 
 
+def as_array(tensor: torch.Tensor) -> np.ndarray | torch.Tensor:
+    """The tensor for numpy, where numpy can see it."""
+    return tensor.numpy() if tensor.is_cpu else tensor
+
+
+class Flags:
+    """Which scores of a tile are above two thresholds, (2,R,C) booleans `values`, how many, and where the two differ.
+
+    On a CPU numpy compares and torch adds large arrays: each is several times slower at the other's work. Small ones
+    are numpy's: its threads do not wait for one another at every step.
+    """
+
+    def __init__(self, rows: int, columns: int, device: torch.device):
+        # Booleans are bytes, and a sum of 64-bit words adds eight columns at once, as long as no byte passes 255: so
+        # rows are added in parts, and words along a row in parts. What fills them up stays false.
+        row_parts, column_parts = -(-rows // 255), -(-columns // (8 * 255))
+        height, width = -(-rows // row_parts), -(-columns // (8 * column_parts))
+        padded = torch.zeros(2, row_parts * height, 8 * column_parts * width, dtype=torch.bool, device=device)
+        self.values = padded[:, :rows, :columns]
+        self.array = as_array(self.values)
+        self.on_cpu = isinstance(self.array, np.ndarray)
+        self.library = np if self.on_cpu else torch
+        words = padded.view(torch.int64)
+        self.words_of_column = words.view(2, row_parts, height, -1)
+        self.words_of_row = words[:, :rows].view(2, rows, column_parts, -1)
+
+    def compare(self, rows: slice, s, above, at_least) -> None:
+        """Set some rows: values[0] where s > above, values[1] where s >= at_least. Broadcasts; all `as_array`."""
+        self.library.greater(s, above, out=self.array[0, rows])
+        self.library.greater_equal(s, at_least, out=self.array[1, rows])
+
+    def sum(self, axis: int) -> np.ndarray:
+        """How many are true in each column, (2,C), for axis 0, or in each row, (2,R), for axis 1."""
+        if not self.on_cpu:
+            return self.values.sum(dim=1 + axis).cpu().numpy()
+        if axis == 0:
+            return self.words_of_column.sum(dim=2).numpy().view(np.uint8).sum(axis=1)[:, : self.values.shape[2]]
+        return self.words_of_row.sum(dim=3).view(torch.uint8).sum(dim=2).numpy()
+
+    def differing(self, axis: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the scores between the thresholds, in some columns (axis 0) or rows (1)."""
+        if not self.on_cpu:
+            part = self.values.index_select(2 - axis, torch.from_numpy(places).to(self.values.device)).cpu().numpy()
+        else:
+            part = self.array[:, :, places] if axis == 0 else self.array[:, places]
+        row, column = np.divmod(np.flatnonzero(part[0] != part[1]), part.shape[2])
+        return (row, places[column]) if axis == 0 else (places[row], column)
+
+
 class Buffers:
     """Tiles that are written again and again: fresh memory would cost more than the arithmetic on it."""
 
     def __init__(self):
         self.tiles = {}
+
+    def flags(self, rows: int, columns: int, device: torch.device) -> Flags:
+        flags = self.tiles.get((rows, columns))
+        if flags is None:
+            flags = self.tiles[rows, columns] = Flags(rows, columns, device)
+        return flags
 
     def get(self, name: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         tile = self.tiles.get((name, rows, columns))
