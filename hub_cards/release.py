@@ -47,7 +47,7 @@ from modeling_camoe import CAMoEModel, CAMoEPipeline, CAMoEProcessor
 HERE = Path(__file__).parent
 
 # From the run, where it has them.
-RUN_FILES = ("query_bank.txt", "eval_results.json", "all_results.json", "recipe.yaml")
+RUN_FILES = ("query_bank.txt", "eval_results.json", "eval_ranks.safetensors", "all_results.json", "recipe.yaml")
 # From this folder, into every release.
 STATIC_FILES = ("handler.py", "untrusted.py", "requirements.txt")
 # What a release may hold: text, pictures, safetensors and example clips. A pickle can run code when it is loaded.

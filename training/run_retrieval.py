@@ -174,7 +174,8 @@ def main():
     accelerator = make_accelerator(options)
     check(accelerator, options)
     set_seed(options.seed)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    if not options.dry_run:
+        output_dir.mkdir(parents=True, exist_ok=True)
 
     with accelerator.main_process_first():  # the first tags and caches, the others read the cache
         train, validation, processor = load_data(options)

@@ -94,7 +94,7 @@ def test_a_release_is_one_commit_that_was_shown_before(hub, run_dir):
     for name in set(files) - {".gitattributes"}:
         assert re.search(rf"^ *{len(files[name]):,}  {re.escape(name)}$", hub.shown, flags=re.MULTILINE)
     needed = {"handler.py", "untrusted.py", "requirements.txt", "modules.json", "config_sentence_transformers.json"}
-    needed |= {"example_1.mp4", "examples.json", "query_bank.txt", "recipe.yaml"}
+    needed |= {"example_1.mp4", "examples.json", "query_bank.txt", "recipe.yaml", "eval_ranks.safetensors"}
     needed |= {path.name for path in (ROOT / "modeling_camoe").glob("*.py")} - NOT_RELEASED
     assert needed <= set(files) and not [request for request in hub.unknown if REPO in request]
     assert json.loads(files["config.json"])["auto_map"]["AutoModel"] == "modeling_camoe.CAMoEModel"

@@ -160,6 +160,19 @@ def test_a_test_caption_in_the_query_bank_is_refused(leaky, data, tmp_path):
     assert not (tmp_path / "eval_results.json").exists()
 
 
+def test_a_test_clip_in_the_video_bank_is_refused(checkpoint, data, tmp_path):
+    for split in ("train", "validation", "test"):
+        rows = datasets.Dataset.from_parquet(str(data / f"{split}.parquet"))
+        if split == "train":
+            rows = datasets.concatenate_datasets([rows, datasets.Dataset.from_parquet(str(data / "test.parquet"))])
+            rows = rows.select(range(NUM_CLIPS["train"] + 1))  # the first test clip is among them
+        rows.to_parquet(tmp_path / "leaky" / f"{split}.parquet")
+    more = ("--train_split", "train", "--corrections", "[query_bank]", "--on_leak", "drop")  # drops captions only
+    message = error_of(*arguments(checkpoint, tmp_path / "leaky", tmp_path, *more))
+    assert "split 'train' holds 1 of the clips that are scored" in message and "test0.mp4" in message
+    assert not (tmp_path / "eval_results.json").exists()
+
+
 def test_a_leaked_caption_can_be_left_out_of_the_bank(leaky, data, tmp_path):
     evaluate(*arguments(leaky, data, tmp_path, "--on_leak", "drop", "--corrections", "[query_bank]"))
     results = results_of(tmp_path)

@@ -139,6 +139,13 @@ def test_the_program_runs_by_its_path_and_teaches_its_options(tmp_path):
     assert "contrastive batches beyond memory, exact (default: None)" in done.stdout
 
 
+def test_a_dry_run_says_what_it_would_do_and_leaves_nothing(clips, recipe, tmp_path):
+    given = ("--config", recipe, "--dataset_name", clips, "--output_dir", tmp_path / "run", "--dry_run", "true")
+    done = run_program("run_retrieval.py", *given)
+    assert done.returncode == 0, done.stderr
+    assert "24 clips" in done.stdout and not (tmp_path / "run").exists()
+
+
 def copy_with(clips, folder, change):
     """The clips with one thing changed: `change(train folder, rows of its metadata)`."""
     shutil.copytree(clips, folder)
