@@ -295,10 +295,11 @@ def test_eight_clips_are_overfitted():
 
 def test_the_loss_of_the_configuration_is_used():
     inputs = random_inputs()
-    plain = tiny_model()(**inputs, return_loss=True).loss
+    plain = tiny_model(dual_softmax_temp=None)(**inputs, return_loss=True).loss
     dual = tiny_model(dual_softmax_temp=10.0)(**inputs, return_loss=True).loss
-    with_experts = tiny_model(expert_loss_weight=1.0)(**inputs, return_loss=True).loss
+    with_experts = tiny_model(dual_softmax_temp=None, expert_loss_weight=1.0)(**inputs, return_loss=True).loss
     assert (dual - plain).abs() > 1e-3 and with_experts > plain + 0.5
+    assert torch.equal(tiny_model()(**inputs, return_loss=True).loss, dual)
 
 
 def test_embeddings_of_an_earlier_call_stand_in_for_pixels_and_ids():
@@ -320,7 +321,8 @@ def test_under_autocast_the_loss_is_computed_in_float32():
         output = model(**inputs, return_loss=True)
         text, video = output.text_model_output, output.video_model_output
         assert text.pooler_output.dtype == torch.bfloat16
-    expected = contrastive_loss(text.pooler_output.float(), video.pooler_output.float(), model.clip.logit_scale.exp())
+    embeds, scale = (text.pooler_output.float(), video.pooler_output.float()), model.clip.logit_scale.exp()
+    expected = contrastive_loss(*embeds, scale, dual_softmax_temp=model.config.dual_softmax_temp)
     assert output.loss.dtype == torch.float32 and torch.equal(output.loss, expected)
 
 
