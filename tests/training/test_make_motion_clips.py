@@ -386,6 +386,7 @@ def test_ctrl_c_keeps_what_is_finished_and_a_second_run_goes_on(tmp_path):
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background shell ignores it
     )
     deadline = time.monotonic() + 60
     while not list((tmp_path / "a").rglob("*.mp4")) and time.monotonic() < deadline:

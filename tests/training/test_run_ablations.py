@@ -203,8 +203,11 @@ def test_the_rows_of_the_repository_are_runs_that_the_trainer_understands(monkey
     assert len({one.key for one in runs}) == len(runs) >= 2 * len(table["rows"])
     options = {one.name: parse_options(TrainOptions, [*one.train, "--output_dir", "x"]) for one in runs}
     assert options["mean pool, one text"].model["frame_aggregation"] == {"fusion": "mean"}
-    same = {"batch_size", "num_train_epochs", "max_train_steps", "num_frames", "learning_rate", "clip_config"}
+    same = {"batch_size", "num_train_epochs", "num_frames", "learning_rate", "clip_config"}
     assert all(len({str(getattr(one, name)) for one in options.values()}) == 1 for name in same)
+    longer = {name: one for name, one in options.items() if name.endswith(" steps")}
+    assert all(name.endswith(f", {one.max_train_steps} steps") for name, one in longer.items())
+    assert len({one.max_train_steps for name, one in options.items() if name not in longer}) == 1
 
 
 def test_the_program_teaches_itself(tmp_path):
