@@ -37,7 +37,7 @@ DEFAULT_AGGREGATION = {
     "action": "transformer",
     "scene": "excitation",
 }
-FRAME_AGGREGATIONS = ("mean", "excitation", "transformer")
+FRAME_AGGREGATIONS = ("mean", "excitation", "transformer", "motion")
 GATES = ("single", "uniform")
 
 
@@ -54,8 +54,9 @@ class CAMoEConfig(PreTrainedConfig):
             Names of the E experts, in the order in which texts and gates are laid out. Any non-empty list of distinct
             names.
         frame_aggregation (`dict[str, str]`, *optional*):
-            Expert name -> `"mean"` (no parameters), `"excitation"` (one order-free weight per frame) or
-            `"transformer"` (temporal, sees the order). Experts that are not named take their default.
+            Expert name -> `"mean"` (no parameters), `"excitation"` (one order-free weight per frame), `"transformer"`
+            (temporal, sees the order) or `"motion"` (the same over what changes: each frame minus the clip's mean).
+            Experts that are not named take their default.
         gate (`str`, *optional*, defaults to `"single"`):
             `"single"`: weights from the video alone, so that an index needs no query. `"uniform"`: 1/E, no parameters.
         gate_prior (`dict[str, float]`, *optional*):

@@ -123,11 +123,16 @@ class TemporalTransformerLayer(GradientCheckpointingLayer):
 
 
 class TemporalTransformer(nn.Module):
-    """A small transformer over frames with learned positions: it sees the order, so it can tell left from right."""
+    """A small transformer over frames with learned positions: it sees the order, so it can tell left from right.
 
-    def __init__(self, dim: int, num_layers: int, num_heads: int, max_frames: int):
+    With `changes_only` it sees each frame minus the mean of its clip. What stays the same is most of an embedding and
+    would drown what moves; the expert's mean over frames carries it anyway.
+    """
+
+    def __init__(self, dim: int, num_layers: int, num_heads: int, max_frames: int, changes_only: bool = False):
         super().__init__()
         self.max_frames = max_frames
+        self.changes_only = changes_only
         self.input_norm = nn.LayerNorm(dim)
         # Normalised frames have entries of about 1: at the usual 0.02 the order would be inaudible beside them.
         self.position_embedding = PositionEmbedding(max_frames, dim, std=0.5)
@@ -144,6 +149,8 @@ class TemporalTransformer(nn.Module):
             )
         # Called as a module, not sliced: weights that are offloaded to disk arrive when a module is called.
         positions = self.position_embedding(torch.arange(frames.shape[1], device=frames.device))  # (T,D)
+        if self.changes_only:
+            frames = frames - masked_mean(frames, mask)[:, None]
         hidden_states = self.input_norm(frames) + positions  # (B,T,D)
         attention_mask = mask.bool()[:, None, None, :]  # (B,1,1,T)
         for layer in self.layers:
@@ -156,8 +163,8 @@ class VideoExpert(nn.Module):
 
     Args:
         dim: D.
-        aggregation: "mean", "excitation" or "transformer".
-        num_layers, num_heads, max_frames: of the transformer.
+        aggregation: "mean", "excitation", "transformer" or "motion".
+        num_layers, num_heads, max_frames: of the last two.
         reduction: of the excitation.
     """
 
@@ -167,10 +174,11 @@ class VideoExpert(nn.Module):
             self.residual = None
         elif aggregation == "excitation":
             self.residual = FrameExcitation(dim, reduction)
-        elif aggregation == "transformer":
-            self.residual = TemporalTransformer(dim, num_layers, num_heads, max_frames)
+        elif aggregation in ("transformer", "motion"):
+            changes_only = aggregation == "motion"
+            self.residual = TemporalTransformer(dim, num_layers, num_heads, max_frames, changes_only)
         else:
-            raise ValueError(f"Unknown frame aggregation {aggregation!r}: mean, excitation or transformer.")
+            raise ValueError(f"Unknown frame aggregation {aggregation!r}: mean, excitation, transformer or motion.")
         self.projection = IdentityLinear(dim)
 
     def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -44,7 +44,7 @@ def test_masked_mean_equals_a_loop_over_real_frames():
     torch.testing.assert_close(masked_mean(frames, mask), expected)
 
 
-@pytest.mark.parametrize("aggregation", ["mean", "excitation", "transformer"])
+@pytest.mark.parametrize("aggregation", ["mean", "excitation", "transformer", "motion"])
 def test_padding_frames_do_not_change_an_expert(aggregation):
     expert = make_expert(aggregation)
     frames, mask = frames_and_mask()
@@ -65,12 +65,32 @@ def test_order_free_experts_ignore_frame_order(aggregation):
     torch.testing.assert_close(expert(frames.flip(1), mask)[0], expert(frames, mask)[0])
 
 
-def test_the_transformer_expert_sees_frame_order():
-    expert = make_expert("transformer")
+@pytest.mark.parametrize("aggregation", ["transformer", "motion"])
+def test_the_temporal_experts_see_frame_order(aggregation):
+    expert = make_expert(aggregation)
     frames, _ = frames_and_mask()
     mask = torch.ones(3, 6, dtype=torch.bool)
     difference = (expert(frames.flip(1), mask)[0] - expert(frames, mask)[0]).abs().max()
     assert difference > 0.01  # order-free experts: 1e-7
+
+
+def test_the_residual_of_the_motion_expert_is_blind_to_what_stays_the_same():
+    frames, mask = frames_and_mask()
+    scenery = torch.randn(3, 1, 16)
+    residual, other = (
+        make_expert("motion").residual(frames, mask)[0],
+        make_expert("motion").residual(frames + scenery, mask)[0],
+    )
+    torch.testing.assert_close(other[mask], residual[mask])
+    transformer = make_expert("transformer").residual
+    assert (transformer(frames + scenery, mask)[0] - transformer(frames, mask)[0])[mask].abs().max() > 0.01
+
+
+def test_a_clip_of_one_still_is_no_motion():
+    expert = make_expert("motion")
+    still = F.normalize(torch.randn(2, 1, 16), dim=-1)
+    residual = expert.residual(still.expand(2, 6, 16), torch.ones(2, 6))[0]
+    torch.testing.assert_close(residual[0], residual[1])  # whatever the still shows
 
 
 def test_excitation_weights_say_how_much_each_frame_counts():
