@@ -84,7 +84,7 @@ def heads_cost(config: CAMoEConfig, num_frames: int = NUM_FRAMES) -> list[Cost]:
         count_parameters(model.clip),
         multiply_adds(model, model.clip.get_image_features, pixel_values=pixels),
     )
-    parts = {f"{name}: {kind}": model.head.experts[name] for name, kind in config.aggregation_of_expert.items()}
+    parts = {f"{name}: {kind}": model.head.experts[name] for name, kind in config.frame_aggregation.items()}
     if model.head.gate is not None:
         parts["gate"] = model.head.gate
     heads = [

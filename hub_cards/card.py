@@ -233,7 +233,7 @@ def model_table(run: Run) -> str:
     """Markdown: what a user must know of the model's shapes."""
     config, video = CAMoEConfig.from_dict(run.config), run.processor.get("video_processor", {})
     vision = config.clip_config.vision_config
-    dim, experts = config.projection_dim, config.aggregation_of_expert
+    dim, experts = config.projection_dim, config.frame_aggregation
     tagger, side = run.processor.get("tagger"), vision.image_size
     rows = {
         "experts (how each sums up the frames)": ", ".join(f"{name} ({how})" for name, how in experts.items()),

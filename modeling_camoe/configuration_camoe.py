@@ -34,7 +34,7 @@ logger = logging.get_logger(__name__)
 DEFAULT_AGGREGATION = {
     "fusion": "transformer",
     "entity": "excitation",
-    "action": "transformer",
+    "action": "motion",
     "scene": "excitation",
 }
 FRAME_AGGREGATIONS = ("mean", "excitation", "transformer", "motion")
@@ -55,8 +55,8 @@ class CAMoEConfig(PreTrainedConfig):
             names.
         frame_aggregation (`dict[str, str]`, *optional*):
             Expert name -> `"mean"` (no parameters), `"excitation"` (one order-free weight per frame), `"transformer"`
-            (temporal, sees the order) or `"motion"` (the same over what changes: each frame minus the clip's mean).
-            Experts that are not named take their default.
+            (temporal, sees the order) or `"motion"` (the same over what changes: each frame minus the one before).
+            Experts that are not named take their default; the configuration then names them all.
         gate (`str`, *optional*, defaults to `"single"`):
             `"single"`: weights from the video alone, so that an index needs no query. `"uniform"`: 1/E, no parameters.
         gate_prior (`dict[str, float]`, *optional*):
@@ -114,6 +114,9 @@ class CAMoEConfig(PreTrainedConfig):
             self.clip_config = CLIPConfig()
         if self.temporal_num_attention_heads is None:
             self.temporal_num_attention_heads = max(1, self.clip_config.projection_dim // 64)
+        # Written out, in the order of `experts`: a checkpoint keeps its aggregations when a default changes.
+        defaults = {name: DEFAULT_AGGREGATION.get(name, "excitation") for name in self.experts}
+        self.frame_aggregation = defaults | (self.frame_aggregation or {})
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -124,7 +127,7 @@ class CAMoEConfig(PreTrainedConfig):
             unknown = sorted(set(getattr(self, field_name) or {}) - set(self.experts))
             if unknown:
                 raise ValueError(f"`{field_name}` names {unknown}, which `experts` {self.experts} does not have.")
-        for name, aggregation in self.aggregation_of_expert.items():
+        for name, aggregation in self.frame_aggregation.items():
             if aggregation not in FRAME_AGGREGATIONS:
                 raise ValueError(
                     f"`frame_aggregation` of expert {name!r} is {aggregation!r}; choose from {FRAME_AGGREGATIONS}."
@@ -154,12 +157,6 @@ class CAMoEConfig(PreTrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """CLIP's text configuration: `resize_token_embeddings` writes the new vocabulary size there."""
         return self.clip_config.get_text_config(decoder=decoder, encoder=encoder)
-
-    @property
-    def aggregation_of_expert(self) -> dict[str, str]:
-        """Expert name -> frame aggregation, in the order of `experts`, defaults filled in."""
-        named = self.frame_aggregation or {}
-        return {name: named.get(name, DEFAULT_AGGREGATION.get(name, "excitation")) for name in self.experts}
 
     @property
     def gate_log_prior(self) -> list[float]:

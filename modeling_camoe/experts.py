@@ -73,6 +73,21 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (x * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
+def frame_changes(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Each frame minus the one before it; zero for the first, and for padding and the frame after it.
+
+    Args:
+        x: (B,T,D).
+        mask: (B,T), 1 for a real frame, 0 for padding.
+
+    Returns:
+        (B,T,D), in the dtype of `x`.
+    """
+    mask = mask.to(x.dtype)[..., None]
+    before, mask_before = (F.pad(values, (0, 0, 1, 0))[:, :-1] for values in (x, mask))  # nothing before the first
+    return (x - before) * mask * mask_before
+
+
 class FrameExcitation(nn.Module):
     """Squeeze-and-excitation over frames (after Hu et al., arXiv 1709.01507): one weight per frame, blind to their
     order.
@@ -125,8 +140,9 @@ class TemporalTransformerLayer(GradientCheckpointingLayer):
 class TemporalTransformer(nn.Module):
     """A small transformer over frames with learned positions: it sees the order, so it can tell left from right.
 
-    With `changes_only` it sees each frame minus the mean of its clip. What stays the same is most of an embedding and
-    would drown what moves; the expert's mean over frames carries it anyway.
+    With `changes_only` it sees each frame minus the one before. What stays the same is most of an embedding and would
+    drown what moves; the expert's mean over frames carries it anyway. And a change has a direction of its own: left
+    from right is then a matter of content, not of content and position together.
     """
 
     def __init__(self, dim: int, num_layers: int, num_heads: int, max_frames: int, changes_only: bool = False):
@@ -150,7 +166,7 @@ class TemporalTransformer(nn.Module):
         # Called as a module, not sliced: weights that are offloaded to disk arrive when a module is called.
         positions = self.position_embedding(torch.arange(frames.shape[1], device=frames.device))  # (T,D)
         if self.changes_only:
-            frames = frames - masked_mean(frames, mask)[:, None]
+            frames = frame_changes(frames, mask)
         hidden_states = self.input_norm(frames) + positions  # (B,T,D)
         attention_mask = mask.bool()[:, None, None, :]  # (B,1,1,T)
         for layer in self.layers:

@@ -191,7 +191,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
         self.clip = CLIPModel._from_config(config.clip_config)
         self.head = CAMoERetrievalHead(
             dim=config.projection_dim,
-            experts=config.aggregation_of_expert,
+            experts=config.frame_aggregation,
             # CODEPATH: "single" is CAMoE; "uniform" is the ablation and baseline recipes (one expert needs no gate)
             gate_log_prior=config.gate_log_prior if config.gate == "single" else None,
             num_layers=config.temporal_num_layers,

@@ -121,7 +121,7 @@ def explain(model, processor, query: str, video) -> tuple[Explanation, torch.Ten
 
     parts = []
     for e, name in enumerate(names):
-        is_weighted = model.config.aggregation_of_expert[name] == "excitation"
+        is_weighted = model.config.frame_aggregation[name] == "excitation"
         part = ExpertPart(
             name=name,
             text=texts[e],

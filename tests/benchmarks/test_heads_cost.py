@@ -33,7 +33,7 @@ def test_heads_are_counted_as_by_hand():
     assert costs["gate"].multiply_adds == dim * 4
     assert costs["gate"].parameters == dim * 4 + 4
     assert costs["entity: excitation"].parameters == (2 * dim * hidden + hidden) + (hidden + 1) + projection
-    parts = ("fusion: transformer", "entity: excitation", "action: transformer", "scene: excitation", "gate")
+    parts = ("fusion: transformer", "entity: excitation", "action: motion", "scene: excitation", "gate")
     for count in ("parameters", "multiply_adds"):
         assert getattr(costs["all heads"], count) == sum(getattr(costs[name], count) for name in parts)
 

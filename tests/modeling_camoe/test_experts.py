@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modeling_camoe.experts import SingleGate, VideoExpert, masked_mean
+from modeling_camoe.experts import SingleGate, VideoExpert, frame_changes, masked_mean
 from tests.tiny_model import tiny_model
 
 
@@ -42,6 +42,17 @@ def test_masked_mean_equals_a_loop_over_real_frames():
     frames, mask = frames_and_mask()
     expected = torch.stack([frames[b][mask[b]].mean(dim=0) for b in range(3)])
     torch.testing.assert_close(masked_mean(frames, mask), expected)
+
+
+def test_frame_changes_equal_a_loop_over_neighbours_that_are_both_real():
+    frames, mask = frames_and_mask()
+    mask[2, 3] = False  # a hole: no change into it, none out of it
+    changes = frame_changes(frames, mask)
+    for b in range(3):
+        for t in range(6):
+            real = t > 0 and bool(mask[b, t] and mask[b, t - 1])
+            expected = frames[b, t] - frames[b, t - 1] if real else torch.zeros(16)
+            torch.testing.assert_close(changes[b, t], expected)
 
 
 @pytest.mark.parametrize("aggregation", ["mean", "excitation", "transformer", "motion"])

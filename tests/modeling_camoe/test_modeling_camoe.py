@@ -14,6 +14,7 @@
 """CAMoEModel: the common checks of the transformers library in miniature, and properties of our own."""
 
 import copy
+import json
 import tempfile
 
 import pytest
@@ -118,7 +119,15 @@ def test_config_round_trips_and_auto_config_knows_it():
         loaded = AutoConfig.from_pretrained(folder)
     assert type(loaded) is CAMoEConfig
     assert {**loaded.to_dict(), "_name_or_path": ""} == config.to_dict()
-    assert loaded.aggregation_of_expert == {"fusion": "transformer", "action": "transformer", "mood": "mean"}
+    assert loaded.frame_aggregation == {"fusion": "transformer", "action": "motion", "mood": "mean"}
+
+
+def test_a_saved_configuration_names_every_aggregation_so_that_no_later_default_changes_it(tmp_path):
+    tiny_config(frame_aggregation={"action": "transformer"}).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())["frame_aggregation"]
+    assert written == {
+        "fusion": "transformer", "entity": "excitation", "action": "transformer", "scene": "excitation"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

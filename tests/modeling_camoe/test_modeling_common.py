@@ -119,7 +119,7 @@ def test_frame_weights_are_even_but_for_experts_that_weigh_frames(model):
     weights = model.get_video_features(frame_embeds=frames, frame_mask=mask).frame_weights  # (B,E,T)
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 4))
     even = mask / mask.sum(1, keepdim=True)
-    for expert, aggregation in enumerate(model.config.aggregation_of_expert.values()):
+    for expert, aggregation in enumerate(model.config.frame_aggregation.values()):
         is_even = torch.allclose(weights[:, expert], even)
         assert is_even == (aggregation != "excitation")
         assert (weights[:, expert][~mask] == 0).all()
