@@ -69,9 +69,9 @@ class CAMoEConfig(PreTrainedConfig):
             Size of the temporal position table: the most frames that a clip may have.
         excitation_reduction (`int`, *optional*, defaults to 4):
             The excitation's hidden layer has D / this many units.
-        dual_softmax_temp (`float`, *optional*, defaults to 10.0):
+        dual_softmax_temp (`float`, *optional*, defaults to 100.0):
             Temperature of the dual softmax loss's prior; `None` trains with the plain symmetric cross entropy. The
-            default is the best of our ablations (docs/ablations.md).
+            default is the best of our ablations for both directions together (docs/ablations.md).
         expert_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the mean of the experts' own contrastive losses beside the fused one.
         image_mean, image_std (`list[float]`, *optional*):
@@ -101,7 +101,7 @@ class CAMoEConfig(PreTrainedConfig):
     temporal_num_attention_heads: int | None = None
     max_frames: int = 64
     excitation_reduction: int = 4
-    dual_softmax_temp: float | int | None = 10.0
+    dual_softmax_temp: float | int | None = 100.0
     expert_loss_weight: float | int = 0.0
     image_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
     image_std: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])

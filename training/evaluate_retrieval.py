@@ -78,6 +78,9 @@ class EvaluationOptions:
     )
     dual_softmax_temp: float | None = option(None, "temperature of test-time dual softmax (default: from validation)")
     query_bank_tau: float | None = option(None, "temperature of the query banks (default: from validation)")
+    video_bank_tau: float | None = option(
+        None, "temperature of the bank of clips (default: --query_bank_tau if given, or from validation)"
+    )
     sinkhorn_temp: float | None = option(None, "temperature of sinkhorn (default: from validation)")
     bank: int = option(1000, "size of the banks: captions of query_bank.txt, and training clips")
     on_leak: str = option(
@@ -115,24 +118,31 @@ class EvaluationOptions:
                 near = difflib.get_close_matches(str(name), CORRECTIONS, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(CORRECTIONS)}"
                 raise UserError(f"--corrections has {name!r}, {hint}")
-        for name in ("dual_softmax_temp", "query_bank_tau", "sinkhorn_temp"):
+        if self.video_bank_tau is None:
+            self.video_bank_tau = self.query_bank_tau
+        for name in ("dual_softmax_temp", "query_bank_tau", "video_bank_tau", "sinkhorn_temp"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"option {name!r} must be more than 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """A temperature of `score_retrieval`: the option that gives it, the corrections it is of, what is tried."""
+    """A temperature of `score_retrieval`: the option that gives it, the corrections it is of, what is tried, the bank
+    that it is of, and the direction whose R@1 chooses."""
 
     option: str
     corrections: tuple[str, ...]
     candidates: tuple[float, ...]
+    bank: str | None = None
+    direction: str = "text_to_video"
 
 
+QUERY_BANKS, TAUS = ("query_bank", "dynamic_query_bank"), (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 # Dual softmax: units of the logits. The others: units of the score itself, in [-1, 1].
 TEMPERATURES = {
     "dual_softmax_temp": Temperature("dual_softmax_temp", ("dual_softmax",), (0.5, 1, 2, 5, 10, 20, 50)),
-    "tau": Temperature("query_bank_tau", ("query_bank", "dynamic_query_bank"), (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)),
+    "tau": Temperature("query_bank_tau", QUERY_BANKS, TAUS, "text_bank"),
+    "video_tau": Temperature("video_bank_tau", QUERY_BANKS, TAUS, "video_bank", "video_to_text"),
     "sinkhorn_temp": Temperature("sinkhorn_temp", ("sinkhorn",), (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)),
 }
 
@@ -146,14 +156,14 @@ def choose_temperatures(options: EvaluationOptions, source, banks: dict, how: di
     chosen, origin, validation = {}, {}, None
     for name, temperature in TEMPERATURES.items():
         wanted = [correction for correction in temperature.corrections if correction in options.corrections]
-        if not wanted:
+        if not wanted or (temperature.bank is not None and banks.get(temperature.bank) is None):
             continue
         given = getattr(options, temperature.option)
         if given is not None:
             chosen[name], origin[name] = given, "given"
             continue
-        bank = {"text_bank": banks.get("text_bank")} if name == "tau" else {}
-        if options.scores is not None and name == "tau":
+        bank = {} if temperature.bank is None else {temperature.bank: banks[temperature.bank]}
+        if options.scores is not None and bank:
             raise UserError(f"{wanted[0]} of a matrix needs its temperature: give --{temperature.option}")
         try:
             validation = validation or source.validation()
@@ -164,11 +174,12 @@ def choose_temperatures(options: EvaluationOptions, source, banks: dict, how: di
             **inputs.data(),
             candidates=temperature.candidates,
             correction=wanted[0],
+            direction=temperature.direction,
             scale=source.scale,
             **bank,
             **how,
         )
-        origin[name] = f"best text-to-video R@1 on {where}"
+        origin[name] = f"best {temperature.direction.replace('_', '-')} R@1 on {where}"
     return chosen, origin
 
 

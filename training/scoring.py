@@ -135,14 +135,16 @@ def choose_temperature(
         text_vectors, video_vectors, video_of_text, options: as for `score_retrieval`, of the validation split.
         candidates: temperatures to try, in the units of the correction's own.
         correction: whose temperature: dual_softmax, query_bank, dynamic_query_bank or sinkhorn.
-        direction: which R@1.
+        direction: which R@1. Each direction of a query bank has a bank and a temperature of its own; the other
+            corrections have one for both.
     """
     names = {"dual_softmax": "dual_softmax_temp", "sinkhorn": "sinkhorn_temp"}
+    name = names.get(correction, "tau" if direction == "text_to_video" else "video_tau")
     if not candidates:
         raise ValueError("No temperature to choose from.")
     tried = {}
     for temp in candidates:
-        options |= {"corrections": (correction,), "bootstrap": 0, names.get(correction, "tau"): temp}
+        options |= {"corrections": (correction,), "bootstrap": 0, name: temp}
         metrics = score_retrieval(text_vectors, video_vectors, video_of_text, **options).results[correction][direction]
         tried[temp] = metrics["R@1"], metrics["Rsum"]
     logger.info("%s on validation data, temperature: (R@1, Rsum): %s", correction, tried)

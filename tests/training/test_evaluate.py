@@ -119,6 +119,7 @@ def test_every_correction_is_reported_with_its_temperature_and_what_it_sees(run)
     for name in ("dual_softmax_temp", "tau", "sinkhorn_temp"):
         assert results["settings"][name] > 0
         assert results["temperatures_from"][name] == "best text-to-video R@1 on split 'validation'"
+    assert results["temperatures_from"]["video_tau"] == "best video-to-text R@1 on split 'validation'"
     transductive = {name for name, note in results["notes"].items() if note.startswith("transductive")}
     assert transductive == {"dual_softmax", "sinkhorn"}
     assert results["settings"]["text_bank"] == 12 and results["settings"]["video_bank"] == 6

@@ -68,6 +68,25 @@ def test_the_chosen_temperature_is_the_best_on_the_data_it_is_given():
     assert choose_temperature(texts, videos, candidates=(0.1, 0.05)) == 0.1  # equals: the first
 
 
+def test_the_bank_of_videos_has_a_temperature_of_its_own():
+    texts, videos = random_vectors(30, 30, seed=9)
+    bank, candidates = random_vectors(40, 1, seed=10)[0], (0.01, 0.05, 0.2, 1.0)
+
+    def recall(direction, **options):
+        scored = score_retrieval(texts, videos, corrections=("query_bank",), bootstrap=0, **options)
+        return scored.results["query_bank"][direction]["R@1"], scored.results["query_bank"][direction]["Rsum"]
+
+    alone = {temp: recall("video_to_text", video_bank=bank, video_tau=temp) for temp in candidates}
+    assert len(set(alone.values())) > 1
+    options = {"candidates": candidates, "correction": "query_bank", "direction": "video_to_text", "video_bank": bank}
+    assert choose_temperature(texts, videos, **options) == max(alone, key=alone.get)
+    for temp in candidates:  # one for both, unless it is said otherwise; and the captions' is not touched
+        assert recall("video_to_text", video_bank=bank, tau=temp) == alone[temp]
+        both = {"text_bank": bank, "video_bank": bank, "tau": 0.1, "video_tau": temp}
+        assert recall("text_to_video", **both) == recall("text_to_video", text_bank=bank, tau=0.1)
+        assert recall("video_to_text", **both) == alone[temp]
+
+
 def test_bootstrap_interval_is_that_of_a_share():
     ranks = np.where(np.arange(1000) < 450, 1.0, 20.0)
     low, high = recall_intervals(ranks, None, bootstrap=4000)["R@1_ci95"]

@@ -83,6 +83,7 @@ def rank_retrieval(
     text_bank=None,
     video_bank=None,
     tau: float = 0.05,
+    video_tau: float | None = None,
     sinkhorn_temp: float = 0.01,
     block_size: int | None = None,
     device: str = "cpu",
@@ -103,7 +104,7 @@ def rank_retrieval(
         text_bank: (Q,K) vectors of training captions, or (Q,M) scores where scores are given: corrects text to video.
         video_bank: (P,K) vectors of training videos, or (P,N) scores of each with every text: corrects video to text.
             A missing bank leaves its direction out of the query banks' ranks, which need one at least.
-        tau: of the query banks. sinkhorn_temp: of sinkhorn.
+        tau: of the bank of captions. video_tau: of the bank of videos; None: as `tau`. sinkhorn_temp: of sinkhorn.
         block_size: rows and columns of a tile (default: by device). Changes memory and speed, not results.
         shard, gather: (index, count) of this process, and a function that returns a tensor of every process
             (accelerate: `lambda tensor: accelerator.gather(tensor[None])`). Every process gets the whole result.
@@ -140,10 +141,10 @@ def rank_retrieval(
         orders["sinkhorn", False] = Order(of_texts, sinkhorn_temp)
         settings |= {"sinkhorn_temp": sinkhorn_temp, "sinkhorn_iterations": SINKHORN_ITERATIONS}
     if "query_bank" in corrections or "dynamic_query_bank" in corrections:
-        settings |= {"tau": tau}
-        for by_text, name, of, bank, candidates in (
-            (True, "text", "video", text_bank, video_vectors),
-            (False, "video", "text", video_bank, text_vectors),
+        video_tau = tau if video_tau is None else video_tau
+        for by_text, name, of, bank, candidates, (tau_name, bank_tau) in (
+            (True, "text", "video", text_bank, video_vectors, ("tau", tau)),
+            (False, "video", "text", video_bank, text_vectors, ("video_tau", video_tau)),
         ):
             if bank is None:
                 continue
@@ -152,12 +153,12 @@ def rank_retrieval(
             )
             if bank_scores.shape[1] != scores.shape[1 if by_text else 0]:
                 raise ValueError(f"The {name} bank has scores of {bank_scores.shape[1]} {of}s, not of every {of}.")
-            bias = bank_bias(bank_scores, work, tau)
-            orders["query_bank", by_text] = Order(bias if by_text else bias[order], tau)
+            bias = bank_bias(bank_scores, work, bank_tau)
+            orders["query_bank", by_text] = Order(bias if by_text else bias[order], bank_tau)
             if "dynamic_query_bank" in corrections:
                 hub = bank_hubs(bank_scores, work)
                 hubs[by_text] = hub if by_text else hub[order]
-            settings |= {f"{name}_bank": bank_scores.shape[0]}
+            settings |= {tau_name: bank_tau, f"{name}_bank": bank_scores.shape[0]}
 
     own = scores.pairs(torch.arange(num_texts, device=scores.device), video_of_text)
     rankings = {

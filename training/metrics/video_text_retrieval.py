@@ -41,7 +41,7 @@ Args:
     video_ids: M ids, in the order of the videos.
     correction: none (default), dual_softmax, query_bank, dynamic_query_bank or sinkhorn. dual_softmax and sinkhorn see
         all test queries at once; say so beside the number.
-    options: as of rank_retrieval: scale, dual_softmax_temp, text_bank, video_bank, tau, sinkhorn_temp.
+    options: as of rank_retrieval: scale, dual_softmax_temp, text_bank, video_bank, tau, video_tau, sinkhorn_temp.
 Returns:
     text_to_video_R@1, text_to_video_R@5, ..., video_to_text_R@1, ...
 Example:
