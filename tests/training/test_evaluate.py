@@ -180,6 +180,15 @@ def test_a_leaked_caption_can_be_left_out_of_the_bank(leaky, data, tmp_path):
     assert results["bank_captions_left_out"] == 1 and results["settings"]["text_bank"] == 12
 
 
+@pytest.mark.parametrize(("more", "of_clips"), [([], 0.3), (["--video_bank_tau", 0.1], 0.1)])
+def test_a_given_tau_is_for_both_banks_unless_the_clips_have_their_own(checkpoint, data, tmp_path, more, of_clips):
+    given = "--corrections", "[query_bank]", "--query_bank_tau", 0.3, "--bootstrap", 0
+    evaluate(*arguments(checkpoint, data, tmp_path, *given, *more))
+    results = results_of(tmp_path)
+    assert (results["settings"]["tau"], results["settings"]["video_tau"]) == (0.3, of_clips)
+    assert results["temperatures_from"] == {"tau": "given", "video_tau": "given"}
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
