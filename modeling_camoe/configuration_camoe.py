@@ -176,9 +176,16 @@ class CAMoEConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As in the library, but values given beside the dictionary are checked together with it, not set unseen."""
+        """As in the library, but values given beside the dictionary are checked together with it, not set unseen.
+
+        With `experts` beside it, what the dictionary says of how other experts aggregate is dropped.
+        """
         own_fields = {f.name for f in fields(cls)} - {f.name for f in fields(PreTrainedConfig)} - {"clip_config"}
         own = {key: kwargs.pop(key) for key in own_fields & set(kwargs)}
+        written = config_dict.get("frame_aggregation")
+        if written and "experts" in own:
+            kept = {name: written[name] for name in written if name in own["experts"]}
+            config_dict = config_dict | {"frame_aggregation": kept}
         return super().from_dict(config_dict | own, **kwargs)
 
 

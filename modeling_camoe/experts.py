@@ -229,4 +229,4 @@ class SingleGate(nn.Module):
         return self.projection(masked_mean(frames, mask)).softmax(dim=-1)
 
 
-__all__ = ["FrameExcitation", "SingleGate", "TemporalTransformer", "VideoExpert", "masked_mean"]
+__all__ = ["FrameExcitation", "SingleGate", "TemporalTransformer", "VideoExpert", "frame_changes", "masked_mean"]

@@ -79,6 +79,16 @@ def test_options_beside_a_clip_checkpoint_change_the_head_and_are_checked():
         save_and_load(clip, CAMoEModel, experts=["fusion"], frame_aggregation={"acton": "mean"})
 
 
+def test_an_expert_can_be_taken_out_of_a_camoe_checkpoint():
+    model = tiny_model(frame_aggregation={"action": "transformer"})
+    loaded, _ = save_and_load(model, CAMoEModel, experts=["action"], gate="uniform")
+    assert loaded.config.frame_aggregation == {"action": "transformer"}
+    inputs = random_inputs()
+    videos = inputs["pixel_values_videos"], inputs["frame_mask"]
+    taken = loaded.eval().get_video_features(*videos).video_embeds[:, 0]
+    torch.testing.assert_close(taken, model.get_video_features(*videos).video_embeds[:, 2])
+
+
 def test_missing_weights_are_initialised_as_in_init():
     config = tiny_config(gate_prior={"fusion": 4, "entity": 1, "action": 1, "scene": 1})
     torch.manual_seed(0)

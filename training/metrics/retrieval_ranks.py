@@ -142,9 +142,9 @@ def rank_retrieval(
         settings |= {"sinkhorn_temp": sinkhorn_temp, "sinkhorn_iterations": SINKHORN_ITERATIONS}
     if "query_bank" in corrections or "dynamic_query_bank" in corrections:
         video_tau = tau if video_tau is None else video_tau
-        for by_text, name, of, bank, candidates, (tau_name, bank_tau) in (
-            (True, "text", "video", text_bank, video_vectors, ("tau", tau)),
-            (False, "video", "text", video_bank, text_vectors, ("video_tau", video_tau)),
+        for by_text, name, of, bank, candidates, tau_name, bank_tau in (
+            (True, "text", "video", text_bank, video_vectors, "tau", tau),
+            (False, "video", "text", video_bank, text_vectors, "video_tau", video_tau),
         ):
             if bank is None:
                 continue
