@@ -34,7 +34,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import harness
-from metrics.retrieval_ranks import rank_retrieval
+
+from evaluation.retrieval_ranks import rank_retrieval
 
 
 SCALE = 100.0  # exp(logit_scale) of every CLIP

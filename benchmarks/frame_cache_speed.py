@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frame cache (training/frame_cache.py): loading training clips from the second epoch on, against decoding them.
+"""The frame cache (training/data/frame_cache.py): loading clips from the second epoch on, against decoding them.
 
     python benchmarks/frame_cache_speed.py
 
@@ -21,9 +21,9 @@ from harness import compare, finish, in_turns, parser, positive
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
-from frame_cache import FrameCache
-from retrieval_data import CaptionedClips, TrainPairs
-
+from data.batches import TrainPairs
+from data.captioned_clips import CaptionedClips
+from data.frame_cache import FrameCache
 from modeling_camoe import CAMoEVideoProcessor
 from modeling_camoe.frames import Clip
 

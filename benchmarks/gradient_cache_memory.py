@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient cache (training/gradient_cache.py): memory and time of a batch beyond memory, and its gradient.
+"""The gradient cache (training/engine/gradient_cache.py): memory and time of a batch beyond memory, and its gradient.
 
     python benchmarks/gradient_cache_memory.py         some minutes on a core, 5 GB
 
@@ -27,8 +27,7 @@ from transformers import CLIPConfig
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
-from gradient_cache import accumulated_backward, cached_backward
-
+from engine.gradient_cache import accumulated_backward, cached_backward
 from modeling_camoe import CAMoEConfig, CAMoEModel
 
 

@@ -35,10 +35,10 @@ def run(*arguments: str):
 def save_models(folder: Path, num_layers: int) -> tuple[Path, Path]:
     """A CAMoE of ViT-B/32 shapes with its processor, and its CLIP."""
     sys.path.insert(0, str(ROOT / "training"))
-    from clip_tokenizer import train_clip_tokenizer
     from transformers import CLIPConfig, logging
 
     from modeling_camoe import CAMoEConfig, CAMoEModel, CAMoEProcessor, CAMoEVideoProcessor
+    from motion.clip_tokenizer import train_clip_tokenizer
 
     logging.disable_progress_bar()
     tokenizer = train_clip_tokenizer(["a red star spins on the beach"] * 4, vocab_size=600)

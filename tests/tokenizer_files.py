@@ -3,8 +3,9 @@
 
 from collections.abc import Iterable
 
-from clip_tokenizer import train_clip_tokenizer
 from transformers import CLIPTokenizer
+
+from motion.clip_tokenizer import train_clip_tokenizer
 
 
 CAPTIONS = (

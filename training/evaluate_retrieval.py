@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
-from checkpoint_inputs import CheckpointInputs
-from compare_runs import RANKS_FILE, RunRanks, compare_runs, comparison_table, load_run
-from matrix_inputs import MatrixInputs
-from recipe import UserError, exit_on_user_error, option, parse_options
-from scoring import CORRECTIONS, choose_temperature, results_table, score_retrieval, write_results
+
+from data.errors import UserError
+from engine.checkpoint_inputs import CheckpointInputs
+from engine.recipe import exit_on_user_error, option, parse_options
+from evaluation.compare_runs import RANKS_FILE, RunRanks, compare_runs, comparison_table, load_run
+from evaluation.matrix_inputs import MatrixInputs
+from evaluation.scoring import CORRECTIONS, choose_temperature, results_table, score_retrieval, write_results
 
 
 @dataclass

@@ -26,10 +26,11 @@ matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 import torch
 from accelerate import Accelerator
-from build import load_checkpoint
 from matplotlib.colors import LinearSegmentedColormap, Normalize
-from recipe import UserError, exit_on_user_error
 
+from data.errors import UserError
+from engine.recipe import exit_on_user_error
+from engine.start import load_checkpoint
 from modeling_camoe.retrieval import expert_scores
 
 

@@ -38,11 +38,12 @@ from pathlib import Path
 
 import av
 import numpy as np
+from tqdm import tqdm
+
 from motion.captions import write_captions
 from motion.paths import action_path, relation_paths
 from motion.plan import CAPTIONS, LOOKS, PIXELS, PRESETS, SPLITS, Combination, Preset, UserError, plan_split
 from motion.scenes import draw_frames
-from tqdm import tqdm
 
 
 # Raise it when the same seed would give other clips or captions: a folder made before is then not continued.

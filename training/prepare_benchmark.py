@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-from benchmark_readers import BENCHMARKS, AnnotatedClip, Splits, read_annotations
-from recipe import UserError, exit_on_user_error, option, parse_options
 from tqdm.auto import tqdm
 
+from data.errors import UserError
+from data.readers import BENCHMARKS, AnnotatedClip, Splits, read_annotations
+from engine.recipe import exit_on_user_error, option, parse_options
 from modeling_camoe.frames import VIDEO_EXTENSIONS, VideoDecodingError, probe_video
 
 

@@ -26,8 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from ablation_report import draw_chart, write_page
-from recipe import UserError, exit_on_user_error, option, parse_options
+
+from data.errors import UserError
+from engine.ablation_report import draw_chart, write_page
+from engine.recipe import exit_on_user_error, option, parse_options
 
 
 PROGRAMS = Path(__file__).parent

@@ -24,20 +24,22 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from build import build_model, build_processor, parameter_groups
-from distribution import check, prepare
-from dry_run import describe_run
-from encode_split import encode_split
-from feature_cache import FeatureCache, FeatureCollator, FeaturePairs, encode_split_from_cache
-from frame_cache import FrameCache
-from lora import add_lora
-from recipe import UserError, exit_on_user_error, parse_options, save_recipe
-from retrieval_data import PairCollator, RunBatches, TrainPairs, find_caption_column, load_split, read_captioned_clips
 from torch.utils.data import DataLoader
-from train_options import TrainOptions
-from trainer import Terminated, Trainer
 from transformers import get_cosine_schedule_with_warmup
 
+from data.batches import PairCollator, RunBatches, TrainPairs
+from data.captioned_clips import find_caption_column, load_split, read_captioned_clips
+from data.encode_split import encode_split
+from data.errors import UserError
+from data.feature_cache import FeatureCache, FeatureCollator, FeaturePairs, encode_split_from_cache
+from data.frame_cache import FrameCache
+from engine.distributed import check, prepare
+from engine.dry_run import describe_run
+from engine.lora import add_lora
+from engine.options import TrainOptions
+from engine.recipe import exit_on_user_error, parse_options, save_recipe
+from engine.start import build_model, build_processor, parameter_groups
+from engine.trainer import Terminated, Trainer
 from modeling_camoe.encode import leave_signals_to_the_parent
 
 

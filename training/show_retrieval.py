@@ -19,11 +19,11 @@ matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 import torch
 from accelerate import Accelerator
-from build import load_checkpoint
-from encode_split import encode_split
-from recipe import exit_on_user_error, option, parse_options
-from retrieval_data import load_split, read_captioned_clips
 
+from data.captioned_clips import load_split, read_captioned_clips
+from data.encode_split import encode_split
+from engine.recipe import exit_on_user_error, option, parse_options
+from engine.start import load_checkpoint
 from modeling_camoe.encode import encode_texts
 from modeling_camoe.frames import sample_frames
 from modeling_camoe.retrieval import similarity

@@ -15,8 +15,8 @@ from pathlib import Path
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
 
 import gradio as gr
+from clip_search import MAX_CHARACTERS, Retrieval
 from draw import draw_hint, draw_ranking, draw_wall
-from engine import MAX_CHARACTERS, Retrieval
 from huggingface_hub import SpaceCard
 from untrusted import MAX_BYTES, RequestError
 

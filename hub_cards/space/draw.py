@@ -11,7 +11,7 @@ from html import escape
 from urllib.parse import quote
 
 import torch
-from engine import Hit, SeenClip
+from clip_search import Hit, SeenClip
 from PIL import Image
 
 

@@ -14,8 +14,8 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import torch
+from clip_search import Retrieval
 from draw import draw_ranking, draw_wall
-from engine import Retrieval
 from fake_hub import FakeHub
 from huggingface_hub import SpaceCard, constants
 from release import assemble, find_card, upload
@@ -145,7 +145,7 @@ def test_a_space_names_its_model_and_is_one_commit(hub, monkeypatch):
     assert set(files) >= {
         "README.md",
         "app.py",
-        "engine.py",
+        "clip_search.py",
         "draw.py",
         "look.css",
         "untrusted.py",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from scoring import score_retrieval
 
+from evaluation.scoring import score_retrieval
 from modeling_camoe import CAMoEProcessor, CAMoEVideoProcessor
 from tests.tiny_model import tiny_model
 from tests.tokenizer_files import CAPTIONS, tiny_tokenizer

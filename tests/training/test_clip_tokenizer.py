@@ -2,8 +2,9 @@
 """A CLIP tokenizer trained on captions: its ids, its words, and that it saves like any other."""
 
 import pytest
-from clip_tokenizer import train_clip_tokenizer
 from transformers import AutoTokenizer, CLIPTokenizer
+
+from motion.clip_tokenizer import train_clip_tokenizer
 
 
 CAPTIONS = ["a red star spins clockwise", "a red disc spins clockwise", "a blue star spins left"] * 3

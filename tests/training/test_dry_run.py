@@ -2,10 +2,10 @@
 """What `--dry_run` says before a run."""
 
 import torch
-from dry_run import activation_bytes, describe_run
-from retrieval_data import CaptionedClips
-from train_options import TrainOptions
 
+from data.captioned_clips import CaptionedClips
+from engine.dry_run import activation_bytes, describe_run
+from engine.options import TrainOptions
 from modeling_camoe.frames import Clip
 from tests.tiny_model import random_inputs, tiny_model
 

@@ -8,12 +8,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from compare_runs import RunRanks, compare_runs, load_run, query_key
 from prepare_benchmark import FEATURES
-from recipe import UserError
 from safetensors.torch import save_file
-from scoring import recalls, score_retrieval
 
+from data.errors import UserError
+from evaluation.compare_runs import RunRanks, compare_runs, load_run, query_key
+from evaluation.scoring import recalls, score_retrieval
 from tests.programs import run_processes, run_program
 from tests.tiny_processor import tiny_model_and_processor
 from tests.video_files import write_video

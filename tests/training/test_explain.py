@@ -9,8 +9,8 @@ import explain
 import pytest
 import torch
 from PIL import Image
-from recipe import exit_on_user_error
 
+from engine.recipe import exit_on_user_error
 from tests.tiny_processor import tiny_model_and_processor
 from tests.video_files import write_video
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from frame_cache import FrameCache
 
+from data.frame_cache import FrameCache
 from modeling_camoe.frames import Clip, SampledFrames, VideoDecodingError
 
 
@@ -124,7 +124,7 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_no_partial_file(tmp_path, cl
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("frame_cache.np", SimpleNamespace(load=np.load, save=no_space))
+    monkeypatch.setattr("data.frame_cache.np", SimpleNamespace(load=np.load, save=no_space))
     with pytest.raises(OSError, match="No space left"):
         cache.decode(clip)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipe import UserError, parse_options
 from safetensors.torch import load_file
-from train_options import TrainOptions
 
+from data.errors import UserError
+from engine.options import TrainOptions
+from engine.recipe import parse_options
 from tests.programs import run_processes, run_program
 
 

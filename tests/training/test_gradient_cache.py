@@ -12,7 +12,7 @@ from tests.programs import run_processes, run_program
 STEPS = """
 import json, sys, torch
 from accelerate import Accelerator
-from gradient_cache import cached_backward
+from engine.gradient_cache import cached_backward
 from tests.tiny_model import random_inputs, tiny_model
 
 torch.set_num_threads(1)

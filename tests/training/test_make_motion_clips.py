@@ -22,6 +22,7 @@ TRAINING = Path(__file__).parents[2] / "training"
 sys.path.insert(0, str(TRAINING))
 
 import make_motion_clips  # noqa: E402
+
 from motion import captions, paths, plan, scenes  # noqa: E402
 
 

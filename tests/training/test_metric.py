@@ -6,7 +6,8 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
-from scoring import score_retrieval
+
+from evaluation.scoring import score_retrieval
 
 
 METRIC = Path(__file__).parents[2] / "training" / "metrics" / "video_text_retrieval.py"

@@ -10,8 +10,8 @@ from pathlib import Path
 import datasets
 import prepare_benchmark
 import pytest
-from recipe import exit_on_user_error
 
+from engine.recipe import exit_on_user_error
 from tests import benchmark_files as files
 from tests.programs import run_program
 from tests.video_files import cut_off

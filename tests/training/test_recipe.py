@@ -4,7 +4,9 @@
 from dataclasses import dataclass
 
 import pytest
-from recipe import UserError, option, parse_options, save_recipe
+
+from data.errors import UserError
+from engine.recipe import option, parse_options, save_recipe
 
 
 @dataclass

@@ -4,9 +4,10 @@
 from pathlib import Path
 
 import pytest
-from recipe import UserError, parse_options
-from train_options import TrainOptions
 
+from data.errors import UserError
+from engine.options import TrainOptions
+from engine.recipe import parse_options
 from tests.tiny_model import tiny_config
 
 

@@ -6,13 +6,14 @@ import threading
 import time
 from pathlib import Path
 
-import ablation_report
 import pytest
 import run_ablations
 import yaml
-from recipe import UserError, parse_options
-from train_options import TrainOptions
 
+from data.errors import UserError
+from engine import ablation_report
+from engine.options import TrainOptions
+from engine.recipe import parse_options
 from tests.programs import run_program
 
 

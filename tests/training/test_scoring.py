@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from scoring import (
+
+from evaluation.scoring import (
     choose_temperature,
     paired_test,
     recall_intervals,
@@ -15,7 +16,6 @@ from scoring import (
     score_retrieval,
     write_results,
 )
-
 from tests.random_vectors import random_vectors
 
 

@@ -3,11 +3,12 @@
 
 import pytest
 import torch
-from recipe import UserError
-from spatial_start import REGIONS, start_with_places
-from train_options import TrainOptions
 from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
+
+from data.errors import UserError
+from engine.options import TrainOptions
+from motion.spatial_start import REGIONS, start_with_places
 
 
 def tower(num_heads=4, start=True, **sizes):

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.errors import UserError
+
 from .paths import ACTIONS, RELATIONS
 from .scenes import COLORS, SCENES, SHAPES
 
@@ -26,10 +28,6 @@ SPLITS = ("train", "validation", "test")
 TEST_SHARE, VALIDATION_SHARE = 0.15, 0.10
 # Last key of a clip's random generators: one each for what it shows, its form, its pixels and its captions.
 COMBINATION, LOOKS, PIXELS, CAPTIONS = range(4)
-
-
-class UserError(Exception):
-    """A mistake on the command line or in the output folder; the message names the remedy."""
 
 
 @dataclass(frozen=True)

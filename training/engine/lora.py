@@ -9,8 +9,9 @@ matrices and the head alone, some megabytes, which peft puts on the CLIP that th
 
 import copy
 
-from recipe import UserError
 from torch import nn
+
+from data.errors import UserError
 
 
 # CLIP's attention, in both towers; the head's own attention is one matrix `qkv`, so that these names are CLIP's only.

@@ -12,10 +12,11 @@ Beside it, plain gradient accumulation: the mean gradient of several contrastive
 import contextlib
 
 import torch
-from lora import camoe_of
 
 from modeling_camoe.modeling_camoe import CAMoETextOutput, CAMoEVideoOutput
 from modeling_camoe.retrieval import fold_text, fold_video
+
+from .lora import camoe_of
 
 
 class RandomState:

@@ -9,11 +9,11 @@ import os
 from collections.abc import Iterable
 
 from huggingface_hub.errors import StrictDataclassError
-from recipe import UserError
-from spatial_start import start_with_places
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, CLIPConfig
 
+from data.errors import UserError
 from modeling_camoe import CAMoEConfig, CAMoEModel, CAMoEProcessor, CAMoEVideoProcessor
+from motion.spatial_start import start_with_places
 
 
 def load_checkpoint(path: str):
@@ -41,7 +41,7 @@ def load_checkpoint(path: str):
 def build_processor(options, captions: Iterable[str]) -> CAMoEProcessor:
     """The processor that the options describe; trains a tokenizer on the captions where there is no checkpoint."""
     if options.model_name_or_path is None:
-        from clip_tokenizer import train_clip_tokenizer
+        from motion.clip_tokenizer import train_clip_tokenizer
 
         tokenizer = train_clip_tokenizer(captions, vocab_size=options.tokenizer_vocab_size)
         size = (options.clip_config.get("vision_config") or {}).get("image_size", 224)

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from recipe import UserError
+from data.errors import UserError
 
 from .common import AnnotatedClip, Splits, captioned, field, read_csv, read_json, refuse_duplicates
 

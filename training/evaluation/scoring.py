@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Retrieval results from vectors or scores: metrics with intervals, chosen temperatures, tables, files, a paired test.
 
-The ranks come from metrics/retrieval_ranks.py, in tiles. Here they become what eval_results.json holds: R@K in percent
+The ranks come from retrieval_ranks.py, in tiles. Here they become what eval_results.json holds: R@K in percent
 with 95 % bootstrap intervals over queries, median and mean rank, under every correction, each with what it uses in
 words.
 """
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from metrics.retrieval_ranks import CORRECTIONS, RECALL_AT, rank_retrieval, recalls
+
+from .retrieval_ranks import CORRECTIONS, RECALL_AT, rank_retrieval, recalls
 
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ Args:
 Returns:
     text_to_video_R@1, text_to_video_R@5, ..., video_to_text_R@1, ...
 Example:
-    >>> metric = evaluate.load("training/metrics/video_text_retrieval.py")
+    >>> metric = evaluate.load("training/evaluation/video_text_retrieval.py")
     >>> metric.compute(predictions=[[0.9, 0.1], [0.8, 0.3]], references=[0, 1])["text_to_video_R@1"]
     50.0
 """

@@ -17,8 +17,9 @@ side, P the dimensions that hold positions.
 import math
 
 import torch
-from recipe import UserError
 from torch import nn
+
+from data.errors import UserError
 
 
 # (x, y) in frame units that the class token's heads look at, in turn; heads beyond these look at the whole frame.

@@ -4,18 +4,19 @@
 from pathlib import Path
 
 import torch
-from build import load_checkpoint
-from compare_runs import query_key
-from encode_split import encode_split
-from frame_cache import FrameCache
-from recipe import UserError
-from retrieval_data import CaptionedClips, load_split, read_captioned_clips
-from scoring_inputs import ScoringInputs
 from transformers.utils import cached_file
 
+from data.captioned_clips import CaptionedClips, load_split, read_captioned_clips
+from data.encode_split import encode_split
+from data.errors import UserError
+from data.frame_cache import FrameCache
+from evaluation.compare_runs import query_key
+from evaluation.scoring_inputs import ScoringInputs
 from modeling_camoe.encode import encode_texts
 from modeling_camoe.frames import describe_source
 from modeling_camoe.retrieval import similarity
+
+from .start import load_checkpoint
 
 
 class CheckpointInputs:

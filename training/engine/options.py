@@ -6,7 +6,9 @@ Defaults are CLIP4Clip's recipe for MSR-VTT (arXiv 2104.08860), the common yards
 
 from dataclasses import dataclass
 
-from recipe import UserError, option
+from data.errors import UserError
+
+from .recipe import option
 
 
 @dataclass

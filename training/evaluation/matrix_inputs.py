@@ -15,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from compare_runs import query_key
-from recipe import UserError
-from retrieval_data import load_split, read_captioned_clips
 from safetensors import SafetensorError, safe_open
-from scoring_inputs import ScoringInputs
+
+from data.captioned_clips import load_split, read_captioned_clips
+from data.errors import UserError
+
+from .compare_runs import query_key
+from .scoring_inputs import ScoringInputs
 
 
 class MatrixInputs:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipe import UserError
+from data.errors import UserError
 
 
 @dataclass

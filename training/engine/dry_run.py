@@ -11,8 +11,9 @@ import dataclasses
 
 import torch
 import yaml
-from retrieval_data import CaptionedClips
 from torch.multiprocessing.reductions import StorageWeakRef
+
+from data.captioned_clips import CaptionedClips
 
 
 GIB = 2**30

@@ -23,15 +23,12 @@ from pathlib import Path
 
 import yaml
 
+from data.errors import UserError
 from modeling_camoe.frames import VideoDecodingError
 
 
 # Full, over the quota, read-only, forbidden, larger than allowed: nothing that a stack would explain.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
-
-
-class UserError(Exception):
-    """A mistake of the user's: shown as one line, without a traceback, exit code 2."""
 
 
 def exit_on_user_error(main):

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from accelerate.utils import gather_object
-from retrieval_data import CaptionedClips
 
 from modeling_camoe.encode import BadVideo, encode_texts, encode_videos
+
+from .captioned_clips import CaptionedClips
 
 
 @dataclass

@@ -8,7 +8,7 @@ not the clip's, so they make no windows.
 
 from pathlib import Path
 
-from recipe import UserError
+from data.errors import UserError
 
 from .common import AnnotatedClip, Splits, read_lines, refuse_duplicates
 

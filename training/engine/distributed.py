@@ -9,9 +9,9 @@ pass.
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
-from recipe import UserError
 from torch import nn
 
+from data.errors import UserError
 from modeling_camoe import CAMoEModel
 
 

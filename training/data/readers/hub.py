@@ -9,7 +9,8 @@ videos inside their tables (mteb/...) need no preparation: `--dataset_name` of t
 from pathlib import Path
 
 import datasets
-from recipe import UserError
+
+from data.errors import UserError
 
 from .activitynet import paragraph_or_windows
 from .common import AnnotatedClip, Splits, refuse_duplicates

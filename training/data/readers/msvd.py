@@ -8,7 +8,7 @@ raw-captions.pkl (video id -> captions, each a list of words).
 import pickle
 from pathlib import Path
 
-from recipe import UserError
+from data.errors import UserError
 
 from .common import Splits, captioned, read_lines
 

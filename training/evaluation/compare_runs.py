@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from recipe import UserError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-from scoring import RECALL_AT, paired_test, recalls, write_whole
+
+from data.errors import UserError
+
+from .scoring import RECALL_AT, paired_test, recalls, write_whole
 
 
 RANKS_FILE = "eval_ranks.safetensors"

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from compare_runs import query_key
+
+from .compare_runs import query_key
 
 
 @dataclass

@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from recipe import UserError
+from data.errors import UserError
 
 from .activitynet import read_activitynet
 from .common import AnnotatedClip, Splits

@@ -15,16 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from checkpoints import CheckpointFolder, Progress, StepLog, save_model
-from distribution import whole_model
-from encode_split import EncodedSplit
-from gradient_cache import accumulated_backward, cached_backward
-from lora import camoe_of
-from recipe import UserError
-from retrieval_data import RunBatches
-from scoring import score_retrieval
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+
+from data.batches import RunBatches
+from data.encode_split import EncodedSplit
+from data.errors import UserError
+from evaluation.scoring import score_retrieval
+
+from .checkpoints import CheckpointFolder, Progress, StepLog, save_model
+from .distributed import whole_model
+from .gradient_cache import accumulated_backward, cached_backward
+from .lora import camoe_of
 
 
 class Terminated(Exception):

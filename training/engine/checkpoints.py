@@ -16,9 +16,11 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lora import has_adapter, merged
-from recipe import UserError
 from safetensors import SafetensorError
+
+from data.errors import UserError
+
+from .lora import has_adapter, merged
 
 
 # What a full disk is to Python, to torch and to safetensors.

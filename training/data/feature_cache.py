@@ -16,16 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from encode_split import EncodedSplit
-from frame_cache import ArrayFolder, clip_identity, decode_all, draw, frame_settings
-from recipe import UserError
-from retrieval_data import CaptionedClips, TrainPairs, part_items
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from modeling_camoe.encode import BadVideo
 from modeling_camoe.frames import VideoDecodingError, describe_source
+
+from .batches import TrainPairs, part_items
+from .captioned_clips import CaptionedClips
+from .encode_split import EncodedSplit
+from .errors import UserError
+from .frame_cache import ArrayFolder, clip_identity, decode_all, draw, frame_settings
 
 
 TEXTS_PER_SHARD = 4096  # 8 MB of 512 float32 each

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pairs of a caption and a clip make a training batch, and how their tensors are put together.
+
+What a step sees follows from (seed, epoch, position) alone, whatever the number of processes and workers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from modeling_camoe.encode import BadVideo
+from modeling_camoe.frames import VideoDecodingError, describe_source
+
+from .captioned_clips import CaptionedClips
+from .errors import UserError
+
+
+class RunBatches(Sampler):
+    """What each step of a run sees on one process: lists of (epoch, position) keys, shuffled by (seed, epoch).
+
+    A step has `accumulate` contrastive batches of `batch_size` pairs over all processes; rank r of W takes the r-th
+    W-th of each, so that what a step sees does not depend on W. Incomplete steps at an epoch's end are dropped. They
+    go on from epoch to epoch up to the run's end: workers fetch the next epoch's while the last one's are trained on.
+
+    Args:
+        length: pairs. seed: of the run. rank, world: of this process.
+
+    Raises:
+        UserError: the batch cannot be shared out, or is larger than the data.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1):
+        if batch_size % world != 0:
+            raise UserError(f"option 'batch_size' {batch_size} must be a multiple of the {world} processes")
+        if length < batch_size * accumulate:
+            what = f"option 'batch_size' {batch_size}"
+            what += f" times 'gradient_accumulation_steps' {accumulate}" if accumulate > 1 else ""
+            raise UserError(f"{what} is more than the {length} training pairs")
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.accumulate = accumulate
+        self.go_from(epoch=0, done=0, steps=len(self))
+
+    @property
+    def order(self) -> dict:
+        """What the order of the pairs follows from."""
+        return {
+            "training pairs": self.length,
+            "batch_size": self.batch_size,
+            "gradient_accumulation_steps": self.accumulate,
+            "seed": self.seed,
+        }
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Over all processes."""
+        return self.batch_size * self.accumulate
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return self.length // self.pairs_per_step
+
+    def go_from(self, epoch: int, done: int, steps: int):
+        """The next iteration starts after `done` steps of `epoch`, and ends `steps` steps later."""
+        self.start = (epoch, done, steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, done, left = self.start
+        share = self.batch_size // self.world
+        while left > 0:
+            order = self._shuffled(epoch)
+            for step in range(done, min(len(self), done + left)):
+                starts = [
+                    step * self.pairs_per_step + batch * self.batch_size + self.rank * share
+                    for batch in range(self.accumulate)
+                ]
+                yield [(epoch, position) for start in starts for position in order[start : start + share]]
+            left -= len(self) - done
+            epoch, done = epoch + 1, 0
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        return torch.randperm(self.length, generator=generator).tolist()
+
+
+class TrainPairs(Dataset):
+    """Video-caption pairs; frames are decoded on access. What key (epoch, position) gives depends on the key and seed
+    only.
+
+    Args:
+        split: the captioned clips. decoder: a video processor or a frame cache.
+        sampling: "jitter", "uniform" or "keyframe".
+        captions_per_video: "one": a random caption of each clip an epoch; "all": every caption is a pair.
+        on_bad_video: "raise", or "skip": the next clip that can be decoded takes the place of a bad one.
+    """
+
+    def __init__(
+        self,
+        split: CaptionedClips,
+        decoder,
+        seed: int,
+        sampling: str = "jitter",
+        captions_per_video: str = "one",
+        on_bad_video: str = "raise",
+    ):
+        self.split = split
+        self.decoder = decoder
+        self.seed = seed
+        self.sampling = sampling
+        self.on_bad_video = on_bad_video
+        if captions_per_video == "all":
+            self.pairs = [(v, c) for v, texts in enumerate(split.captions) for c in range(len(texts))]
+        else:
+            self.pairs = [(v, None) for v in range(len(split.captions))]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        epoch, position = key
+        bad = []
+        for attempt in range(len(self.pairs)):
+            video, caption = self.pairs[(position + attempt) % len(self.pairs)]
+            # One stream of random numbers per (seed, epoch, position): workers and resumes cannot change it.
+            generator = torch.Generator().manual_seed(hash((self.seed, epoch, position, attempt)) % 2**63)
+            if caption is None:
+                caption = int(torch.randint(len(self.split.captions[video]), (1,), generator=generator))
+            frame_seed = int(torch.randint(2**31, (1,), generator=generator))
+            try:
+                return {**self._load(video, caption, frame_seed), "video": video, "bad": bad}
+            except VideoDecodingError as error:
+                bad.append(BadVideo(video, describe_source(self.split.clips[video]), str(error)))
+                if self.on_bad_video == "raise":
+                    break
+            except OSError as error:  # a cache that cannot be written; an exception of a worker is a page of traceback
+                return {"video": None, "bad": bad, "error": str(error)}
+        return {"video": None, "bad": bad}
+
+    def _load(self, video: int, caption: int, seed: int) -> dict:
+        clip = self.decoder.decode(self.split.clips[video], sampling=self.sampling, seed=seed)
+        return {"clip": clip, "texts": self.split.streams[video][caption]}
+
+
+@dataclass
+class PairCollator:
+    """Pairs -> `input_ids`, `attention_mask` (N,E,L), uint8 pixels (N,T,3,H,W), `frame_mask`, `video_ids`."""
+
+    processor: object
+    experts: list[str]
+
+    def __call__(self, items: list[dict]) -> dict:
+        items, notes = part_items(items)
+        if not items:
+            return notes
+        batch = self.processor(
+            text=[dict(zip(self.experts, item["texts"], strict=True)) for item in items],
+            videos=[item["clip"] for item in items],
+            videos_kwargs={"do_rescale": False, "do_normalize": False},
+            return_tensors="pt",
+        )
+        return {**batch, "video_ids": torch.tensor([item["video"] for item in items]), **notes}
+
+
+def part_items(items: list[dict]) -> tuple[list[dict], dict]:
+    """What `TrainPairs` gave -> the pairs, and `bad` (clips that could not be decoded) and `error` (a full disk)."""
+    bad = [bad for item in items for bad in item["bad"]]
+    errors = [item["error"] for item in items if "error" in item]
+    return [item for item in items if item["video"] is not None], {"bad": bad, "error": errors[0] if errors else None}
