@@ -10,9 +10,8 @@ Notable features:
 - lazy: packets are read ahead of decoding, so that a group of pictures without a wanted frame is never decoded (nor
   read, where the file has an index to jump by), and an H.264 picture that no other refers to only if it is wanted.
 - small: only the wanted frames are converted, by swscale, straight to their final size.
-- checked: a lazy decode that did not yield every wanted frame undamaged is thrown away and done again the plain way,
-  from the first packet on. What cannot be decoded then is an error with the name of the file and the cause: no frame
-  is ever made up.
+- checked: if lazy decoding does not yield every wanted frame undamaged, everything is decoded from the first packet
+  on. What cannot be decoded then is an error with the name of the file and the cause: no frame is ever made up.
 
 Units: "seconds" count from the beginning of the file, as in a player; "ticks" are the time stamps of the stream.
 """
@@ -25,18 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .frame_decoders import decode_everything, decode_key_frames, decode_with_torchcodec
-from .lazy_decoder import LazyDecoder
-from .video_file import (
-    Clip,
-    EndsEarly,
-    NotExact,
-    VideoDecodingError,
-    VideoFile,
-    as_clip,
-    describe_source,
-    naming_the_file,
-)
+from .decoding import Targets, decode_everything, decode_key_frames, decode_lazily
+from .torchcodec_decoder import decode_with_torchcodec
+from .video_file import Clip, VideoDecodingError, as_clip, open_video
 
 
 # What a program that walks over a folder takes for a video.
@@ -115,32 +105,23 @@ def sample_frames(
     start = clip.start if start is None else start
     end = clip.end if end is None else end
     _check_arguments(num_frames, sampling, size, start, end, fps, backend)
-    name = describe_source(clip.source)
 
-    plainly = False  # decode the plain way, because the lazy one failed
-    true_end = None  # seconds; where the video ends, if that turned out to be before its stated end
-    with naming_the_file(name):
-        while True:
-            with VideoFile(clip.source, threads=threads, thorough=plainly) as video:
-                begin, finish = _window(video, start, end, true_end)
-                times = _times(video, begin, finish, num_frames, sampling, fps, seed)
-                targets = [video.ticks(time) for time in times]
-                try:
-                    if backend == "torchcodec":
-                        images = decode_with_torchcodec(video, targets, size)
-                    elif plainly:
-                        images = decode_everything(video, targets, size)
-                    elif sampling == "keyframe":
-                        images = decode_key_frames(video, targets, size, begin, finish)
-                    else:
-                        images = LazyDecoder(video, size).run(targets)
-                    break
-                except NotExact:
-                    plainly = True
-                except EndsEarly as problem:
-                    if true_end is not None and problem.seconds >= true_end:
-                        raise VideoDecodingError(f"{name}: breaks off at {problem.seconds:.3f} s") from None
-                    true_end = problem.seconds
+    with open_video(clip.source, threads) as video:
+
+        def targets():
+            window = _window(video, start, end)
+            times = _times(video, *window, num_frames, sampling, fps, seed)
+            return Targets([video.ticks(time) for time in times], *window)
+
+        if backend == "torchcodec":
+            decode = decode_with_torchcodec
+        else:
+            decode = decode_key_frames if sampling == "keyframe" else decode_lazily
+        images = _decode(video, decode, targets, size)
+        if images is None:
+            video.reopen(quickly=False)
+            images = _decode(video, decode_everything, targets, size)
+        begin, finish = _window(video, start, end)
 
     shown = sorted(images)
     return SampledFrames(
@@ -148,6 +129,19 @@ def sample_frames(
         times=tuple(video.seconds(pts) for pts in shown),
         duration=finish - begin,
     )
+
+
+def _decode(video, decode, targets, size):
+    """
+    The frames at the targets by one of the decoders, or None if it is not certain of them. A decoder that finds the
+    end of the video before the last target corrects the end, and the targets are chosen again.
+    """
+    stated_end = video.true_end
+    images = decode(video, targets(), size)
+    if images is None and video.true_end != stated_end:
+        video.reopen()
+        images = decode(video, targets(), size)
+    return images
 
 
 def probe_video(source: str | os.PathLike | bytes | Clip) -> VideoInfo:
@@ -158,7 +152,7 @@ def probe_video(source: str | os.PathLike | bytes | Clip) -> VideoInfo:
         VideoDecodingError: the file is missing or no video.
     """
     source = as_clip(source).source
-    with naming_the_file(describe_source(source)), VideoFile(source) as video:
+    with open_video(source) as video:
         first, last = video.span()
         return VideoInfo(
             duration=last - first,
@@ -193,11 +187,9 @@ def _check_arguments(num_frames, sampling, size, start, end, fps, backend):
         raise ValueError(f"the window is empty: it starts at {start or 0} s and ends at {end} s")
 
 
-def _window(video, start, end, true_end):
+def _window(video, start, end):
     """The part of [start, end) in which there is video, in seconds."""
     first, last = video.span()
-    if true_end is not None:
-        last = min(last, true_end)
     if start is not None and start >= last:
         raise VideoDecodingError(
             f"{video.name}: the window starts at {start} s, but the video lasts {last:.3f} s; give an earlier start"

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-An open video file: which stream it decodes, when its frames are shown, where it ends.
+An open video file: which stream is decoded, when its frames are shown, where it ends; and errors that name the file.
 
-Only the header is read here, or the time stamps of packets where the header does not say enough; decoders are in
-`lazy_decoder.py` and `frame_decoders.py`. "Seconds" count from the beginning of the file, as in a player; "ticks" are
-the time stamps of the stream.
+Only the header is read here, and time stamps of packets where the header does not say enough. Decoding is in
+`decoding.py`. "Seconds" count from the beginning of the file, as in a player; "ticks" are the time stamps of the
+stream.
 """
 
 import io
 import math
 import multiprocessing
 import os
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -67,18 +67,6 @@ def describe_source(source: str | os.PathLike | bytes | Clip) -> str:
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source)
 
 
-class NotExact(Exception):
-    """The lazy way did not yield every wanted frame: decode the plain way."""
-
-
-class EndsEarly(Exception):
-    """The video ends before the end that its header states."""
-
-    def __init__(self, seconds):
-        super().__init__(seconds)
-        self.seconds = seconds
-
-
 def pyav():
     """The library that decodes, imported at the first video: a program that reads only texts never loads FFmpeg."""
     try:
@@ -89,11 +77,25 @@ def pyav():
 
 
 @contextmanager
-def naming_the_file(name):
-    """Lets FFmpeg's errors name the file."""
+def open_video(source, threads=1):
+    """
+    Opens a video for as long as a `with` statement lasts, within one call: a decoder must not live through a fork.
+
+    Args:
+        source: path or bytes.
+        threads: of the decoder; 0: one per core; None: whatever suits the video and the process.
+
+    Yields:
+        [`VideoFile`]
+
+    Raises:
+        VideoDecodingError: also for any error of FFmpeg inside of the `with` statement.
+    """
     av = pyav()
+    name = describe_source(source)
     try:
-        yield
+        with closing(VideoFile(source, threads)) as video:
+            yield video
     except av.FFmpegError as error:
         raise VideoDecodingError(
             f"{name}: damaged or incomplete ({error.strerror}); encode or download it again"
@@ -102,27 +104,24 @@ def naming_the_file(name):
 
 class VideoFile:
     """
-    An open video file. Only to be used as a context manager within one call: a decoder must not live through a fork.
+    An open video file: container, video stream and its decoder, and the clock of the stream.
 
     Args:
         source: path or bytes.
-        threads: of the decoder; 0: one per core; None: whatever suits the video and the process.
-        thorough: open an MP4 as any other file, although its header says all that we need to know.
+        threads: of the decoder, as in [`open_video`].
     """
 
-    def __init__(self, source, threads=1, thorough=False):
+    def __init__(self, source, threads=1):
         self.source = source
         self.name = describe_source(source)
         self.wanted_threads = threads
         head = _first_bytes(source, self.name)
-        self.options = OPEN_QUICKLY if head[4:8] in MP4_BOXES and not thorough else {}
+        self.options = OPEN_QUICKLY if head[4:8] in MP4_BOXES else {}
         self.tail_options = OPEN_QUICKLY if head.startswith(MATROSKA) else {}
+        self.true_end = None  # seconds; where the video ends, if a decoder found that to be before its stated end
         self._open()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
+    def close(self):
         self.container.close()
 
     def _file(self):
@@ -166,9 +165,11 @@ class VideoFile:
             raise VideoDecodingError(f"{self.name}: frames of {size} pixels are too large; scale it down")
         return streams[0]
 
-    def reopen(self):
+    def reopen(self, quickly=True):
         """Back to the first packet. Not every format can jump there."""
         self.container.close()
+        if not quickly:
+            self.options = {}
         self._open()
 
     @property
@@ -190,9 +191,19 @@ class VideoFile:
     def span(self):
         """When the first frame appears and when the last one disappears, in seconds."""
         first = self.seconds(self.first_tick)
-        if self.stream.duration and not self.has_few_times:
-            return first, max(first, self.seconds(self.first_tick + self.stream.duration))
-        return first, max(first, self._end_of_packets())
+        if self.true_end is not None:
+            last = self.true_end
+        elif self.stream.duration and not self.has_few_times:
+            last = self.seconds(self.first_tick + self.stream.duration)
+        else:
+            last = self._end_of_packets()
+        return first, max(first, last)
+
+    def correct_end(self, seconds):
+        """Notes that the video ends before its stated end. It cannot do so twice: then its packets do not add up."""
+        if self.true_end is not None and seconds >= self.true_end:
+            raise VideoDecodingError(f"{self.name}: breaks off at {seconds:.3f} s")
+        self.true_end = seconds
 
     def _end_of_packets(self):
         """For Matroska, WebM, FLV and raw streams, which do not state how long the video stream is."""
@@ -226,15 +237,21 @@ class VideoFile:
                     end = max(end or 0.0, seconds) if is_video else end
         return count, end, end_of_file
 
-    def early_end(self, end, here):
-        """The exception for a video that ends at tick `end`, too soon, with a packet to be decoded at tick `here`."""
+    def check_end(self, end, here):
+        """
+        For a video that ends before the last wanted time: corrects its end, unless the file was cut off.
+
+        Args:
+            end: tick at which its last frame disappears.
+            here: tick of decoding its last packet.
+        """
         index = self.stream.index_entries
         if len(index) and index[-1].timestamp > here:
-            return VideoDecodingError(
+            raise VideoDecodingError(
                 f"{self.name}: cut off: its index lists frames up to {self.seconds(index[-1].timestamp):.3f} s, "
                 f"but it ends at {self.seconds(end):.3f} s; download it again"
             )
-        return EndsEarly(self.seconds(end))
+        self.correct_end(self.seconds(end))
 
 
 def _suitable_threads(stream):

@@ -13,8 +13,8 @@ from transformers import CLIPImageProcessor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from modeling_camoe import frames as frames_module
 from modeling_camoe.frames import Clip, VideoDecodingError, sample_frames
+from modeling_camoe.video_file import VideoFile
 from modeling_camoe.video_processing_camoe import CAMoEVideoProcessor
 from tests.video_files import index_picture, indices_of, write_video
 
@@ -279,7 +279,7 @@ def test_it_loads_as_remote_code(tmp_path, video, monkeypatch):
     CAMoEVideoProcessor.register_for_auto_class("AutoVideoProcessor")
     saved = CAMoEVideoProcessor(num_frames=3, **SMALL)
     saved.save_pretrained(tmp_path / "remote")
-    decoding = {"frames.py", "frame_decoders.py", "lazy_decoder.py", "video_file.py"}
+    decoding = {"frames.py", "decoding.py", "torchcodec_decoder.py", "video_file.py"}
     assert {path.name for path in (tmp_path / "remote").glob("*.py")} == decoding | {"video_processing_camoe.py"}
     # AutoVideoProcessor would prefer our own class, which is registered in this process.
     reference = saved.to_dict()["auto_map"]["AutoVideoProcessor"]
@@ -295,7 +295,7 @@ def test_it_loads_as_remote_code(tmp_path, video, monkeypatch):
 def test_files_are_decoded_by_the_frames_module_alone(processor, video, monkeypatch, tmp_path):
     copy = shutil.copy(video, tmp_path / "copy.mp4")
     opened = []
-    original = frames_module.VideoFile._open
-    monkeypatch.setattr(frames_module.VideoFile, "_open", lambda self: opened.append(self.name) or original(self))
+    original = VideoFile._open
+    monkeypatch.setattr(VideoFile, "_open", lambda self: opened.append(self.name) or original(self))
     processor(videos=copy)
     assert opened == [str(copy)]

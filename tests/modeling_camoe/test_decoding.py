@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_camoe import decoding
 from modeling_camoe import frames as frames_module
 from modeling_camoe.frames import VideoDecodingError
 from tests.video_files import H264, KINDS, indices_of, natural_picture, sample, stored_times, write_video
@@ -49,13 +50,13 @@ def test_threads_do_not_change_the_frames(long_video, threads):
     assert torch.equal(sampled.frames, reference.frames)
 
 
-def test_a_lazy_decode_that_fails_is_done_again_the_plain_way(long_video, monkeypatch):
+def test_a_lazy_decode_that_fails_is_done_again_by_decoding_everything(long_video, monkeypatch):
     expected = sample(long_video, 12)
 
-    def fail(self, targets):
-        raise frames_module.NotExact
+    def doubt(self, target):
+        raise decoding._Doubt
 
-    monkeypatch.setattr(frames_module.LazyDecoder, "run", fail)
+    monkeypatch.setattr(decoding.PacketReader, "find_shown_at", doubt)
     sampled = sample(long_video, 12)
     assert torch.equal(sampled.frames, expected.frames)
     assert sampled.times == expected.times
@@ -74,15 +75,15 @@ def test_a_stream_without_time_stamps_is_counted(folder):
 def count_decoded(monkeypatch):
     """Counts the packets that a lazy decode gives to the decoder, and those of them it may leave out."""
     counts = {"decoded": 0, "skippable": 0}
-    decode = frames_module.LazyDecoder._decode
+    decode = decoding.PictureDecoder.decode
 
-    def counting(self, packet):
+    def counting(self, packet, is_needed):
+        decode(self, packet, is_needed)
         if packet is not None:
             counts["decoded"] += 1
             counts["skippable"] += self.video.decoder.skip_frame == "NONREF"
-        return decode(self, packet)
 
-    monkeypatch.setattr(frames_module.LazyDecoder, "_decode", counting)
+    monkeypatch.setattr(decoding.PictureDecoder, "decode", counting)
     return counts
 
 
