@@ -4,7 +4,7 @@ From an open video file and target times to pictures: `decode_lazily`, or else `
 
 The lazy decoder takes the targets one after the other:
 
-1. `PacketReader` reads packets ahead of the decoder, until it is certain from their time stamps which frame is shown at
+1. `PacketReader` reads packets ahead of the decoder, until their time stamps make it certain which frame is shown at
    the target. Where a key frame lies ahead, it jumps there first: what lies between is not even read.
 2. Of the packets in its queue, those before the last key frame up to the wanted frame are dropped.
 3. `PictureDecoder` decodes the others up to the wanted frame. It leaves out H.264 pictures that no other refers to.

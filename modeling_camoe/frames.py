@@ -26,7 +26,13 @@ import torch
 
 from .decoding import Targets, decode_everything, decode_key_frames, decode_lazily
 from .torchcodec_decoder import decode_with_torchcodec
-from .video_file import Clip, VideoDecodingError, as_clip, open_video
+from .video_file import (
+    Clip,
+    VideoDecodingError,
+    as_clip,
+    describe_source,  # noqa: F401 — callers name a clip in their messages with it
+    open_video,
+)
 
 
 # What a program that walks over a folder takes for a video.
