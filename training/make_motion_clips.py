@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generates a set of captioned clips: coloured shapes that move over textured scenes, as real H.264 files.
+"""Generate a set of captioned clips: coloured shapes that move over textured scenes, as real H.264 files.
 
 The output is a `datasets` VideoFolder:
 

@@ -27,7 +27,7 @@ class TrainOptions:
     max_train_clips: int | None = option(None, "keep only the first clips, for a quick try")
     max_validation_clips: int | None = option(None, "the same for the validation split")
     captions_per_video: str = option(
-        "all", "all: every caption is a pair; one: a random caption of each clip an epoch", choices=("all", "one")
+        "all", "all: every caption is a pair; one: a random caption of each clip per epoch", choices=("all", "one")
     )
     validation_captions: str = option("first", "captions that are queries in validation", choices=("first", "all"))
     on_bad_video: str = option(

@@ -70,7 +70,7 @@ def draw_format(preset: Preset, rng: np.random.Generator) -> ClipFormat:
 
 
 def draw_clip(combination: Combination, fmt: ClipFormat, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yields the frames of a clip, (H, W, 3) uint8 each."""
+    """Yield the frames of a clip, (H, W, 3) uint8 each."""
     first, second = (combination.color, combination.shape), (combination.second_color, combination.second_shape)
     radius, other = fmt.radii
     if not combination.relation:

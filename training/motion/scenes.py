@@ -341,7 +341,7 @@ def draw_scene(scene: str, height: int, width: int, rng: np.random.Generator) ->
 def draw_frames(
     scene: str, entities: list[tuple[str, str, Path]], height: int, width: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Yields a clip's frames, (H, W, 3) uint8 each. `entities` are (color, shape, path), the last one in front."""
+    """Yield a clip's frames, (H, W, 3) uint8 each. `entities` are (color, shape, path), the last one in front."""
     background = draw_scene(scene, height, width, rng)
     short, light_outline = min(height, width), scene in _DARK_SCENES
     colors = [

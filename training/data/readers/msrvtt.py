@@ -19,7 +19,7 @@ OFFICIAL_RANGES = {"train": range(0, 6513), "validate": range(6513, 7010), "test
 
 
 def read_msrvtt(folder: Path, windows: bool = False) -> Splits:
-    """train_9k, train_7k and test_1k (1k-A, one caption a video); train_full, validation_full and test_full.
+    """train_9k, train_7k and test_1k (1k-A, one caption per video); train_full, validation_full and test_full.
 
     validation_7k has the videos that are in neither train_7k nor test_1k, because the protocol has no validation data.
     (train_9k includes them; there, see `--hold_out`.)
