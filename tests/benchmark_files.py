@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public annotation files of the benchmarks in miniature, and real videos for them.
+"""The benchmarks' public annotation files in miniature, and real videos for them.
 
-Each `write_*` makes the files of one public layout in a folder and returns the names of the videos that they speak of.
+Each `write_*` writes the files of one public layout to a folder and returns the names of the videos that they list.
 """
 
 import csv
@@ -114,7 +114,7 @@ def write_activitynet(folder: Path) -> list[str]:
 
 
 def write_hub_card(folder: Path, configs: dict[str, dict[str, str]]):
-    """The README.md whose head tells `datasets` which file is which split of which configuration."""
+    """The README.md whose header tells `datasets` which file is which split of which configuration."""
     lines = ["---", "configs:"]
     for config, files in configs.items():
         lines += [f"- config_name: {config}", "  data_files:"]
@@ -151,7 +151,7 @@ def write_msvd_hub(folder: Path) -> list[str]:
         rows = [{"video_id": v, "video": f"{v}.avi", "caption": [f"{v} runs", f"{v} sits"]} for v in ids]
         (folder / f"{split}.json").write_text(json.dumps(rows))
     write_hub_card(folder, {"default": {s: f"{s}.json" for s in ("train", "validation", "test")}})
-    return [f"{v}.mp4" for v in "abcde"]  # converted, as the videos of many are
+    return [f"{v}.mp4" for v in "abcde"]  # converted, as many copies of the videos are
 
 
 def write_didemo_hub(folder: Path) -> list[str]:

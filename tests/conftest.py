@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs in training/ import their siblings by plain name; so do their tests."""
+"""The programs in training/ import the folders beside them by plain name, and so do their tests."""
 
 import sys
 from pathlib import Path

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The programs in training/, run as processes of their own, at the price of a fork instead of ten seconds of imports.
+"""Runs the programs in training/ as separate processes, by a fork instead of ten seconds of imports.
 
-A server process imports what the programs import, once, and forks for each start (multiprocessing's forkserver). The
-child has its own process group, random state and output files, executes the program's file as `__main__` with its
-arguments, and is killed, interrupted and waited for like any process.
+A server process imports once what the programs import, and forks for each program (multiprocessing's forkserver). The
+child has its own process group, random state and output files, and runs the program's file as `__main__` with its
+arguments. It can be killed, interrupted and waited for like any process.
 """
 
 import multiprocessing
@@ -26,11 +26,11 @@ _context.set_forkserver_preload(["tests.program_imports"])
 
 
 class RunningProgram:
-    """A program of training/ that was started; the methods are those of `subprocess.Popen`.
+    """A running program of training/, with methods like those of `subprocess.Popen`.
 
     Args:
         name: file in training/, or the path of a script. arguments: of its command line.
-        code: executed before the program, in its process. environment: variables beside those of the tests.
+        code: executed before the program, in its process. environment: additional variables.
     """
 
     def __init__(self, name: str, *arguments, code: str | None = None, environment: dict | None = None):
@@ -72,7 +72,7 @@ class RunningProgram:
         os.kill(self.pid, number)
 
     def send_signal_to_group(self, number: int):
-        """As a terminal does on Ctrl-C, and a cluster at the end of a job: to the program and to its workers."""
+        """To the program and its workers, like a terminal on Ctrl-C and a cluster at the end of a job."""
         os.killpg(self.pid, number)
 
 
@@ -84,7 +84,7 @@ def run_program(name: str, *arguments, code: str | None = None, timeout: float =
 
 
 def run_processes(world: int, name: str, *arguments, code: str | None = None) -> list[subprocess.CompletedProcess]:
-    """Run a program as `world` processes of one distributed run on the CPU, as a launcher would start them."""
+    """Run a program as `world` processes of one distributed run on the CPU, like a launcher."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -98,7 +98,7 @@ def run_processes(world: int, name: str, *arguments, code: str | None = None) ->
     while any(running.poll() is None for running in ranks):
         failed = time.monotonic() > deadline or any(running.poll() for running in ranks)
         for running in ranks:
-            if failed and running.poll() is None:  # the others would wait for the one that failed
+            if failed and running.poll() is None:  # it would wait for the one that failed
                 running.send_signal(signal.SIGKILL)
         time.sleep(0.02)
     outputs = [running.communicate(timeout=10) for running in ranks]
@@ -120,7 +120,7 @@ def wait_until(happened, running: RunningProgram, timeout: float = 120):
 def _run(path: Path, arguments: list[str], code: str | None, environment: dict, output: Path, errors: Path):
     os.environ.update(environment)
     os.setpgid(0, 0)
-    multiprocessing.set_start_method("fork", force=True)  # of its workers, as when Python had started it
+    multiprocessing.set_start_method("fork", force=True)  # for its workers, as in a normal start
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     for descriptor, file in ((1, output), (2, errors)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)

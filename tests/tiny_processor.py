@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny CAMoE with the processor that goes with it: real captions and real clips can be given to them."""
+"""A tiny CAMoE with its processor, for real captions and real clips."""
 
 import torch
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Tiny video files whose frames tell their own index, so that a test can assert which frame was taken.
+"""Tiny video files whose frames show their own index, so that a test can assert which frame was taken.
 
-The left and the right half of frame i are grey of level 16 + 14 * digit, for the two hexadecimal digits of i. So there
-are up to 256 frames, farther apart than coding and scaling could blur.
+The left and right half of frame i have the grey level 16 + 14 * digit, for the two hexadecimal digits of i. That gives
+up to 256 frames, which differ by more than coding and scaling errors.
 """
 
 from fractions import Fraction
@@ -101,14 +100,13 @@ def write_video(
     format: str | None = None,
     container_options: dict | None = None,
 ) -> Path:
-    """
-    Writes a video file and returns its path.
+    """Write a video file and return its path.
 
     Args:
-        size: (width, height). gop: a key frame every so many frames, and nowhere else; in between, B-frames.
-        options: of the encoder, instead of those. start: when the first frame is shown, in seconds. times: when each
-            frame is shown, in seconds (variable frame rate). pictures: (H, W, 3) uint8 instead of `index_picture`s.
-        audio: length of a silent audio track in seconds, or 0 for none. rotation: that players are asked to make.
+        size: (width, height). gop: frames from one key frame to the next; B-frames in between.
+        options: of the encoder, instead of these. start: time of the first frame, in seconds. times: of each frame, in
+            seconds (variable frame rate). pictures: (H, W, 3) uint8 instead of `index_picture`s.
+        audio: length of a silent audio track in seconds, or 0 for none. rotation: for players, in degrees.
     """
     if options is None:
         options = {"g": str(gop), "bf": "2", "sc_threshold": "0", "preset": "veryfast", "crf": "10"}
@@ -134,7 +132,7 @@ def write_video(
 
 
 def write_audio(path, seconds: float = 1.0, cover: bool = False) -> Path:
-    """Writes a file with an audio track only, or with a cover picture beside it."""
+    """Write a file with an audio track only, or also with a cover picture."""
     with av.open(str(path), "w", format="mp4") as container:  # "m4a" takes no pictures
         stream = container.add_stream("aac", rate=8000, layout="mono")
         if cover:
@@ -156,7 +154,7 @@ def _write_silence(container, stream, seconds):
 
 
 def cut_off(path, share: float = 0.5) -> Path:
-    """Keeps the first part of a file, as an interrupted download does."""
+    """Keep only the first part of a file, like an interrupted download."""
     path = Path(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
@@ -164,7 +162,7 @@ def cut_off(path, share: float = 0.5) -> Path:
 
 
 def stored_times(path) -> list[float]:
-    """When each frame is shown, in seconds of the file, by decoding all of it."""
+    """The time of each frame in seconds from the start of the file, by decoding all of it."""
     with av.open(str(path)) as container:
         zero = (container.start_time or 0) / 1e6
         return [float(frame.pts * frame.time_base) - zero for frame in container.decode(video=0)]

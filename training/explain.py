@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why does this clip get this score for this query? A picture: which expert said so, and because of which frames.
+"""Why does this clip get this score for this query? A picture of what each expert and each frame contributed.
 
     python training/explain.py --checkpoint runs/demo --query "a red star spins" --video clip.mp4 --out explain.png
 
-The score is a sum over experts, s = sum_e g_e <t_e, v_e>, so what an expert contributes is exact: gate times cosine.
+The score is a sum over experts, s = sum_e g_e <t_e, v_e>, so an expert's contribution is exact: gate times cosine.
 
-What a frame contributes is not: experts look at all frames together. It is measured by leaving the frame out, for all
-experts in the same way: its effect is the expert's contribution with all frames minus that without this one. Attention
-weights would be no such measure, for they say where a layer looked and not what came of it. An effect near zero may
-mean that other frames show the same.
+A frame's contribution is not, because an expert reads all frames together. It is measured by leaving the frame out:
+its effect is the expert's contribution with all frames minus the contribution without this one. Attention weights
+would not measure that: they show what a layer read, not how it changed the score. An effect near zero may also mean
+that other frames show the same.
 """
 
 import argparse
@@ -37,8 +37,8 @@ from modeling_camoe.retrieval import expert_scores
 FOR, AGAINST, GREY = "#0f766e", "#be123c", "#6b7280"
 EFFECTS = LinearSegmentedColormap.from_list("effects", [AGAINST, "#ffffff", FOR])
 
-# Leaving out a frame changes every score a little. Below this share of it no frame is called important, and colours
-# stay pale.
+# Leaving out any frame changes the score a little. A frame whose effect is below this share of the score is not called
+# important, and its colour stays pale.
 NOTABLE = 0.01
 
 # The picture's columns and rows, in inches.
@@ -48,15 +48,15 @@ HEAD_HEIGHT, TIMES_HEIGHT, ROW_HEIGHT, FOOT_HEIGHT = 0.55, 0.32, 0.62, 0.75
 
 
 @dataclass
-class ExpertPart:
-    """What one expert does for the score.
+class ExpertContribution:
+    """What one expert contributes to the score.
 
     Args:
-        name: of the expert. text: what it read of the query.
-        reads_all: it read the whole query, by its nature or because it found no words of its own.
-        gate, cosine, contribution: the last is the product of the two; contributions sum to the score.
+        name: of the expert. text: the part of the query that it read.
+        reads_all: whether that is the whole query, because its stream is the whole caption or found no words.
+        gate, cosine, contribution: the last is the product of the others; contributions sum to the score.
         frame_effects: (T,), contribution minus that without the frame; None for a clip of one frame.
-        frame_weights: (T,), the weights that an excitation gives its frames, sum 1; None for other experts.
+        frame_weights: (T,), the weights of an excitation's frames, sum 1; None for other experts.
     """
 
     name: str
@@ -71,17 +71,17 @@ class ExpertPart:
 
 @dataclass
 class Explanation:
-    """A score and its parts. `times`: (T,) seconds. `frame_effects`: (T,), of all experts together."""
+    """A score and its parts. `times`: (T,) seconds. `frame_effects`: (T,), summed over the experts."""
 
     query: str
     video: str
     score: float
     times: list[float]
     frame_effects: list[float] | None
-    experts: list[ExpertPart]
+    experts: list[ExpertContribution]
 
     def strongest_frame(self) -> int | None:
-        """The frame that speaks most for the query; None where no single frame is worth mentioning."""
+        """The frame with the largest positive effect; None if no frame's effect is notable."""
         if self.frame_effects is None:
             return None
         strongest = max(range(len(self.times)), key=self.frame_effects.__getitem__)
@@ -90,11 +90,14 @@ class Explanation:
 
 @torch.inference_mode()
 def explain(model, processor, query: str, video) -> tuple[Explanation, torch.Tensor]:
-    """One query and one clip -> the explanation, and the frames (T,3,H,W) uint8 that the model saw.
+    """Explain the score of one clip for one query.
+
+    Returns:
+        the explanation, and the frames (T,3,H,W) uint8 that the model saw.
 
     Raises:
         ValueError: the query has no words.
-        VideoDecodingError: the clip cannot be decoded; names it.
+        VideoDecodingError: the clip cannot be decoded.
     """
     names = model.config.experts
     texts = processor.streams_of(query)[0]
@@ -111,7 +114,7 @@ def explain(model, processor, query: str, video) -> tuple[Explanation, torch.Ten
     parts = []
     for e, name in enumerate(names):
         is_weighted = model.config.frame_aggregation[name] == "excitation"
-        part = ExpertPart(
+        part = ExpertContribution(
             name=name,
             text=texts[e],
             reads_all=texts[e] == " ".join(query.split()),
@@ -134,28 +137,28 @@ def explain(model, processor, query: str, video) -> tuple[Explanation, torch.Ten
 
 
 def _frame_effects(model, output, num_frames: int) -> torch.Tensor | None:
-    """(E,T): each expert's contribution minus that without the frame; None where there is only one frame.
+    """(E,T): each expert's contribution minus that without the frame; None if there is only one frame.
 
-    CLIP does not run again: it sees frames one by one, so only the heads change.
+    CLIP does not run again: it embeds each frame alone, so only the head's output changes.
     """
     if num_frames == 1:
         return None
     frames = output.video_model_output.frame_embeds[:, :num_frames].expand(num_frames, -1, -1)  # (T,T,D)
-    mask = ~torch.eye(num_frames, dtype=torch.bool, device=frames.device)  # row t lacks frame t
+    mask = ~torch.eye(num_frames, dtype=torch.bool, device=frames.device)  # row t leaves out frame t
     without = model.get_video_features(frame_embeds=frames, frame_mask=mask)
     scores = expert_scores(output.text_embeds, without.video_embeds, without.gate_weights)[0]  # (T,E)
     return (output.expert_scores[0, 0] - scores).T
 
 
 class Page:
-    """A matplotlib figure in which areas are given in inches from the upper left corner."""
+    """A matplotlib figure whose areas are given in inches from the upper left corner."""
 
     def __init__(self, width: float, height: float):
         self.width, self.height = width, height
         self.figure = plt.figure(figsize=(width, height), facecolor="white")
 
     def area(self, left: float, top: float, width: float, height: float):
-        """Axes without ticks and frame."""
+        """Axes without ticks or a frame."""
         bottom = self.height - top - height
         axis = self.figure.add_axes(
             (left / self.width, bottom / self.height, width / self.width, height / self.height)
@@ -168,7 +171,7 @@ class Page:
 
 
 def draw(explanation: Explanation, frames: torch.Tensor, path: Path):
-    """The picture: the frames as a strip, below it a row per expert, its text, its frames' effects, its contribution.
+    """Draw the frames as a strip and, below it, one row per expert: text, effects of the frames, contribution.
 
     Args:
         frames: (T,3,H,W) uint8.
@@ -176,7 +179,7 @@ def draw(explanation: Explanation, frames: torch.Tensor, path: Path):
     num_experts, num_frames = len(explanation.experts), len(frames)
     cell = min(LARGEST_FRAME, FRAMES_WIDTH / num_frames)
     strip = cell * num_frames
-    rows = num_experts + 1  # the last one is all of them together
+    rows = num_experts + 1  # the last row is their sum
     right = TEXT_WIDTH + max(strip, NARROWEST_STRIP) + 0.25
     top = HEAD_HEIGHT + cell + TIMES_HEIGHT
     page = Page(right + BAR_WIDTH, top + rows * ROW_HEIGHT + FOOT_HEIGHT)
@@ -197,12 +200,14 @@ def draw(explanation: Explanation, frames: torch.Tensor, path: Path):
 
 
 def _note(explanation: Explanation) -> str:
-    """How to read the picture, and what it does not say."""
-    note = "Bars: an expert's gate (from the clip alone) times the cosine of its text and its view of the clip. "
+    """The caption of the picture: how to read it, and its limits."""
+    note = "Bars: an expert's gate (from the clip alone) times the cosine of its text and its video embedding. "
     if explanation.frame_effects is None:
-        return note + "The clip has a single frame: there is none to leave out."
-    note += "Cells, in thousandths: measured, how much is lost when one frame is left out. Green frames speak for the "
-    note += "query, red ones against it; near zero may mean that other frames show the same."
+        return note + "The clip has a single frame, so none can be left out."
+    note += (
+        "Cells, in thousandths: how much the score falls when one frame is left out (measured). Green frames count "
+    )
+    note += "for the query, red ones against it; near zero may mean that other frames show the same."
     if explanation.strongest_frame() is None:
         note += f" Here no single frame decides: leaving one out costs less than {NOTABLE:.0%} of the score."
     return note
@@ -234,24 +239,24 @@ def _draw_texts(axis, explanation: Explanation):
 
 
 def _draw_effects(axis, explanation: Explanation, cell: float):
-    """A row per expert and one for all: the effect of each frame as colour and, where there is room, as a number."""
+    """One row per expert and one for the sum: the effect of each frame as a colour and, if it fits, a number."""
     rows = [part.frame_effects for part in explanation.experts] + [explanation.frame_effects]
     largest = max(abs(effect) for row in rows for effect in row)
-    full = max(largest, NOTABLE * abs(explanation.score), 1e-6)  # the effect of full colour
+    full = max(largest, NOTABLE * abs(explanation.score), 1e-6)  # the effect that gets the full colour
     axis.imshow(rows, cmap=EFFECTS, norm=Normalize(-full, full), aspect="auto", extent=(0, len(rows[0]), len(rows), 0))
     for y, row in enumerate(rows):
         axis.axhline(y, color="white", linewidth=4 if y < len(rows) - 1 else 10)
         for x, effect in enumerate(row):
             axis.axvline(x, color="white", linewidth=2)
             if cell > 0.5:
-                text = f"{round(1000 * effect, 1) + 0.0:+.1f}"  # + 0.0: no minus before a zero
+                text = f"{round(1000 * effect, 1) + 0.0:+.1f}"  # + 0.0: no minus sign before a zero
                 style = {"color": "white"} if abs(effect) > 0.6 * full else {"color": "black"}
                 style["fontweight"] = "bold" if y == len(rows) - 1 else "normal"
                 axis.text(x + 0.5, y + 0.52, text, ha="center", va="center", fontsize=9, **style)
 
 
 def _draw_contributions(axis, explanation: Explanation):
-    """Horizontal bars, each with its two factors, and their sum."""
+    """One horizontal bar per expert with its two factors, and their sum."""
     parts = explanation.experts
     values = [part.contribution for part in parts]
     largest = max(abs(value) for value in values) or 1.0
@@ -260,23 +265,17 @@ def _draw_contributions(axis, explanation: Explanation):
     for row, part in enumerate(parts):
         colour = FOR if part.contribution >= 0 else AGAINST
         axis.barh(row + 0.36, part.contribution, height=0.34, color=colour)
-        axis.text(
-            max(part.contribution, 0) + 0.03 * largest,
-            row + 0.36,
-            f"{part.contribution:+.3f}",
-            va="center",
-            fontsize=11,
-        )
+        right = max(part.contribution, 0) + 0.03 * largest
+        axis.text(right, row + 0.36, f"{part.contribution:+.3f}", va="center", fontsize=11)
         factors = f"gate {part.gate:.2f} × cosine {part.cosine:.2f}"
         axis.text(0.03 * largest, row + 0.73, factors, va="center", fontsize=9, color=GREY)
     axis.plot((0, 0), (0.1, len(parts) - 0.1), color=GREY, linewidth=0.8)
-    axis.text(
-        0.03 * largest, len(parts) + 0.5, f"= {explanation.score:.3f}", va="center", fontsize=12, fontweight="bold"
-    )
+    total = f"= {explanation.score:.3f}"
+    axis.text(0.03 * largest, len(parts) + 0.5, total, va="center", fontsize=12, fontweight="bold")
 
 
 def as_text(explanation: Explanation) -> str:
-    """For a terminal."""
+    """A summary for the terminal."""
     lines = [f"“{explanation.query}”  {explanation.video}", f"score {explanation.score:.3f}"]
     for part in explanation.experts:
         factors = f"gate {part.gate:.2f} x cosine {part.cosine:+.2f}"
@@ -284,7 +283,7 @@ def as_text(explanation: Explanation) -> str:
     strongest = explanation.strongest_frame()
     if strongest is not None:
         effect = explanation.frame_effects[strongest]
-        lines.append(f"most hangs on the frame at {explanation.times[strongest]:.1f} s: {effect:+.4f}")
+        lines.append(f"the most important frame is at {explanation.times[strongest]:.1f} s: {effect:+.4f}")
     elif explanation.frame_effects is not None:
         lines.append(f"no single frame decides: leaving one out costs less than {NOTABLE:.0%} of the score")
     return "\n".join(lines)
@@ -293,10 +292,10 @@ def as_text(explanation: Explanation) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="CAMoE checkpoint, a folder or Hub id")
-    parser.add_argument("--query", required=True, help="a text")
-    parser.add_argument("--video", required=True, help="a clip, a file")
-    parser.add_argument("--out", default="explain.png", help="the picture (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print all figures as JSON instead of a summary")
+    parser.add_argument("--query", required=True, help="the query, a text")
+    parser.add_argument("--video", required=True, help="the clip, a video file")
+    parser.add_argument("--out", default="explain.png", help="file for the picture (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print all numbers as JSON instead of a summary")
     options = parser.parse_args()
     path = Path(options.out)
     if path.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg", ".jpeg"):

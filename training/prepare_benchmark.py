@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn the public annotations of a benchmark into one table a split, and find its videos.
+"""Turn a benchmark's public annotations into one table per split, and find its videos.
 
     python training/prepare_benchmark.py msrvtt --annotations msrvtt_data --videos MSRVTT_Videos --output data/msrvtt
 
-NAME is msrvtt, msvd, lsmdc, didemo or activitynet. Annotations are the files that CLIP4Clip's releases established, or
-a Hub repository (its id, or a clone of it). Writes `<split>.parquet` into `output`, with the columns video_id, video
-(path), captions (list), start and end (seconds; empty: the whole file), which run_retrieval.py and
-evaluate_retrieval.py read with `--dataset_name <output> --train_split <split>`.
+The first argument is msrvtt, msvd, lsmdc, didemo or activitynet. Annotations are the files that CLIP4Clip's releases
+established, or a Hub repository (its id, or a clone of it). Writes `<split>.parquet` into `output`, with the columns
+video_id, video (path), captions (list), start and end (seconds; empty: the whole file). run_retrieval.py and
+evaluate_retrieval.py read these with `--dataset_name <output> --train_split <split>`.
 
-Videos that are missing, or with --check_videos cannot be opened, are listed in missing_videos.jsonl and left out; more
-than a stated share of them is an error, because a smaller gallery is an easier one.
+Videos that are missing or, with --check_videos, cannot be opened are listed in missing_videos.jsonl and left out. Too
+many of them (--allow_missing) are an error, because a smaller gallery is an easier one.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ import datasets
 from tqdm.auto import tqdm
 
 from data.errors import UserError
-from data.readers import BENCHMARKS, AnnotatedClip, Splits, read_annotations
+from data.readers import BENCHMARKS, Splits, read_annotations
 from engine.recipe import exit_on_user_error, option, parse_options
 from modeling_camoe.frames import VIDEO_EXTENSIONS, VideoDecodingError, probe_video
 
@@ -45,16 +45,18 @@ FEATURES = datasets.Features(
 
 @dataclass
 class PrepareOptions:
-    """Everything that a preparation is told, after the benchmark's name."""
+    """The options after the benchmark's name."""
 
     annotations: str = option(help="folder of the published annotation files, or a Hub repository (id or clone)")
     videos: str = option(help="folder of the videos; subfolders are searched")
-    output: str = option(help="folder that the tables go to")
+    output: str = option(help="folder for the tables")
     check_videos: bool = option(False, "open every video, and treat those that cannot be opened as missing")
     allow_missing: float = option(0.05, "share of a split's videos that may be missing, from 0 to 1")
-    hold_out: int = option(0, "training videos to set aside for validation where a training split has no such data")
-    windows: bool = option(False, "a clip for each timed sentence, not a paragraph a video (didemo, activitynet)")
-    num_workers: int = option(8, "videos that --check_videos opens at a time")
+    hold_out: int = option(
+        0, "training videos to hold out for validation, for training splits without a validation split"
+    )
+    windows: bool = option(False, "one clip per timed sentence, not one paragraph per video (didemo, activitynet)")
+    num_workers: int = option(8, "videos that --check_videos opens at the same time")
 
     def __post_init__(self):
         if not 0 <= self.allow_missing <= 1:
@@ -93,32 +95,34 @@ def unreadable_videos(paths: list[Path], num_workers: int) -> dict[Path, str]:
         except VideoDecodingError as error:
             return str(error)
 
-    with ThreadPoolExecutor(num_workers) as pool:  # FFmpeg opens files outside the interpreter's lock
+    with ThreadPoolExecutor(num_workers) as pool:  # FFmpeg releases the interpreter lock while it opens a file
         causes = list(tqdm(pool.map(cause, paths), total=len(paths), desc="checking videos", unit="video"))
     return {path: cause for path, cause in zip(paths, causes, strict=True) if cause is not None}
 
 
 def hold_out(splits: Splits, count: int) -> Splits:
-    """Move `count` videos of each training split that has no validation split into a new one.
+    """Move `count` videos of each training split without a validation split into a new one.
 
-    Which ones follows from the videos' names alone, so it is the same on every machine.
+    The choice depends on the videos' names alone, so it is the same on every machine.
     """
-    made = dict(splits)
+    result = dict(splits)
     for name in splits:
         validation = name.replace("train", "validation")
         if not name.startswith("train") or validation in splits:
             continue
-        videos = sorted({clip.file_name for clip in splits[name]}, key=lambda v: hashlib.sha256(v.encode()).digest())
+        videos = sorted(
+            {clip.file_name for clip in splits[name]}, key=lambda name: hashlib.sha256(name.encode()).digest()
+        )
         if count >= len(videos):
             raise UserError(f"--hold_out {count} would leave nothing of {name}, which has {len(videos)} videos")
         chosen = set(videos[:count])
-        made[name] = [clip for clip in splits[name] if clip.file_name not in chosen]
-        made[validation] = [clip for clip in splits[name] if clip.file_name in chosen]
-    return made
+        result[name] = [clip for clip in splits[name] if clip.file_name not in chosen]
+        result[validation] = [clip for clip in splits[name] if clip.file_name in chosen]
+    return result
 
 
-def locate(splits: Splits, options: PrepareOptions) -> tuple[dict[str, list[dict]], list[dict]]:
-    """Rows of the tables, and what is missing: {split, video_id, cause} each."""
+def make_rows(splits: Splits, options: PrepareOptions) -> tuple[dict[str, list[dict]], list[dict]]:
+    """The rows of each split's table, and the missing clips as {split, video_id, cause}."""
     found = index_videos(Path(options.videos))
     paths = {clip.file_name: find_video(clip.file_name, found) for clips in splits.values() for clip in clips}
     unreadable = {}
@@ -135,30 +139,27 @@ def locate(splits: Splits, options: PrepareOptions) -> tuple[dict[str, list[dict
             elif path in unreadable:
                 missing.append({"split": name, "video_id": clip.video_id, "cause": unreadable[path]})
             else:
-                rows[name].append(_row(clip, path))
+                rows[name].append(
+                    {
+                        "video_id": clip.video_id,
+                        "video": os.path.abspath(path),
+                        "captions": clip.captions,
+                        "start": clip.start,
+                        "end": clip.end,
+                    }
+                )
     return rows, missing
 
 
-def _row(clip: AnnotatedClip, path: Path) -> dict:
-    video = os.path.abspath(path)
-    return {
-        "video_id": clip.video_id,
-        "video": video,
-        "captions": clip.captions,
-        "start": clip.start,
-        "end": clip.end,
-    }
-
-
-def refuse_too_few(splits: Splits, missing: list[dict], options: PrepareOptions, listed_in: Path):
-    """An error if a split is empty or lacks more than the allowed share of its clips."""
+def check_missing(splits: Splits, missing: list[dict], options: PrepareOptions, listed_in: Path):
+    """Raise UserError if a split is empty or lacks more than the allowed share of its clips."""
     for name, clips in splits.items():
         if not clips:
             raise UserError(f"split {name!r} of {options.annotations} is empty: download the annotations again")
         lost = [entry for entry in missing if entry["split"] == name]
         share = len(lost) / len(clips)
         if share > options.allow_missing:
-            remedy = f"--allow_missing {math.ceil(share * 100) / 100:g} goes on without them"
+            remedy = f"--allow_missing {math.ceil(share * 100) / 100:g} continues without them"
             raise UserError(
                 f"split {name!r}: {len(lost)} of {len(clips)} clips have no readable video in {options.videos} "
                 f"({100 * share:.0f} %, allowed {100 * options.allow_missing:g} %), the first is "
@@ -166,16 +167,11 @@ def refuse_too_few(splits: Splits, missing: list[dict], options: PrepareOptions,
             )
 
 
-def write_lines(path: Path, records: list[dict]):
-    """A JSON record a line."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-
-
 def main():
     argv = sys.argv[1:]
     benchmark = argv.pop(0) if argv and not argv[0].startswith("-") else None
     if benchmark not in BENCHMARKS and not {"-h", "--help"} & set(argv):
-        given = f"not {benchmark!r}" if benchmark else "as the first word"
+        given = f"not {benchmark!r}" if benchmark else "as the first argument"
         raise UserError(f"name the benchmark, one of {', '.join(BENCHMARKS)}, {given}")
     options = parse_options(PrepareOptions, argv, description=__doc__)
     if options.windows and benchmark not in WINDOWED:
@@ -186,19 +182,19 @@ def main():
     splits = read_annotations(benchmark, options.annotations, options.windows)
     if options.hold_out:
         splits = hold_out(splits, options.hold_out)
-    rows, missing = locate(splits, options)
+    rows, missing = make_rows(splits, options)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     listed_in = output / "missing_videos.jsonl"
-    write_lines(listed_in, missing)
-    refuse_too_few(splits, missing, options, listed_in)
+    listed_in.write_text("".join(json.dumps(entry) + "\n" for entry in missing), encoding="utf-8")
+    check_missing(splits, missing, options, listed_in)
 
-    datasets.disable_progress_bars()  # of the writing, which takes no time
+    datasets.disable_progress_bars()  # writing takes no time
     print(f"{'split':<16} {'clips':>7} {'captions':>9} {'left out':>9}")
     for name, clips in rows.items():
-        unfinished = output / f"{name}.parquet.unfinished"
-        datasets.Dataset.from_list(clips, features=FEATURES).to_parquet(unfinished)
-        unfinished.rename(output / f"{name}.parquet")
+        partial = output / f"{name}.parquet.part"
+        datasets.Dataset.from_list(clips, features=FEATURES).to_parquet(partial)
+        partial.rename(output / f"{name}.parquet")
         captions = sum(len(clip["captions"]) for clip in clips)
         print(f"{name:<16} {len(clips):>7} {captions:>9} {len(splits[name]) - len(clips):>9}")
     print(f"wrote {len(rows)} tables to {output}" + (f"; left out: {listed_in}" if missing else ""))

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train and score the rows of an ablation table, and write the table and its chart.
+"""Train and score the rows of an ablation table, then write the table and its chart.
 
     python training/run_ablations.py --table training/recipes/ablations.yaml [--only "full"] [--dry_run]
 
-A table names base recipes, options for every row, seeds, and rows: what each one changes. Every row is trained with
-run_retrieval.py and scored with evaluate_retrieval.py, once a seed, seed by seed, in the order of the table. Notable
-features:
-- a run that is finished is not run again, as long as the table still says the same about it; its numbers are one JSON
-  file in `results_dir`, small enough to be committed, and the table is made from these files alone;
-- a run that was killed goes on from its last checkpoint: run the same command again;
-- the table in `page` stands between two marks, the text around it is yours; rows that have no run are "not run".
+A table names base recipes, options for every row, seeds, and what each row changes. Every row is trained with
+run_retrieval.py and scored with evaluate_retrieval.py, once per seed: first all rows with the first seed, and so on.
+Notable features:
+- a finished run is not run again unless its options in the table changed; its results are one JSON file in
+  `results_dir`, small enough to be committed, and the table is made from these files alone;
+- a run that was killed continues from its last checkpoint: run the same command again;
+- the table in `page` stands between two markers, and the text around it is kept; rows without a run say "not run".
 
-To write the table and chart again without running anything: `--report`. On a cluster, or to share a machine, put a
-command before every program: `--launcher "srun -n 1"`, and `--jobs` of them at a time.
+`--report` writes the table and the chart again without running anything. On a cluster, or to share a machine,
+`--launcher "srun -n 1"` puts a command before every program, and `--jobs` sets how many run at a time.
 """
 
 import json
@@ -39,19 +39,19 @@ ROW_FIELDS = {"name", "group", "note", "base", "train", "seeds"}
 
 @dataclass
 class AblationOptions:
-    """What to run and where the results go."""
+    """What to run, and where the results go."""
 
     table: str = option(help="YAML file of the rows, e.g. training/recipes/ablations.yaml")
-    only: list | None = option(None, "names of the rows to run; the page still shows all")
+    only: list | None = option(None, "names of the rows to run; the page still shows all rows")
     seeds: list | None = option(None, "seeds to run (default: the table's)")
-    dry_run: bool = option(False, "say what is done and what would run, and stop")
-    report: bool = option(False, "run nothing: write the page and the chart from the results that are there")
+    dry_run: bool = option(False, "print what is done and what would run, and stop")
+    report: bool = option(False, "run nothing: write the page and the chart from the existing results")
     launcher: str | None = option(None, "command put before every program, e.g. 'taskset -c 0'")
     jobs: int = option(1, "runs at a time")
-    runs_dir: str = option("runs/ablations", "where checkpoints and logs go")
-    results_dir: str = option("docs/ablations", "where each run's numbers go, a JSON file each")
+    runs_dir: str = option("runs/ablations", "folder for checkpoints and logs")
+    results_dir: str = option("docs/ablations", "folder for the results, one JSON file per run")
     page: str = option("docs/ablations.md", "page that holds the table")
-    chart: str = option("docs/images/ablations.png", "bar chart of the same")
+    chart: str = option("docs/images/ablations.png", "bar chart of the results")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Run:
 
 
 def read_table(path: str) -> dict:
-    """A table, checked.
+    """Read and check a table.
 
     Raises:
         UserError: it cannot be read, a field is unknown or missing, or two rows have one name.
@@ -99,7 +99,7 @@ def read_table(path: str) -> dict:
 
 
 def plan(table: dict, path: str) -> list[Run]:
-    """All runs of a table: the first seed of every row, then the second, and so on."""
+    """All runs of a table: every row with the first seed, then every row with the second, and so on."""
     folder = Path(path).parent
     rows = []
     for row in table["rows"]:
@@ -127,7 +127,7 @@ def arguments(options: dict) -> list[str]:
 
 
 class Runner:
-    """Runs what is not done.
+    """Runs the training and the evaluation of each run.
 
     Args:
         options: [`AblationOptions`].
@@ -140,7 +140,7 @@ class Runner:
         self.processes: set[subprocess.Popen] = set()
 
     def result_of(self, run: Run) -> dict | None:
-        """The numbers of a finished run, if the table still says the same about it."""
+        """The results of a finished run; None if there are none, or its options in the table changed."""
         try:
             result = json.loads((self.results / f"{run.key}.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -150,15 +150,15 @@ class Runner:
         return result if (result["train"], result["evaluate"]) == (run.train, run.evaluate) else None
 
     def run(self, run: Run):
-        """Train, score, and write the numbers of one run."""
+        """Train and score one run, and write its results."""
         folder = Path(self.options.runs_dir) / run.key
         folder.mkdir(parents=True, exist_ok=True)
-        told = folder / "ablation.json"
-        if told.is_file() and json.loads(told.read_text()) != run.train:
+        options_file = folder / "ablation.json"
+        if options_file.is_file() and json.loads(options_file.read_text()) != run.train:
             raise UserError(f"{folder} holds a run with other options: delete it, or choose another --runs_dir")
-        told.write_text(json.dumps(run.train))
-        where = ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
-        self._call("run_retrieval.py", [*run.train, *where], folder)
+        options_file.write_text(json.dumps(run.train))
+        output = ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
+        self._call("run_retrieval.py", [*run.train, *output], folder)
         self._call("evaluate_retrieval.py", ["--checkpoint", str(folder), *run.evaluate], folder)
         training = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
         scores = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
@@ -193,20 +193,20 @@ class Runner:
             self.processes.discard(process)
         if process.returncode:
             lines = log.read_text(errors="replace").strip().splitlines()
-            words = lines[-1] if lines else "no word"
-            raise UserError(f"{program} ended with {process.returncode}: {words} (see {log})")
+            cause = lines[-1] if lines else "no output"
+            raise UserError(f"{program} exited with code {process.returncode}: {cause} (see {log})")
 
     def stop(self):
-        """Start no more runs, and let those at work save their checkpoints and end."""
+        """Start no more runs; the current ones save a checkpoint and end."""
         self.stopped.set()
         for process in list(self.processes):
             process.terminate()
 
     def run_all(self, runs: list[Run]):
-        """Run these, `jobs` at a time; the page is written after each, so that a kill loses no row."""
+        """Run these, `jobs` at a time. A failed run does not stop the others."""
         failures = []
 
-        def work(number: int, run: Run):
+        def run_one(number: int, run: Run):
             if self.stopped.is_set():
                 return
             print(f"[{number}/{len(runs)}] {run.name}, seed {run.seed}", flush=True)
@@ -219,7 +219,7 @@ class Runner:
                 print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
 
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            futures = [pool.submit(work, number, run) for number, run in enumerate(runs, start=1)]
+            futures = [pool.submit(run_one, number, run) for number, run in enumerate(runs, start=1)]
             try:
                 for future in futures:
                     future.result()
@@ -252,7 +252,7 @@ def main():
         for run in missing:
             print(f"would run: {run.name}, seed {run.seed}: run_retrieval.py {shlex.join(run.train)}")
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is answered like Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the program as Ctrl-C does
     try:
         if not options.report:
             runner.run_all(missing)

@@ -4,16 +4,16 @@
     accelerate launch training/run_retrieval.py --config training/recipes/motion_demo.yaml [--name value ...]
 
 Starts from a CLIP or CAMoE checkpoint or, with `clip_config`, from scratch. Notable features:
-- one contrastive batch over all processes (`batch_size` is the global one), exact to the gradient; what a step sees
+- one contrastive batch over all processes (`batch_size` is the global one) with the exact gradient; what a step sees
   does not depend on the number of processes;
-- clips are decoded in workers, and travel as uint8; --frame_cache and --feature_cache decode each clip once;
-- --gradient_cache_chunk makes contrastive batches beyond memory, with the gradient of the plain one;
-- the best model is chosen on validation data; `output_dir` holds it, complete, from the first validation on;
-- `--resume_from_checkpoint latest` goes on after any kill, to the same result.
+- clips are decoded in workers and travel as uint8; with --frame_cache or --feature_cache each clip is decoded once;
+- --gradient_cache_chunk makes contrastive batches beyond memory, with the gradient of the plain batch;
+- the best model is chosen on validation data; from the first validation on, `output_dir` holds it, complete;
+- `--resume_from_checkpoint latest` continues after any kill, with the same result.
 
 `output_dir` receives the model and processor, recipe.yaml, query_bank.txt (training captions, for search and
 evaluation), training_log.jsonl (a line per `logging_steps`), all_results.json, and bad_videos.jsonl. docs/training.md
-says how to run on one core, one GPU, eight, or four nodes; training/cluster/ has the files for it.
+explains how to run on one core, one GPU, eight GPUs or four nodes, with the files in training/cluster/.
 """
 
 import functools
@@ -27,13 +27,13 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
-from data.batches import PairCollator, RunBatches, TrainPairs
+from data.batches import PairCollator, RunBatchSampler, TrainPairs
 from data.captioned_clips import find_caption_column, load_split, read_captioned_clips
 from data.encode_split import encode_split
 from data.errors import UserError
 from data.feature_cache import FeatureCache, FeatureCollator, FeaturePairs, encode_split_from_cache
 from data.frame_cache import FrameCache
-from engine.distributed import check, prepare
+from engine.distributed import check_options, prepare_training
 from engine.dry_run import describe_run
 from engine.lora import add_lora
 from engine.options import TrainOptions
@@ -56,7 +56,7 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
 
 
 def load_data(options: TrainOptions):
-    """The tagged training and validation splits, and the processor, whose tokenizer may be made from the captions."""
+    """The tagged training and validation splits, and the processor, whose tokenizer may be trained on the captions."""
     data = load_split(options.dataset_name, options.train_split, options.dataset_config, options.max_train_clips)
     captions = data[find_caption_column(data, options.caption_column)][:]
     processor = build_processor(
@@ -90,8 +90,8 @@ def make_optimizer(model, options: TrainOptions) -> torch.optim.Optimizer:
     )
 
 
-def feed(options, accelerator, model, processor, train, validation):
-    """What a step and a validation read: the training pairs, their collator, and model -> encoded validation split."""
+def make_pairs(options, accelerator, model, processor, train, validation):
+    """The training pairs, their collator, and a function: model -> the encoded validation split."""
     pair_options = (options.seed, options.train_sampling, options.captions_per_video, options.on_bad_video)
     if options.feature_cache is not None:
         cache = fill_feature_cache(options, accelerator, model, processor, train, validation)
@@ -114,12 +114,17 @@ def feed(options, accelerator, model, processor, train, validation):
         )
     if validation is None:
         return pairs, collator, None
-    what = {"split": validation, "captions": options.validation_captions, "on_bad_video": options.on_bad_video}
-    return pairs, collator, lambda model: encode(model=model, **what)
+    return (
+        pairs,
+        collator,
+        functools.partial(
+            encode, split=validation, captions=options.validation_captions, on_bad_video=options.on_bad_video
+        ),
+    )
 
 
 def fill_feature_cache(options, accelerator, model, processor, train, validation) -> FeatureCache:
-    """Embed what is not stored yet of both splits; the model is on its device."""
+    """Embed everything of both splits that is not stored yet; the model is on its device."""
     cache = FeatureCache(options.feature_cache, model, processor)
     sizes = (options.eval_batch_size, options.num_workers)
     cache.fill(accelerator, model, processor, train, options.train_sampling, *sizes)
@@ -129,7 +134,7 @@ def fill_feature_cache(options, accelerator, model, processor, train, validation
 
 
 def make_loader(options, accelerator, pairs, collator) -> DataLoader:
-    batches = RunBatches(
+    batches = RunBatchSampler(
         len(pairs),
         options.batch_size,
         options.seed,
@@ -145,13 +150,13 @@ def make_loader(options, accelerator, pairs, collator) -> DataLoader:
         pin_memory=accelerator.device.type == "cuda",
         prefetch_factor=4 if options.num_workers else None,
         worker_init_fn=leave_signals_to_the_parent,
-        # Without one of its own, it would draw from the global random state, and a resume draws once more.
+        # Its own generator: a loader draws from it, and after a resume that must not shift the global random state.
         generator=torch.Generator().manual_seed(options.seed),
     )
 
 
 def query_bank(captions: list[list[str]], size: int, seed: int) -> str:
-    """A sample of the training captions, a line each: what search and evaluation measure hubs with."""
+    """A sample of the training captions, one per line: search and evaluation detect hubs with it."""
     bank = [" ".join(text.split()) for texts in captions for text in texts]
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(bank), generator=generator)[:size].sort().values.tolist()
@@ -162,12 +167,12 @@ def main():
     options = parse_options(TrainOptions, description=__doc__)
     output_dir = Path(options.output_dir)
     accelerator = make_accelerator(options)
-    check(accelerator, options)
+    check_options(accelerator, options)
     set_seed(options.seed)
     if not options.dry_run:
         output_dir.mkdir(parents=True, exist_ok=True)
 
-    with accelerator.main_process_first():  # the first tags and caches, the others read the cache
+    with accelerator.main_process_first():  # the main process tags and caches, the others read its cache
         train, validation, processor = load_data(options)
     model = build_model(options, processor)
     if options.lora is not None:
@@ -178,11 +183,11 @@ def main():
         return
 
     model.to(accelerator.device)
-    pairs, collator, encode_validation = feed(options, accelerator, model, processor, train, validation)
+    pairs, collator, encode_validation = make_pairs(options, accelerator, model, processor, train, validation)
     loader = make_loader(options, accelerator, pairs, collator)
     total_steps = options.total_steps(len(loader))
     scheduler = get_cosine_schedule_with_warmup(optimizer, math.ceil(options.warmup_ratio * total_steps), total_steps)
-    model, optimizer = prepare(accelerator, model, optimizer, options.batch_size // accelerator.num_processes)
+    model, optimizer = prepare_training(accelerator, model, optimizer, options.batch_size // accelerator.num_processes)
     accelerator.init_trackers("camoe")
     if accelerator.is_main_process:
         save_recipe(options, output_dir / "recipe.yaml")

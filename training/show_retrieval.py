@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look at a checkpoint: the best clips for some queries as film strips, and the curves of its training.
+"""Look at a checkpoint: the best clips for some queries as film strips, and its training curves.
 
     python training/show_retrieval.py --checkpoint runs/demo --dataset_name data/motion_demo --split test
 
-Writes retrieval_grid.png (a row a query, its five best clips with score and a mark on the right one) and, where the
-run left a training_log.jsonl, training_curves.png (loss, validation R@1, gate weights) into the checkpoint's folder.
+Writes into the checkpoint's folder: retrieval_grid.png, one row per query with its five best clips, their scores and
+the right one marked; and, if there is a training_log.jsonl, training_curves.png with loss, validation R@1 and gate
+weights.
 """
 
 import json
@@ -30,31 +31,31 @@ from modeling_camoe.retrieval import similarity
 
 
 STRIP_FRAMES = 4  # frames of a film strip
-BEST = 5  # clips a query
+TOP_K = 5  # clips per query
 RIGHT, WRONG = "#1a7f37", "#8c959f"
 
 
 @dataclass
 class ShowOptions:
-    """What to look at."""
+    """What to show."""
 
     checkpoint: str = option(help="CAMoE checkpoint, a folder")
     dataset_name: str = option(help="folder of clips, folder of tables, or Hub id")
     split: str = option("test", "split to search in")
-    queries: list | None = option(None, "texts to ask (default: the captions of five clips of the split)")
-    num_queries: int = option(5, "how many captions to ask when no queries are given")
-    seed: int = option(0, "chooses these captions")
+    queries: list | None = option(None, "queries (default: the captions of some clips of the split)")
+    num_queries: int = option(5, "number of captions to use when no queries are given")
+    seed: int = option(0, "seed of their choice")
     video_column: str = option("video", "column of video paths")
     caption_column: str | None = option(None, "column of captions (default: captions or caption)")
     num_workers: int = option(2, "processes that decode")
-    output_dir: str | None = option(None, "where the pictures go (default: the checkpoint's folder)")
+    output_dir: str | None = option(None, "folder for the pictures (default: the checkpoint's)")
 
 
 def draw_grid(queries, best, scores, right, clips, path: Path):
-    """A row a query: its best clips as film strips.
+    """One row per query: its best clips as film strips.
 
     Args:
-        queries: Q texts. best: (Q,5) clips. scores: (Q,5). right: the right clip of each query, or None.
+        queries: Q texts. best: (Q,K) clips. scores: (Q,K). right: the right clip of each query, or None.
     """
     rows, columns = best.shape
     figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 1.35 * rows + 0.3), squeeze=False)
@@ -131,7 +132,7 @@ def main():
         queries = [split.captions[clip][0] for clip in right]
 
     scores = similarity(encode_texts(model, processor, queries), encoded.video_vectors)  # (Q,B)
-    top = scores.topk(min(BEST, scores.shape[1]), dim=1)
+    top = scores.topk(min(TOP_K, scores.shape[1]), dim=1)
     best = torch.tensor(encoded.video_rows)[top.indices]
     for q, query in enumerate(queries):
         print(f"\n{query}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A CLIP tokenizer trained on captions: its ids, its words, and that it saves like any other."""
+"""A CLIP tokenizer trained on captions: its ids and its words, and that it saves and loads like any other."""
 
 import pytest
 from transformers import AutoTokenizer, CLIPTokenizer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of training/cluster: Accelerate reads the configurations, and the SLURM script does what its head says."""
+"""The files of training/cluster: Accelerate reads the configurations, the SLURM script works as its header says."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ CONFIGURATIONS = sorted(CLUSTER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
-def test_accelerate_reads_a_configuration_and_its_head_says_how_to_launch_it(path):
+def test_accelerate_reads_a_configuration_and_its_header_says_how_to_launch_it(path):
     config = load_config_from_file(str(path))
     assert config.num_processes == (1 if path.stem == "single_gpu" else 8) and config.mixed_precision == "bf16"
     head = " ".join(line.strip("# \\\n") for line in path.read_text().splitlines() if line.startswith("#"))
@@ -33,7 +33,7 @@ def test_the_layers_that_fsdp_wraps_are_layers_of_the_model():
     assert names <= {type(module).__name__ for module in tiny_model().modules()}
 
 
-# Stand-ins for the commands of a cluster: srun runs its command as node 2 of 4, the launcher notes what it was told.
+# Stand-ins for the commands of a cluster: srun runs its command as node 2 of 4, the launcher records its arguments.
 COMMANDS = {
     "scontrol": """
         if [ "$1" = show ]; then printf 'node0\\nnode1\\n'; else echo "$@" > "$NOTES/requeued"; fi""",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--dry_run` says before a run."""
+"""The report of `--dry_run`."""
 
 import torch
 
@@ -29,7 +29,7 @@ def test_estimated_activations_are_what_autograd_keeps():
         output = model(**random_inputs(num_videos=num_pairs, num_texts=num_pairs, num_frames=5, length=7))
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / num_pairs
     assert output.logits_per_text.requires_grad
-    # The attention kernel of `meta` keeps its weights, a fused one does not: the estimate is above, and not by much.
+    # The attention kernel of `meta` keeps its weights, a fused one does not: the estimate is slightly too high.
     assert real < activation_bytes(model, num_frames=5, num_tokens=7) < 1.15 * real
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explanations: what experts add is exact, what frames add is what is lost without them."""
+"""Explanations: an expert's contribution is exact, a frame's effect is what the score loses without it."""
 
 import json
 import sys
@@ -57,13 +57,13 @@ def test_a_frames_effect_is_what_the_score_loses_without_it(model_and_processor,
         assert explanation.frame_effects[t] == pytest.approx(sum(effects), abs=1e-6)
 
 
-def test_weights_of_frames_are_told_where_an_expert_has_them(explanation):
+def test_frame_weights_are_given_for_experts_that_have_them(explanation):
     weighted = {part.name: part.frame_weights for part in explanation.experts}
     assert weighted["fusion"] is None and weighted["action"] is None
     assert sum(weighted["entity"]) == pytest.approx(1) and len(set(weighted["scene"])) > 1
 
 
-def test_a_frame_is_named_only_where_its_loss_is_felt(explanation):
+def test_a_frame_is_named_only_if_its_effect_is_notable(explanation):
     effects = [0.001, 0.03, -0.02, 0.0]
     assert replace(explanation, score=0.5, frame_effects=effects).strongest_frame() == 1
     assert replace(explanation, score=0.5, frame_effects=[e / 10 for e in effects]).strongest_frame() is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frame cache: stored frames equal decoded ones, settings never mix, processes do not disturb each other."""
+"""The frame cache: stored frames equal decoded ones, settings never mix, processes do not interfere."""
 
 import multiprocessing
 from types import SimpleNamespace
@@ -63,7 +63,7 @@ def test_other_settings_windows_or_contents_are_other_entries(tmp_path, clip):
         assert decoder.decoded == before + 1
 
 
-def test_jitter_draws_one_frame_of_each_segment_anew_every_time(tmp_path, clip):
+def test_jitter_draws_one_frame_of_each_segment_every_time(tmp_path, clip):
     cache = FrameCache(tmp_path / "cache", CountingDecoder(num_frames=4))
     drawn = [cache.decode(clip, "jitter", seed).frames[:, 0, 0, 0].tolist() for seed in range(20)]
     assert all(frame in (2 * k, 2 * k + 1) for frames in drawn for k, frame in enumerate(frames))
@@ -71,7 +71,7 @@ def test_jitter_draws_one_frame_of_each_segment_anew_every_time(tmp_path, clip):
     assert cache.decode(clip, "jitter", 3).frames[:, 0, 0, 0].tolist() == drawn[3]
 
 
-def test_a_cut_off_file_is_decoded_again(tmp_path, clip):
+def test_a_truncated_file_is_decoded_again(tmp_path, clip):
     decoder = CountingDecoder()
     cache = FrameCache(tmp_path / "cache", decoder)
     cache.decode(clip)

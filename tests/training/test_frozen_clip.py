@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes that leave CLIP's weights alone: heads on cached features, and LoRA."""
+"""Recipes that keep CLIP's weights: the head on cached features, and LoRA."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from tests.programs import run_processes, run_program
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 
-# A CLIP to start from, as an untrained CAMoE checkpoint with a tokenizer of its own.
+# The CLIP to start from: an untrained CAMoE checkpoint with its own tokenizer.
 START = """
 clip_config:
   projection_dim: 16
@@ -87,7 +87,7 @@ def features(tmp_path_factory):
 @pytest.mark.parametrize("sampling", ["uniform", "jitter"])
 def test_cached_features_train_as_the_frozen_clip_itself(clips, features, tmp_path, sampling):
     frames = ("--train_sampling", sampling)
-    # With jitter, the frames to draw from are those that a frame cache keeps.
+    # With jitter, both draw from the frames that a frame cache stores.
     plain = train(clips, tmp_path / "plain", "frozen_clip", *frames, "--feature_cache", "null",
                   "--frame_cache", tmp_path / "frames")  # fmt: skip
     cached = train(clips, tmp_path / "cached", "frozen_clip", *frames, "--feature_cache", features)

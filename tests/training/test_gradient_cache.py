@@ -58,7 +58,7 @@ def assert_same(result, reference):
     assert result["gradients"].keys() == reference["gradients"].keys()
     for name, expected in reference["gradients"].items():
         gradient = result["gradients"][name]
-        if expected is None or expected.norm() < 1e-13:  # a key's bias has no gradient but rounding
+        if expected is None or expected.norm() < 1e-13:  # the gradient of a key's bias is rounding only
             continue
         cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0, eps=1e-60)
         assert cosine > 0.99999, (name, cosine)

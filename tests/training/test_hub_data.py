@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--dataset_name org/name`: a data set with its videos in it, straight from a Hub on loopback."""
+"""`--dataset_name org/name`: a data set that contains its videos, read from a Hub on the loopback interface."""
 
 import json
 import threading
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path):
-    """The address of a Hub that has one data set: three clips, their videos in its table."""
+    """The address of a Hub with one data set: a table that contains three videos."""
     clips = [write_video(tmp_path / f"{n}.mp4", num_frames=4 + n, fps=4, size=(32, 32)) for n in range(3)]
     rows = {
         "video": [{"bytes": clip.read_bytes(), "path": clip.name} for clip in clips],
@@ -96,7 +96,7 @@ def hub(tmp_path):
 
 
 def on(hub: str, cache) -> str:
-    """Code that turns a program, which has imported the libraries already, to this Hub and to caches of its own."""
+    """Code that points a program, whose libraries are imported already, to this Hub and to its own caches."""
     return f"""
 import datasets, huggingface_hub
 constants, config = huggingface_hub.constants, datasets.config

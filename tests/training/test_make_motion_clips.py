@@ -12,18 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import av
+import datasets
+import make_motion_clips
 import numpy as np
 import pytest
 
-
-av = pytest.importorskip("av")
-datasets = pytest.importorskip("datasets")
-TRAINING = Path(__file__).parents[2] / "training"
-sys.path.insert(0, str(TRAINING))
-
-import make_motion_clips  # noqa: E402
-
-from motion import captions, paths, plan, scenes  # noqa: E402
+from motion import captions, paths, plan, scenes
+from tests.programs import TRAINING
 
 
 COUNTS = ("--num_train", "6", "--num_validation", "3", "--num_test", "4")
@@ -95,7 +91,7 @@ def test_the_folder_loads_as_a_video_folder(demo):
             assert row["captions"] == expected["captions"] and len(row["captions"]) == 5
 
 
-def test_the_full_preset_tells_of_two_entities(tmp_path):
+def test_the_full_preset_describes_two_entities(tmp_path):
     assert make(tmp_path, "--preset", "full", "--num_train", 3, "--num_validation", 0, "--num_test", 0) == 0
     for row in rows_of(tmp_path, "train"):
         assert (row["color"], row["shape"]) != (row["second_color"], row["second_shape"])
@@ -170,7 +166,7 @@ def test_no_phrase_belongs_to_two_values():
     assert len(set(phrases)) == len(phrases)
 
 
-def test_every_value_can_be_drawn_and_said():
+def test_every_value_can_be_drawn_and_described():
     assert list(captions.COLOR_WORDS) == list(scenes.COLORS)
     assert list(captions.SHAPE_WORDS) == list(scenes.SHAPES)
     assert list(captions.SCENE_PHRASES) == list(scenes.SCENES)
@@ -208,7 +204,7 @@ def test_first_captions_of_different_combinations_differ(name):
     assert len(firsts) == 400
 
 
-def test_two_entities_that_sound_alike_are_told_apart():
+def test_two_entities_with_the_same_words_are_distinguished():
     c = plan.Combination("red", "star", "", "beach", "blue", "star", "", "chase")
     said = {caption for seed in range(40) for caption in captions.write_captions(c, np.random.default_rng(seed))}
     colorless = [caption.lower() for caption in said if not _names(caption, ("red", "crimson", "blue", "azure"))]
@@ -300,13 +296,13 @@ def test_relations_do_what_they_say(relation):
 # The folder and the command line
 
 
-def test_a_finished_folder_is_left_as_it_is(demo):
+def test_a_finished_folder_is_not_changed(demo):
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*.mp4")}
     assert make(demo, *COUNTS) == 0
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*.mp4")} == before
 
 
-def test_a_missing_clip_and_a_temporary_file_are_mended(demo, tmp_path):
+def test_a_missing_clip_is_made_and_a_temporary_file_removed(demo, tmp_path):
     assert make(tmp_path, *COUNTS) == 0
     (tmp_path / "train" / "train_00002.mp4").unlink()
     (tmp_path / "test" / "metadata.jsonl").unlink()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a benchmark's public files, in miniature and with real videos, to tables that training and scoring read."""
+"""From a benchmark's public files, in miniature but with real videos, to tables for training and evaluation."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def prepare(monkeypatch, *arguments):
 
 
 def error_of(monkeypatch, capsys, *arguments) -> str:
-    """The one line that a mistake gets."""
+    """The single line that a mistake prints."""
     with pytest.raises(SystemExit) as raised:
         prepare(monkeypatch, *arguments)
     assert raised.value.code == 2
@@ -49,8 +49,8 @@ def tables(folder: Path) -> dict[str, list[dict]]:
 
 
 @pytest.fixture
-def build(tmp_path, monkeypatch):
-    """build(benchmark, writer, options...) -> the tables prepared from a miniature tree."""
+def make_tables(tmp_path, monkeypatch):
+    """make_tables(benchmark, writer, options...) -> the tables prepared from a miniature tree."""
 
     def run(benchmark, writer, *options):
         names = writer(tmp_path / "annotations")
@@ -86,11 +86,11 @@ MSRVTT_SIZES = {
     "train_9k": (10, 20), "train_7k": (6, 12), "validation_7k": (4, 8), "test_1k": (2, 2),
     "train_full": (5, 10), "validation_full": (3, 6), "test_full": (4, 8),
 }  # fmt: skip
-# What a recipe does not say: (recipe, split that is scored, options of both programs)
+# What a recipe does not set: (recipe, split to score, options of both programs)
 MSRVTT_RUNS = [("msrvtt_9k", "test_1k"), ("msrvtt_7k", "test_1k"), ("msrvtt_full", "test_full", "--captions", "all")]
 WITHOUT_VALIDATION = ("--validation_split", "null")
 
-# benchmark, writer of the files, split -> (clips, captions), the runs that its tables are good for
+# benchmark, writer of the files, split -> (clips, captions), the runs to make with its tables
 LAYOUTS = {
     "msrvtt": ("msrvtt", files.write_msrvtt, MSRVTT_SIZES, MSRVTT_RUNS),
     "msrvtt with a split field": (
@@ -153,9 +153,9 @@ def train_and_score(data, folder, recipe, split, *options) -> dict:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_public_layout_becomes_tables_that_train_and_score(build, tmp_path, layout):
+def test_every_public_layout_becomes_tables_that_train_and_score(make_tables, tmp_path, layout):
     benchmark, writer, sizes, runs = LAYOUTS[layout]
-    made = build(benchmark, writer, "--check_videos")
+    made = make_tables(benchmark, writer, "--check_videos")
     assert {name: (len(rows), sum(len(row["captions"]) for row in rows)) for name, rows in made.items()} == sizes
     for rows in made.values():
         assert all(os.path.isfile(row["video"]) and os.path.isabs(row["video"]) for row in rows)
@@ -170,8 +170,8 @@ def test_every_public_layout_becomes_tables_that_train_and_score(build, tmp_path
         assert directions["text_to_video"]["R@5"] == 100  # at most four videos
 
 
-def test_msrvtt_groups_captions_by_video_and_finds_other_extensions(build):
-    made = build("msrvtt", files.write_msrvtt)
+def test_msrvtt_groups_captions_by_video_and_finds_other_extensions(make_tables):
+    made = make_tables("msrvtt", files.write_msrvtt)
     assert made["train_9k"][0]["captions"] == ["a red dog moves", "a red ball, the big one, moves"]
     assert [row["captions"] for row in made["test_1k"]] == [
         ["video7012 shows a cat, and more"],
@@ -182,19 +182,19 @@ def test_msrvtt_groups_captions_by_video_and_finds_other_extensions(build):
     assert not seen & {row["video_id"] for row in made["validation_7k"]}
 
 
-def test_lsmdc_keeps_the_sentences_of_a_clip_together(build):
-    first = build("lsmdc", files.write_lsmdc)["train"][0]
+def test_lsmdc_keeps_the_sentences_of_a_clip_together(make_tables):
+    first = make_tables("lsmdc", files.write_lsmdc)["train"][0]
     assert first["captions"] == ["SOMEONE opens door 0.", "SOMEONE opens door 0."]
     assert first["video"].endswith("1004_Juno/1004_Juno_00.00.32.938-00.00.37.166.avi")
 
 
-def test_paragraphs_join_the_sentences_and_keep_the_published_window(build):
-    row = build("didemo", files.write_didemo)["test"][0]
+def test_paragraphs_join_the_sentences_and_keep_the_published_window(make_tables):
+    row = make_tables("didemo", files.write_didemo)["test"][0]
     assert (row["captions"], row["start"], row["end"]) == (["the start of test a dog of test"], 0.0, 31.0)
 
 
-def test_activitynet_paragraphs_are_of_whole_videos(build):
-    row = build("activitynet", files.write_activitynet)["test"][0]
+def test_activitynet_paragraphs_are_of_whole_videos(make_tables):
+    row = make_tables("activitynet", files.write_activitynet)["test"][0]
     assert (row["captions"], row["start"], row["end"]) == (["A man runs. He jumps."], None, None)
 
 
@@ -214,16 +214,16 @@ RUNS, JUMPS = ("A man runs.", 0.0, 0.8), ("He jumps.", 0.5, 2.0)
         ),
     ],
 )
-def test_windows_make_a_clip_of_each_sentence(build, tmp_path, benchmark, writer, expected):
-    rows = build(benchmark, writer, "--windows")["test"]
+def test_windows_make_a_clip_of_each_sentence(make_tables, tmp_path, benchmark, writer, expected):
+    rows = make_tables(benchmark, writer, "--windows")["test"]
     assert [(row["video_id"], *row["captions"], row["start"], row["end"]) for row in rows[:2]] == expected
     if writer in (files.write_activitynet, files.write_didemo):  # windows are decoded, too
         results = train_and_score(tmp_path / "out", tmp_path, benchmark, "test")
         assert results["num_videos"] == len(rows)
 
 
-def test_held_out_videos_leave_the_training_split(build):
-    made = build("msrvtt", files.write_msrvtt, "--hold_out", 3)
+def test_held_out_videos_leave_the_training_split(make_tables):
+    made = make_tables("msrvtt", files.write_msrvtt, "--hold_out", 3)
     train, held = ({row["video_id"] for row in made[name]} for name in ("train_9k", "validation_9k"))
     assert (len(train), len(held)) == (7, 3) and not train & held
     assert len(made["train_7k"]) == 6  # has validation data of its own

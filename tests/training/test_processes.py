@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program as one process, as two, and as two under FSDP2: the same training. Number formats, compiling, trackers.
+"""One process, two, and two under FSDP2 give the same training. Also: number formats, compiling, trackers.
 
-FSDP2 runs on two CPU processes here as torch offers it; Accelerate itself turns it on for GPUs only, so `FSDP2` does.
+torch can run FSDP2 on two CPU processes, but Accelerate enables it for GPUs only: the code in `FSDP2` enables it here.
 """
 
 import json
@@ -27,7 +27,7 @@ batch_size: 8
 num_train_epochs: 2
 learning_rate: 1.0e-2
 clip_learning_rate: 1.0e-2
-adam_epsilon: 1.0e-2  # larger than the gradients: a step is then smooth in the gradient, as the comparisons need it
+adam_epsilon: 1.0e-2  # larger than the gradients: steps are then smooth in the gradient, which the comparisons need
 num_workers: 0
 logging_steps: 1
 model: {dual_softmax_temp: 10.0}

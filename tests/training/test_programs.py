@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The programs themselves, run as a user runs them: train, score, load back; and what a mistake gets."""
+"""The programs, run as a user runs them: train, score and load back; and the errors that mistakes give."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def test_a_run_leaves_a_model_that_the_auto_classes_load(trained, clips):
     torch.testing.assert_close(text @ video.T, scores, atol=1e-5, rtol=0)
 
 
-def test_a_run_writes_down_what_it_did(trained, clips):
+def test_a_run_records_what_it_did(trained, clips):
     log = [json.loads(line) for line in (trained / "training_log.jsonl").read_text().splitlines()]
     steps = [line for line in log if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
@@ -118,7 +118,7 @@ def test_pictures_are_drawn(trained, clips):
     assert "  1. " in done.stdout
 
 
-def test_the_program_runs_by_its_path_and_teaches_its_options(tmp_path):
+def test_the_program_runs_by_its_path_and_explains_its_options(tmp_path):
     command = [sys.executable, TRAINING / "run_retrieval.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options: defaults, then the recipe, then the command line; and what a wrong one gets."""
+"""Options: defaults, then the recipe, then the command line; and the errors that wrong ones give."""
 
 from dataclasses import dataclass
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipes: every one parses, baselines and variants combine with every benchmark."""
+"""The recipes: each one parses, and baselines and methods combine with every benchmark."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def resolve(*names):
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_a_benchmark_recipe_is_the_common_yardstick(benchmark):
+def test_a_benchmark_recipe_is_the_common_baseline(benchmark):
     options = resolve(benchmark)
     assert options.model_name_or_path == "openai/clip-vit-base-patch32"
     assert (options.batch_size, options.num_train_epochs, options.learning_rate) == (128, 5, 1e-4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run survives what happens to runs: SIGKILL, SIGTERM, Ctrl-C, gradients that are not finite, a full disk."""
+"""A run survives SIGKILL, SIGTERM, Ctrl-C, gradients that are not finite and a full disk."""
 
 import json
 import random
@@ -178,7 +178,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_when_the_policy_says_
     assert run.wait(120) == 2
 
 
-# The disk is full from the second checkpoint on: a file of 20 kB is all that a write may leave.
+# The disk is full from the second checkpoint on: no file can grow beyond 20 kB.
 FULL = """
 import accelerate, resource, signal
 original, calls = accelerate.Accelerator.save_state, []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ablation runner: what it runs, what it leaves alone, and what it writes."""
+"""The ablation runner: what it runs, what it does not run again, and what it writes."""
 
 import json
 import threading
@@ -28,7 +28,7 @@ rows:
   - {name: full, note: everything on}
 """
 
-# Stands in for both programs: leaves what they leave, and counts how often it was called.
+# Stands in for both programs: writes the files that they write, and logs its calls.
 STUB = """
 import json, pathlib, sys
 words = sys.argv[1:]
@@ -53,8 +53,8 @@ else:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with a table, and programs that cost nothing."""
+def project(tmp_path, monkeypatch):
+    """A folder with a table and stand-ins for the programs."""
     (tmp_path / "table.yaml").write_text(TABLE)
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -74,7 +74,7 @@ def calls(folder: str) -> list[str]:
     return Path("runs/ablations", folder, "calls.txt").read_text().splitlines()
 
 
-def test_each_row_is_trained_and_scored_with_its_own_options_and_seed(place, monkeypatch):
+def test_each_row_is_trained_and_scored_with_its_own_options_and_seed(project, monkeypatch):
     run(monkeypatch)
     train, evaluate = calls("mean_pool_seed1")
     assert train == (
@@ -82,60 +82,60 @@ def test_each_row_is_trained_and_scored_with_its_own_options_and_seed(place, mon
         "--output_dir runs/ablations/mean_pool_seed1 --resume_from_checkpoint latest"
     )
     assert evaluate == "--checkpoint runs/ablations/mean_pool_seed1 --dataset_name clips --bank 5"
-    result = json.loads((place / "docs/ablations/full_seed0.json").read_text())
+    result = json.loads((project / "docs/ablations/full_seed0.json").read_text())
     assert (result["seconds_per_step"], result["head_parameters"]) == (0.25, 56)
 
 
-def test_the_page_holds_means_over_seeds_and_keeps_the_text_around_the_table(place, monkeypatch):
+def test_the_page_holds_means_over_seeds_and_keeps_the_text_around_the_table(project, monkeypatch):
     run(monkeypatch)
-    page = place / "docs/ablations.md"
+    page = project / "docs/ablations.md"
     assert page.read_text().startswith("# Parts\n")
     assert "| mean pool | 2 | 20.5 (20.0–21.0) | 20.5 (20.0–21.0) |" in page.read_text()
     assert "| full | 99.0 (99.0–99.0) | 1,234 | 56 | 0.25 (0.25–0.25) |" in page.read_text()
     assert "- **full**: everything on" in page.read_text()
-    assert (place / "docs/images/ablations.png").stat().st_size > 5000
+    assert (project / "docs/images/ablations.png").stat().st_size > 5000
     page.write_text("# Mine\n\nBefore.\n" + page.read_text().removeprefix("# Parts\n").rstrip() + "\n\nAfter.\n")
     run(monkeypatch, "--report")
     text = page.read_text()
     assert text.startswith("# Mine\n\nBefore.\n") and text.endswith("\n\nAfter.\n")
-    assert text.count("| mean pool | 2 |") == 2  # a line a direction
+    assert text.count("| mean pool | 2 |") == 2  # one per direction
 
 
-def test_a_finished_run_is_not_run_again_unless_the_table_changed_it(place, monkeypatch):
+def test_a_finished_run_is_not_run_again_unless_the_table_changed_it(project, monkeypatch):
     run(monkeypatch)
     run(monkeypatch)
     assert len(calls("full_seed0")) == 2  # trained once, scored once
-    (place / "table.yaml").write_text(TABLE.replace("bank: 5", "bank: 6"))
+    (project / "table.yaml").write_text(TABLE.replace("bank: 5", "bank: 6"))
     run(monkeypatch)
     assert calls("full_seed0")[-1].endswith("--bank 6")
 
 
-def test_only_chosen_rows_run_and_the_others_are_said_not_to_have_run(place, monkeypatch):
+def test_only_chosen_rows_run_and_the_others_are_listed_as_not_run(project, monkeypatch):
     run(monkeypatch, "--only", "[full]", "--seeds", "[1]")
     assert sorted(path.name for path in Path("runs/ablations").iterdir()) == ["full_seed1"]
-    text = (place / "docs/ablations.md").read_text()
+    text = (project / "docs/ablations.md").read_text()
     assert "| mean pool | not run |" in text and "| full | 1 | 31.0 |" in text
     assert "Runs of the table that are not done: 3." in text
 
 
-def test_a_dry_run_runs_nothing(place, monkeypatch, capsys):
+def test_a_dry_run_runs_nothing(project, monkeypatch, capsys):
     run(monkeypatch, "--dry_run")
     assert not Path("runs").exists() and not Path("docs").exists()
     assert "would run: full, seed 1: run_retrieval.py --config base.yaml" in capsys.readouterr().out
 
 
-def test_a_failed_run_is_named_with_its_last_words_and_the_others_go_on(place, monkeypatch):
-    folder = place / "runs/ablations/mean_pool_seed0"
+def test_a_failed_run_is_named_with_its_last_line_and_the_others_continue(project, monkeypatch):
+    folder = project / "runs/ablations/mean_pool_seed0"
     folder.mkdir(parents=True)
     (folder / "fail").touch()
     with pytest.raises(UserError, match="1 of 4 runs failed, the first: mean pool, seed 0: .*the disk is full"):
         run(monkeypatch)
-    assert (place / "docs/ablations/full_seed1.json").exists()
-    assert "| mean pool | 1 |" in (place / "docs/ablations.md").read_text()
+    assert (project / "docs/ablations/full_seed1.json").exists()
+    assert "| mean pool | 1 |" in (project / "docs/ablations.md").read_text()
 
 
-def test_a_runner_that_is_told_to_stop_ends_its_program_and_starts_no_other(place, monkeypatch):
-    (place / "programs/run_retrieval.py").write_text(
+def test_a_stopped_runner_ends_its_program_and_starts_no_other(project, monkeypatch):
+    (project / "programs/run_retrieval.py").write_text(
         "import pathlib, time; pathlib.Path('started.txt').touch(); time.sleep(60)"
     )
     runner = run_ablations.Runner(parse_options(run_ablations.AblationOptions, ["--table", "table.yaml"]))
@@ -151,10 +151,10 @@ def test_a_runner_that_is_told_to_stop_ends_its_program_and_starts_no_other(plac
     assert not Path("docs/ablations").exists()
 
 
-def test_a_launcher_goes_before_every_program(place, monkeypatch):
+def test_a_launcher_goes_before_every_program(project, monkeypatch):
     run(monkeypatch, "--launcher", "env LAUNCHED=1 sh -c 'echo launched > launched.txt; exec \"$@\"' -", "--jobs", "2")
-    assert (place / "launched.txt").read_text() == "launched\n"
-    assert len(list((place / "docs/ablations").glob("*.json"))) == 4
+    assert (project / "launched.txt").read_text() == "launched\n"
+    assert len(list((project / "docs/ablations").glob("*.json"))) == 4
 
 
 @pytest.mark.parametrize(
@@ -167,14 +167,14 @@ def test_a_launcher_goes_before_every_program(place, monkeypatch):
         (("rows:", "rows: ["), "not valid YAML"),
     ],
 )
-def test_a_wrong_table_is_named(place, change, words):
-    (place / "table.yaml").write_text(TABLE.replace(*change))
+def test_a_wrong_table_is_named(project, change, words):
+    (project / "table.yaml").write_text(TABLE.replace(*change))
     with pytest.raises(UserError) as error:
         run_ablations.read_table("table.yaml")
     assert words in str(error.value)
 
 
-def test_an_unknown_row_is_answered_with_the_names(place, monkeypatch):
+def test_an_unknown_row_is_an_error_that_lists_the_names(project, monkeypatch):
     with pytest.raises(UserError, match="--only 'ful': the table's rows are 'full', 'mean pool'"):
         run(monkeypatch, "--only", "[ful]")
 
@@ -199,7 +199,7 @@ def test_the_rows_of_the_repository_are_runs_that_the_trainer_understands(monkey
     assert len({one.max_train_steps for name, one in options.items() if name not in longer}) == 1
 
 
-def test_the_program_teaches_itself(tmp_path):
+def test_the_program_explains_itself(tmp_path):
     done = run_program("run_ablations.py", "--help")
     assert done.returncode == 0 and "--dry_run" in done.stdout and "is not run again" in done.stdout
     wrong = run_program("run_ablations.py", "--table", tmp_path / "none.yaml")

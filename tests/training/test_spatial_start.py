@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The start of a vision tower from scratch: its class token looks at places, and positions are heard in its output."""
+"""The initialisation of a vision tower: its class token attends to regions, and positions affect its output."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
 from data.errors import UserError
 from engine.options import TrainOptions
-from motion.spatial_start import REGIONS, start_with_places
+from motion.spatial_start import REGIONS, apply_spatial_start
 
 
 def tower(num_heads=4, start=True, **sizes):
@@ -19,35 +19,35 @@ def tower(num_heads=4, start=True, **sizes):
     )  # fmt: skip
     model = CLIPVisionModelWithProjection(config).eval()
     if start:
-        start_with_places(model.vision_model)
+        apply_spatial_start(model.vision_model)
     return model
 
 
-def test_each_head_of_the_class_token_looks_at_its_region():
+def test_each_head_of_the_class_token_attends_to_its_region():
     model = tower()
     with torch.no_grad():
         attentions = model(pixel_values=torch.randn(4, 3, 64, 64), output_attentions=True).attentions
     centres = (torch.arange(8) + 0.5) / 8
     for layer, attention in enumerate(attentions):
-        looks = attention[:, :, 0, 1:].mean(dim=0).unflatten(1, (8, 8))  # (heads, rows, columns)
-        looks = looks / looks.sum(dim=(1, 2), keepdim=True)
-        x, y = (looks.sum(dim=1) * centres).sum(dim=1), (looks.sum(dim=2) * centres).sum(dim=1)
+        weights = attention[:, :, 0, 1:].mean(dim=0).unflatten(1, (8, 8))  # (heads, rows, columns)
+        weights = weights / weights.sum(dim=(1, 2), keepdim=True)
+        x, y = (weights.sum(dim=1) * centres).sum(dim=1), (weights.sum(dim=2) * centres).sum(dim=1)
         left, right, top, bottom = range(4)
         assert x[left] < 0.4 and x[right] > 0.6, (layer, x)
         assert y[top] < 0.4 and y[bottom] > 0.6, (layer, y)
         assert (x[[top, bottom]] - 0.5).abs().max() < 0.08 and (y[[left, right]] - 0.5).abs().max() < 0.08
 
 
-def test_a_head_beyond_the_regions_looks_at_the_whole_frame():
+def test_a_head_beyond_the_regions_attends_to_the_whole_frame():
     model = tower(num_heads=12, hidden_size=96)
     with torch.no_grad():
         attention = model(pixel_values=torch.randn(2, 3, 64, 64), output_attentions=True).attentions[0]
-    looks = attention[:, :, 0, 1:]
-    assert looks[:, len(REGIONS)].max() < 1.5 / 64 < looks[:, 0].max()
+    weights = attention[:, :, 0, 1:]
+    assert weights[:, len(REGIONS)].max() < 1.5 / 64 < weights[:, 0].max()
 
 
-def place_matters(model):
-    """How much farther apart the embeddings of a red square are at two places than at the same place, twice drawn."""
+def position_sensitivity(model):
+    """The distance of a red square's embeddings at two positions, over that of two draws at the same position."""
     torch.manual_seed(1)
 
     def embed(column):
@@ -59,8 +59,8 @@ def place_matters(model):
     return ((embed(0) - embed(48)).norm() / (embed(0) - embed(0)).norm()).item()
 
 
-def test_where_something_is_changes_the_embedding_more_than_in_clips_own_start():
-    assert place_matters(tower()) > 2 * place_matters(tower(start=False))
+def test_position_changes_the_embedding_more_than_with_clips_own_initialisation():
+    assert position_sensitivity(tower()) > 2 * position_sensitivity(tower(start=False))
 
 
 def test_heads_that_are_too_narrow_are_named():

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # sbatch training/cluster/slurm_multi_node.sh training/recipes/msrvtt_9k.yaml runs/msrvtt_9k
 #
-# Four nodes of eight GPUs, one launcher a node; submit from the root of the checkout, in an environment that has
+# Four nodes of eight GPUs, one launcher per node. Submit from the root of the checkout, in an environment that has
 # `pip install -e '.[train]'`. The checkout, the data and the output folder must be on a file system that all nodes see.
-# Two minutes before the time is up SLURM sends SIGTERM, which goes on to every process: the run saves a checkpoint and
-# ends (the launcher gives it 30 s for that), and the job queues itself again and goes on from there. A recipe's
-# batch_size is that of all 32 GPUs together. Not run here: no cluster. What was tried is `bash -n` and, on one machine,
-# the launcher with two processes, ended by SIGTERM and resumed.
+# Two minutes before the time limit SLURM sends SIGTERM, which is passed on to every process: the run saves a checkpoint
+# and ends (the launcher allows it 30 s), and the job requeues itself and continues from there. A recipe's batch_size is
+# that of all 32 GPUs together. Not run: no cluster. Tested with `bash -n`, with stand-ins for SLURM's commands
+# (tests/training/test_cluster.py) and, on one machine, with two processes that were ended by SIGTERM and resumed.
 #SBATCH --job-name=camoe
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -25,7 +25,7 @@ shift 2
 gpus=${SLURM_GPUS_ON_NODE:-8}
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# SLURM_NODEID is another one on each node: it must be expanded there, so the command stands in single quotes.
+# SLURM_NODEID differs between nodes and must be expanded there: hence the single quotes around the command.
 export RECIPE=$recipe OUTPUT_DIR=$output_dir HEAD_NODE=$head_node GPUS=$gpus OMP_NUM_THREADS=1
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch \
     --config_file training/cluster/multi_gpu_ddp.yaml \
@@ -40,7 +40,7 @@ trap 'time_is_up=1; kill -TERM "$srun_pid"' TERM
 wait "$srun_pid"
 code=$?
 if [ -n "$time_is_up" ]; then
-    wait "$srun_pid"  # the first wait ended with the signal, not with the run
+    wait "$srun_pid"  # the signal ended the first wait, not the run
     exec scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

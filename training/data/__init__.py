@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captioned clips: reading data sets, batches, caches of frames and features, encoded splits."""
+"""Captioned clips: reading data sets, batches, frame and feature caches, encoded splits."""

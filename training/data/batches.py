@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pairs of a caption and a clip make a training batch, and how their tensors are put together.
+"""The training batches: which caption-clip pairs a step sees, and how they are collated.
 
-What a step sees follows from (seed, epoch, position) alone, whatever the number of processes and workers.
+This depends on (seed, epoch, position) alone, not on the number of processes or workers.
 """
 
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ from .captioned_clips import CaptionedClips
 from .errors import UserError
 
 
-class RunBatches(Sampler):
-    """What each step of a run sees on one process: lists of (epoch, position) keys, shuffled by (seed, epoch).
+class RunBatchSampler(Sampler):
+    """The batches of a whole run for one process: lists of (epoch, position) keys, shuffled by (seed, epoch).
 
-    A step has `accumulate` contrastive batches of `batch_size` pairs over all processes; rank r of W takes the r-th
-    W-th of each, so that what a step sees does not depend on W. Incomplete steps at an epoch's end are dropped. They
-    go on from epoch to epoch up to the run's end: workers fetch the next epoch's while the last one's are trained on.
+    A step has `accumulate` contrastive batches of `batch_size` pairs over all W processes. Rank r takes the r-th of W
+    equal parts of each batch, so what a step sees does not depend on W. An incomplete step at the end of an epoch is
+    dropped. One iteration covers all epochs, so workers prefetch the next epoch while the current one ends.
 
     Args:
-        length: pairs. seed: of the run. rank, world: of this process.
+        length: number of pairs. seed: of the run. rank, world: of this process.
 
     Raises:
-        UserError: the batch cannot be shared out, or is larger than the data.
+        UserError: the batch cannot be divided over the processes, or is larger than the data.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1):
@@ -44,11 +44,11 @@ class RunBatches(Sampler):
         self.rank = rank
         self.world = world
         self.accumulate = accumulate
-        self.go_from(epoch=0, done=0, steps=len(self))
+        self.start_from(epoch=0, done=0, steps=len(self))
 
     @property
     def order(self) -> dict:
-        """What the order of the pairs follows from."""
+        """What determines the order of the pairs."""
         return {
             "training pairs": self.length,
             "batch_size": self.batch_size,
@@ -58,14 +58,14 @@ class RunBatches(Sampler):
 
     @property
     def pairs_per_step(self) -> int:
-        """Over all processes."""
+        """Pairs of one step over all processes."""
         return self.batch_size * self.accumulate
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
+        """Steps per epoch."""
         return self.length // self.pairs_per_step
 
-    def go_from(self, epoch: int, done: int, steps: int):
+    def start_from(self, epoch: int, done: int, steps: int):
         """The next iteration starts after `done` steps of `epoch`, and ends `steps` steps later."""
         self.start = (epoch, done, steps)
 
@@ -89,14 +89,13 @@ class RunBatches(Sampler):
 
 
 class TrainPairs(Dataset):
-    """Video-caption pairs; frames are decoded on access. What key (epoch, position) gives depends on the key and seed
-    only.
+    """Video-caption pairs, decoded on access. An item depends only on its key (epoch, position) and the seed.
 
     Args:
         split: the captioned clips. decoder: a video processor or a frame cache.
         sampling: "jitter", "uniform" or "keyframe".
-        captions_per_video: "one": a random caption of each clip an epoch; "all": every caption is a pair.
-        on_bad_video: "raise", or "skip": the next clip that can be decoded takes the place of a bad one.
+        captions_per_video: "one": a random caption of each clip per epoch; "all": every caption is a pair.
+        on_bad_video: "raise", or "skip": the next clip that can be decoded replaces a bad one.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class TrainPairs(Dataset):
         bad = []
         for attempt in range(len(self.pairs)):
             video, caption = self.pairs[(position + attempt) % len(self.pairs)]
-            # One stream of random numbers per (seed, epoch, position): workers and resumes cannot change it.
+            # A generator per (seed, epoch, position, attempt): workers and resumes do not change what it draws.
             generator = torch.Generator().manual_seed(hash((self.seed, epoch, position, attempt)) % 2**63)
             if caption is None:
                 caption = int(torch.randint(len(self.split.captions[video]), (1,), generator=generator))
@@ -137,7 +136,7 @@ class TrainPairs(Dataset):
                 bad.append(BadVideo(video, describe_source(self.split.clips[video]), str(error)))
                 if self.on_bad_video == "raise":
                     break
-            except OSError as error:  # a cache that cannot be written; an exception of a worker is a page of traceback
+            except OSError as error:  # a cache cannot be written; raised in a worker, it would be a page of traceback
                 return {"video": None, "bad": bad, "error": str(error)}
         return {"video": None, "bad": bad}
 
@@ -154,20 +153,20 @@ class PairCollator:
     experts: list[str]
 
     def __call__(self, items: list[dict]) -> dict:
-        items, notes = part_items(items)
+        items, failures = split_failures(items)
         if not items:
-            return notes
+            return failures
         batch = self.processor(
             text=[dict(zip(self.experts, item["texts"], strict=True)) for item in items],
             videos=[item["clip"] for item in items],
             videos_kwargs={"do_rescale": False, "do_normalize": False},
             return_tensors="pt",
         )
-        return {**batch, "video_ids": torch.tensor([item["video"] for item in items]), **notes}
+        return {**batch, "video_ids": torch.tensor([item["video"] for item in items]), **failures}
 
 
-def part_items(items: list[dict]) -> tuple[list[dict], dict]:
-    """What `TrainPairs` gave -> the pairs, and `bad` (clips that could not be decoded) and `error` (a full disk)."""
+def split_failures(items: list[dict]) -> tuple[list[dict], dict]:
+    """Items of `TrainPairs` -> the pairs, and {"bad": clips that could not be decoded, "error": e.g. a full disk}."""
     bad = [bad for item in items for bad in item["bad"]]
     errors = [item["error"] for item in items if "error" in item]
     return [item for item in items if item["video"] is not None], {"bad": bad, "error": errors[0] if errors else None}

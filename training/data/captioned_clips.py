@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captioned clips for training and evaluation: a `datasets` split -> tagged captions, and pairs decoded in workers.
+"""Captioned clips for training and evaluation: a `datasets` split -> clips and their tagged captions.
 
-A split has a video column (a path, or `Video(decode=False)`), a caption column (one caption or a list a clip), and may
-have `video_id`, `start` and `end` (seconds: the clip is a window of the file). It comes from a folder of clips with
-`metadata.jsonl` (a VideoFolder), a folder of tables (`train.parquet`, ...), or the Hub.
+A split has a video column (a path, or `Video(decode=False)`) and a caption column (one caption or a list per clip).
+It may have `video_id`, and `start` and `end` in seconds for a clip that is a window of a file. It comes from a folder
+of clips with `metadata.jsonl` (a VideoFolder), a folder of tables (`train.parquet`, ...), or the Hub.
 """
 
 import os
@@ -30,7 +30,7 @@ def load_split(name: str, split: str, config: str | None = None, limit: int | No
         config: configuration of a Hub data set. limit: keep only the first clips.
 
     Raises:
-        UserError: the data set or the split is not there, or is empty.
+        UserError: the data set or the split does not exist or is empty.
     """
     try:
         if os.path.isdir(name):
@@ -41,7 +41,7 @@ def load_split(name: str, split: str, config: str | None = None, limit: int | No
             data = datasets.load_dataset(name, config, split=split)
     except UserError:
         raise
-    except Exception as error:  # whatever datasets raises, the user needs its words and the name, not the stack
+    except Exception as error:  # datasets raises many types; the user needs the message and the name, not the stack
         raise UserError(f"cannot load split {split!r} of {name}: {error}") from error
     if limit is not None:
         data = data.select(range(min(limit, len(data))))
@@ -63,7 +63,7 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset:
         raise UserError(
             f"{folder} has no split {split!r}: neither a folder nor a table of that name; folders: {found}"
         )
-    # One split at a time: `data_dir` of the whole set would list the files of every split.
+    # One split at a time: `data_dir` of the whole data set would list the files of every split.
     return datasets.load_dataset("videofolder", data_files={split: [f"{folder / split}/**"]}, split=split)
 
 
@@ -72,8 +72,8 @@ class CaptionedClips:
     """One split, as lists of equal length V.
 
     Args:
-        clips: what to decode. video_ids: names, distinct. captions: one list a clip.
-        streams: for each clip and caption the E texts, in the order of the experts.
+        clips: what to decode. video_ids: distinct names. captions: a list per clip.
+        streams: the E texts of each caption of each clip, in the order of the experts.
     """
 
     clips: list[Clip]
@@ -82,7 +82,7 @@ class CaptionedClips:
     streams: list[list[list[str]]]
 
     def flat(self, protocol: str) -> tuple[list[str], list[list[str]], list[int]]:
-        """Captions, their streams and the index of each one's clip: the "first" of every clip, or "all"."""
+        """Captions, their streams and the indices of their clips, for the "first" or "all" captions of each clip."""
         rows = [(v, c) for v, texts in enumerate(self.captions) for c in range(len(texts) if protocol == "all" else 1)]
         return (
             [self.captions[v][c] for v, c in rows],
@@ -100,15 +100,15 @@ def read_captioned_clips(
     caption_column: str | None = None,
     root: str | None = None,
 ) -> CaptionedClips:
-    """Check a split, tag its captions once (cached by `datasets`) and lay it out.
+    """Check a split and tag its captions, once (`datasets` caches the result).
 
     Args:
         data: from `load_split`. experts, tagger, streams: as the processor has them.
         video_column: paths or undecoded videos. caption_column: defaults to `captions` or `caption`.
-        root: folder that relative paths are relative to.
+        root: base folder of relative paths.
 
     Raises:
-        UserError: a column is missing, a caption is empty, a video id stands twice.
+        UserError: a column is missing, a caption is empty, or a video id is not unique.
     """
     caption_column = find_caption_column(data, caption_column)
     if video_column not in data.column_names:
@@ -130,7 +130,7 @@ def read_captioned_clips(
     if len(set(video_ids)) < len(video_ids):
         twice = next(name for name in video_ids if video_ids.count(name) > 1)
         raise UserError(
-            f"video id {twice!r} stands twice in the data set: one row a video, its captions in a list "
+            f"video id {twice!r} appears twice in the data set: give each video one row, with its captions in a list "
             "(training/prepare_benchmark.py groups them)"
         )
 
@@ -158,7 +158,7 @@ def _source_of(value, root: str | None, row: int, column: str) -> str | bytes:
 
 
 def tag_captions(captions: list[str], experts, tagger, streams: dict[str, str] | None = None) -> list[list[str]]:
-    """(N,E) texts of N captions; `Dataset.map` keeps them on disk, so that a set is tagged once."""
+    """(N,E) texts of N captions; `Dataset.map` caches them on disk, so a data set is tagged once."""
     table = datasets.Dataset.from_dict({"caption": captions})
     table = table.map(
         _tag_batch,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A split -> folded vectors of its clips and captions, shared out over the processes of an Accelerate run.
+"""A split -> folded vectors of its clips and captions, encoded by all processes of an Accelerate run.
 
-Each process encodes every W-th clip and caption; all get all rows back, in the order of the split, so that what is
-computed from them does not depend on the number of processes W.
+Each of W processes encodes every W-th clip and caption. All of them get all rows, in the order of the split, so
+results do not depend on W.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class EncodedSplit:
     Args:
         text_vectors: (N,K). video_vectors: (M,K). gate_weights: (M,E).
         video_of_text: (N,) row of each caption's clip in `video_vectors`.
-        video_rows: (M,) position of each row's clip in the split. bad: clips that could not be decoded; their captions
-            are left out with them.
+        video_rows: (M,) position of each row's clip in the split.
+        bad: clips that could not be decoded; they are left out with their captions.
         captions: N strings.
     """
 
@@ -91,7 +91,7 @@ def encode_split(
 
 
 def _gather_rows(accelerator, rows: list[int], tensors: list[torch.Tensor]) -> tuple[list[int], list[torch.Tensor]]:
-    """All processes' rows, sorted by their number."""
+    """The rows of all processes, sorted by position."""
     if accelerator.num_processes > 1:
         parts = gather_object([(rows, tensors)])
         rows = [row for part, _ in parts for row in part]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one error that the programs in training/ answer with a line and exit code 2 instead of a traceback."""
+"""The error that the programs in training/ print as one line, with exit code 2, instead of a traceback."""
 
 
 class UserError(Exception):
-    """A mistake in what the user gave. The message names the thing, the cause and the remedy."""
+    """A mistake in the user's input. The message names what is wrong, the cause and the remedy."""

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP's embeddings on disk: training of the experts and the gate on a frozen CLIP decodes and embeds nothing twice.
+"""A cache of CLIP's embeddings on disk, for training the head on a frozen CLIP: everything is embedded once.
 
-Before the first step, every clip that is not stored yet is decoded and goes through CLIP's vision tower, every text
-through its text tower, shared out over the processes. From then on a pair is (T,D) frame embeddings and (E,D) text
+Before the first step, the processes share the work of embedding: every clip that is not stored yet goes through CLIP's
+vision tower, every text through its text tower. From then on a pair is (T,D) frame embeddings and (E,D) text
 embeddings, a few kilobytes, and a step runs the head alone. A second run on the same clips with the same CLIP (another
 seed, other experts, another loss) starts at once.
 
-Files are named after the clip or the texts, the sampling settings and CLIP's weights: another CLIP never reads the
-wrong embeddings. Frames are stored for each clip, (T',D) with T' as in frame_cache.py; texts in shards of (n,D).
+File names are hashes of the clip or the texts, the sampling settings and CLIP's weights, so another CLIP never reads
+the wrong embeddings. Frames are stored per clip, (T',D) with T' as in frame_cache.py; texts in shards of (n,D).
 """
 
 import hashlib
@@ -23,29 +23,29 @@ from tqdm.auto import tqdm
 from modeling_camoe.encode import BadVideo
 from modeling_camoe.frames import VideoDecodingError, describe_source
 
-from .batches import TrainPairs, part_items
+from .batches import TrainPairs, split_failures
 from .captioned_clips import CaptionedClips
 from .encode_split import EncodedSplit
 from .errors import UserError
-from .frame_cache import ArrayFolder, clip_identity, decode_all, draw, frame_settings
+from .frame_cache import ArrayFolder, clip_identity, decode_all, frame_settings, jitter_positions
 
 
-TEXTS_PER_SHARD = 4096  # 8 MB of 512 float32 each
+TEXTS_PER_SHARD = 4096  # 8 MB at 512 dimensions in float32
 
 
 class FeatureCache:
-    """Frame and text embeddings of one frozen CLIP. Reading needs no model, so workers may have it.
+    """Frame and text embeddings of one frozen CLIP. Reading needs no model, so workers can read.
 
     Args:
-        folder: made if it is not there. model: [`CAMoEModel`] with the frozen CLIP. processor: its processor.
+        folder: created if it does not exist. model: [`CAMoEModel`] with the frozen CLIP. processor: its processor.
     """
 
     def __init__(self, folder: str, model, processor):
         self.arrays = ArrayFolder(folder)
         self.clip_weights = weights_hash(model.clip)
         self.video_processor = processor.video_processor
-        vocabulary = sorted(processor.tokenizer.get_vocab().items())  # its own order is another one in each process
-        self.text_settings = [hash_of(str(vocabulary)), processor.max_length]
+        vocabulary = sorted(processor.tokenizer.get_vocab().items())  # sorted: its order differs between processes
+        self.text_settings = [hash_text(str(vocabulary)), processor.max_length]
         self.rows: dict[str, tuple[int, int]] = {}  # text -> shard, row
         self.shards: list[np.ndarray] = []
         self.causes: dict[int, str] = {}  # hash of a clip's identity -> why it could not be decoded
@@ -53,10 +53,10 @@ class FeatureCache:
     # --- writing -----------------------------------------------------------------------------------------------------
 
     def fill(self, accelerator, model, processor, split: CaptionedClips, sampling: str, batch_size: int, workers: int):
-        """Store what is missing of a split. All processes call this, each does its share.
+        """Store what is missing of a split. All processes must call this; each does its share.
 
         Args:
-            model: on its device; put into eval mode. sampling: of the frames. batch_size: clips a forward pass.
+            model: on its device; put into eval mode. sampling: of the frames. batch_size: clips per forward pass.
 
         Raises:
             UserError: the disk is full.
@@ -72,9 +72,11 @@ class FeatureCache:
 
     def _fill_frames(self, accelerator, model, split, sampling, batch_size, workers):
         missing = [
-            index for index, clip in enumerate(split.clips) if self.arrays.load(self._frames(clip, sampling)) is None
+            index
+            for index, clip in enumerate(split.clips)
+            if self.arrays.load(self._frames_path(clip, sampling)) is None
         ]
-        accelerator.wait_for_everyone()  # all must have looked before the first one writes
+        accelerator.wait_for_everyone()  # all must know what is missing before the first one writes
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         decoded = DataLoader(
             _DecodedClips(split.clips, mine, self.video_processor, sampling),
@@ -83,7 +85,9 @@ class FeatureCache:
             collate_fn=list,
         )
         bad = []
-        with tqdm(total=len(mine), desc="embedding clips", unit="clip", disable=_quiet(accelerator, missing)) as bar:
+        with tqdm(
+            total=len(mine), desc="embedding clips", unit="clip", disable=_hide_progress(accelerator, missing)
+        ) as bar:
             for items in decoded:
                 bad += [item for item in items if isinstance(item, BadVideo)]
                 good = [item for item in items if not isinstance(item, BadVideo)]
@@ -91,7 +95,7 @@ class FeatureCache:
                     embeds = embed_frames(accelerator, model, torch.cat([frames for _, frames in good]))
                     counts = [len(frames) for _, frames in good]
                     for (index, _), rows in zip(good, embeds.split(counts), strict=True):
-                        self.arrays.store(self._frames(split.clips[index], sampling), rows.numpy())
+                        self.arrays.store(self._frames_path(split.clips[index], sampling), rows.numpy())
                 bar.update(len(items))
         for video in gather_object(bad):
             self.causes[str(clip_identity(split.clips[video.index]))] = video.cause
@@ -99,7 +103,7 @@ class FeatureCache:
     def _fill_texts(self, accelerator, model, processor, split, batch_size):
         shards = list(self._text_shards(split))
         mine = shards[accelerator.process_index :: accelerator.num_processes]
-        for texts, path in tqdm(mine, desc="embedding texts", unit="shard", disable=_quiet(accelerator, mine)):
+        for texts, path in tqdm(mine, desc="embedding texts", unit="shard", disable=_hide_progress(accelerator, mine)):
             if self.arrays.load(path) is None:
                 self.arrays.store(path, embed_texts(accelerator, model, processor, texts, 8 * batch_size).numpy())
 
@@ -109,28 +113,28 @@ class FeatureCache:
         """(T',D) embeddings of a clip's frames, at most T.
 
         Raises:
-            VideoDecodingError: it is not there because the clip could not be decoded.
+            VideoDecodingError: the clip could not be decoded when the cache was filled.
         """
-        embeds = self.arrays.load(self._frames(clip, sampling))
+        embeds = self.arrays.load(self._frames_path(clip, sampling))
         if embeds is None:
             unknown = f"{describe_source(clip)}: changed since it was embedded"
             raise VideoDecodingError(self.causes.get(str(clip_identity(clip)), unknown))
         if sampling == "jitter":
-            embeds = embeds[draw(len(embeds), self.video_processor.num_frames, seed)]
+            embeds = embeds[jitter_positions(len(embeds), self.video_processor.num_frames, seed)]
         return torch.from_numpy(np.array(embeds))
 
     def texts(self, texts: list[str]) -> torch.Tensor:
         """(E,D) embeddings of the E texts of a caption."""
-        places = [self.rows[text] for text in texts]
-        return torch.from_numpy(np.stack([self.shards[shard][row] for shard, row in places]))
+        rows = (self.rows[text] for text in texts)
+        return torch.from_numpy(np.stack([self.shards[shard][row] for shard, row in rows]))
 
-    def _frames(self, clip, sampling: str):
+    def _frames_path(self, clip, sampling: str):
         return self.arrays.path(
             "frames", self.clip_weights, clip_identity(clip), frame_settings(self.video_processor, sampling)
         )
 
     def _text_shards(self, split: CaptionedClips):
-        """Distinct texts of a split, like lengths together, and the file of each shard of them."""
+        """Shards of the distinct texts of a split, sorted by length, each with its file."""
         distinct = {text for captions in split.streams for texts in captions for text in texts}
         distinct = sorted(distinct, key=lambda text: (len(text), text))
         for start in range(0, len(distinct), TEXTS_PER_SHARD):
@@ -144,7 +148,7 @@ class FeatureCache:
 
 
 class _DecodedClips(Dataset):
-    """Clips that are to be embedded: (index, (T',3,H,W) uint8), or what is wrong with one."""
+    """The clips to embed: (index, (T',3,H,W) uint8), or a `BadVideo`."""
 
     def __init__(self, clips, indices: list[int], video_processor, sampling: str):
         self.clips = clips
@@ -165,7 +169,7 @@ class _DecodedClips(Dataset):
 
 @torch.no_grad()
 def embed_frames(accelerator, model, frames: torch.Tensor) -> torch.Tensor:
-    """uint8 frames (F,3,H,W) -> (F,D) float32 on the CPU. CLIP sees each frame alone: as clips of one frame."""
+    """uint8 frames (F,3,H,W) -> (F,D) float32 on the CPU. CLIP embeds frames one by one: each is a clip of its own."""
     with accelerator.autocast():
         output = model.get_video_features(frames[:, None].to(model.device, non_blocking=True))
     return output.frame_embeds[:, 0].float().cpu()
@@ -173,10 +177,10 @@ def embed_frames(accelerator, model, frames: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def embed_texts(accelerator, model, processor, texts: list[str], batch_size: int) -> torch.Tensor:
-    """Texts -> (n,D) float32 on the CPU. CLIP's text tower does not know for which expert a text is."""
+    """Texts -> (n,D) float32 on the CPU, E at a time: the text tower is the same for every expert."""
     experts, parts = processor.experts, []
     rows = [texts[start : start + len(experts)] for start in range(0, len(texts), len(experts))]
-    rows[-1] = rows[-1] + [rows[-1][-1]] * (len(experts) - len(rows[-1]))  # the last row is filled up
+    rows[-1] = rows[-1] + [rows[-1][-1]] * (len(experts) - len(rows[-1]))  # pad the last row
     for start in range(0, len(rows), batch_size):
         captions = [dict(zip(experts, row, strict=True)) for row in rows[start : start + batch_size]]
         inputs = processor(text=captions, return_tensors="pt").to(model.device)
@@ -187,7 +191,7 @@ def embed_texts(accelerator, model, processor, texts: list[str], batch_size: int
 
 
 class FeaturePairs(TrainPairs):
-    """`TrainPairs` whose clips and texts come from a `FeatureCache`, in the place of the decoder."""
+    """`TrainPairs` with a `FeatureCache` in place of the decoder."""
 
     def _load(self, video: int, caption: int, seed: int) -> dict:
         return {
@@ -203,21 +207,21 @@ class FeatureCollator:
     num_frames: int
 
     def __call__(self, items: list[dict]) -> dict:
-        items, notes = part_items(items)
+        items, failures = split_failures(items)
         if not items:
-            return notes
+            return failures
         frame_embeds, frame_mask = pad_frames([item["frame_embeds"] for item in items], self.num_frames)
         return {
             "frame_embeds": frame_embeds,
             "frame_mask": frame_mask,
             "text_embeds": torch.stack([item["text_embeds"] for item in items]),
             "video_ids": torch.tensor([item["video"] for item in items]),
-            **notes,
+            **failures,
         }
 
 
 def pad_frames(clips: list[torch.Tensor], num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips of (T',D) -> (N,T,D), zero where padded, and the mask (N,T) of real frames."""
+    """Clips of (T',D) -> (N,T,D), padded with zeros, and the mask (N,T) of real frames."""
     padded = pad_sequence([torch.zeros(num_frames, clips[0].shape[1]), *clips], batch_first=True)[1:]
     mask = torch.zeros(padded.shape[:2], dtype=torch.long)
     for row, clip in enumerate(clips):
@@ -229,7 +233,7 @@ def pad_frames(clips: list[torch.Tensor], num_frames: int) -> tuple[torch.Tensor
 def encode_split_from_cache(
     model, cache: FeatureCache, split: CaptionedClips, captions: str, on_bad_video: str, batch_size: int = 1024
 ) -> EncodedSplit:
-    """As `encode_split`, from stored embeddings; so little work that every process does all of it."""
+    """Like `encode_split`, from stored embeddings: so little work that every process does all of it."""
     sampling, num_frames = cache.video_processor.sampling, cache.video_processor.num_frames
     clips, kept, bad = [], [], []
     for index, clip in enumerate(split.clips):
@@ -260,7 +264,7 @@ def encode_split_from_cache(
 
 
 def weights_hash(module: torch.nn.Module) -> str:
-    """Names, shapes and bytes of all parameters -> hexadecimal."""
+    """A hash of the names, shapes and bytes of all weights, in hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -268,9 +272,9 @@ def weights_hash(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:40]
 
 
-def hash_of(text: str) -> str:
+def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def _quiet(accelerator, work: list) -> bool:
+def _hide_progress(accelerator, work: list) -> bool:
     return not accelerator.is_main_process or not work

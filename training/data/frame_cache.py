@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampled frames on disk, decoded once: for runs of many epochs.
+"""A cache of sampled frames on disk, for runs of many epochs: every clip is decoded once.
 
-One file a clip, `DIR/ab/abcdef....npy`, uint8 (T',3,H,W), read through a memory map. The name is a hash of the file's
-path, size and modification time, of the window and of the sampling settings: another setting never reads the wrong
-frames. A file is written under a name of its own process and renamed, so several processes may fill one cache at once.
+One file per clip, `DIR/ab/abcdef....npy`, uint8 (T',3,H,W), read through a memory map. Its name is a hash of the
+video's path, size and modification time, the window and the sampling settings, so changed settings never read the
+wrong frames. A file is written under a temporary name and renamed, so several processes may fill a cache together.
 
-With jitter, `JITTER_CHOICES` times as many frames are stored, and one of each segment's is drawn on every access.
+With jitter, `JITTER_CHOICES` times as many frames are stored, and every access draws one per segment.
 """
 
 import hashlib
@@ -20,33 +20,33 @@ import torch
 from modeling_camoe.frames import Clip, SampledFrames
 
 
-JITTER_CHOICES = 2  # frames stored for each one that is drawn: twice the disk, and each epoch still sees other frames
+JITTER_CHOICES = 2  # frames stored per segment: twice the disk space, so that epochs still see different frames
 
 
 class ArrayFolder:
-    """Arrays in files named after a hash of what they were made from; safe under several processes.
+    """Arrays in files that are named after a hash of their origin; safe with several processes.
 
     Args:
-        folder: made if it is not there.
+        folder: created if it does not exist.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
 
     def path(self, *origin) -> Path:
-        """The file of what was made from `origin` (values that JSON can hold)."""
+        """The file for the array made from `origin` (JSON values)."""
         name = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:40]
         return self.folder / name[:2] / f"{name}.npy"
 
     def load(self, path: Path) -> np.ndarray | None:
-        """The array, memory-mapped; None if it is not there, or was cut off by a crash of the machine."""
+        """The array, memory-mapped; None if the file is missing, or was truncated when the machine crashed."""
         try:
             return np.load(path, mmap_mode="r")
         except (FileNotFoundError, ValueError, EOFError):
             return None
 
     def store(self, path: Path, array: np.ndarray):
-        """Write under another name, then rename: a reader sees the whole file or none."""
+        """Write under a temporary name, then rename: a reader sees the whole file or none."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
@@ -58,10 +58,10 @@ class ArrayFolder:
 
 
 class FrameCache:
-    """Decodes clips through a folder of stored frames; stands in for a video processor where clips are decoded.
+    """Decodes clips through a folder of stored frames, in place of a video processor.
 
     Args:
-        folder: made if it is not there. video_processor: decodes what is not stored yet.
+        folder: created if it does not exist. video_processor: decodes what is not stored yet.
     """
 
     def __init__(self, folder: str | os.PathLike, video_processor):
@@ -69,11 +69,11 @@ class FrameCache:
         self.video_processor = video_processor
 
     def __call__(self, *args, **kwargs):
-        """Frames -> inputs of a model, as the video processor does it."""
+        """Frames -> inputs of a model, by the video processor."""
         return self.video_processor(*args, **kwargs)
 
     def decode(self, clip: Clip, sampling: str | None = None, seed: int | None = None) -> SampledFrames:
-        """As `video_processor.decode`; frames of a clip that was seen before come from the disk."""
+        """Like `video_processor.decode`; the frames of a stored clip come from the disk."""
         sampling = sampling or self.video_processor.sampling
         path = self.arrays.path(clip_identity(clip), frame_settings(self.video_processor, sampling))
         frames = self.arrays.load(path)
@@ -84,12 +84,12 @@ class FrameCache:
             except OSError as error:
                 raise OSError(f"cannot write the frame cache {self.arrays.folder}: {error}") from error
         if sampling == "jitter":
-            frames = frames[draw(len(frames), self.video_processor.num_frames, seed)]
+            frames = frames[jitter_positions(len(frames), self.video_processor.num_frames, seed)]
         return SampledFrames(frames=torch.from_numpy(np.array(frames)), times=(), duration=0.0)
 
 
 def decode_all(video_processor, clip: Clip, sampling: str) -> torch.Tensor:
-    """Every frame of a clip that a run may draw: (T',3,H,W) uint8."""
+    """All frames of a clip that a run may draw: (T',3,H,W) uint8."""
     if sampling != "jitter":
         return video_processor.decode(clip, sampling=sampling, num_frames=video_processor.num_frames).frames
     return video_processor.decode(
@@ -98,7 +98,7 @@ def decode_all(video_processor, clip: Clip, sampling: str) -> torch.Tensor:
 
 
 def clip_identity(clip: Clip) -> list:
-    """What tells a clip from others: path, size and time of its file, or a hash of its bytes; its window."""
+    """What identifies a clip: path, size and time of its file, or a hash of its bytes; and its window."""
     if isinstance(clip.source, bytes):
         file = [hashlib.sha256(clip.source).hexdigest()]
     else:
@@ -107,19 +107,19 @@ def clip_identity(clip: Clip) -> list:
             status = os.stat(clip.source)
             file += [status.st_size, status.st_mtime_ns]
         except OSError:
-            file += ["missing"]  # decoding will say so
+            file += ["missing"]  # decoding will report it
     return [file, clip.start, clip.end]
 
 
 def frame_settings(video_processor, sampling: str) -> list:
-    """What else decides about the stored frames."""
+    """The settings that determine the stored frames."""
     stored = JITTER_CHOICES if sampling == "jitter" else 1
     sizes = [dict(video_processor.size), dict(video_processor.crop_size)]
     return [sampling, stored * video_processor.num_frames, sizes]
 
 
-def draw(available: int, num_frames: int, seed: int | None) -> list[int]:
-    """One position of each of `num_frames` equal segments of `available` frames, increasing."""
+def jitter_positions(available: int, num_frames: int, seed: int | None) -> list[int]:
+    """A random position in each of `num_frames` equal segments of `available` frames, increasing."""
     if available <= num_frames:
         return list(range(available))
     bounds = np.linspace(0, available, num_frames + 1)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table and the chart of `run_ablations.py`, from the numbers of its runs.
+"""The tables and the chart of `run_ablations.py`, from the results of its runs.
 
-Means over the seeds with the lowest and highest in brackets: with two or three seeds that says more than a deviation.
+Each number is the mean over the seeds, with the lowest and highest in brackets: with two or three seeds a range says
+more than a standard deviation.
 """
 
 from pathlib import Path
@@ -16,8 +17,8 @@ import matplotlib.pyplot as plt
 
 BEGIN = "<!-- the table begins here: written by training/run_ablations.py -->"
 END = "<!-- the table ends here -->"
-DIRECTIONS = {"text_to_video": "text to video", "video_to_text": "video to text"}
-CORRECTIONS = {"none": "uncorrected", "dual_softmax": "dual softmax", "query_bank": "query bank"}
+DIRECTION_LABELS = {"text_to_video": "text to video", "video_to_text": "video to text"}
+CORRECTION_LABELS = {"none": "uncorrected", "dual_softmax": "dual softmax", "query_bank": "query bank"}
 COLORS = ("#3b6ea5", "#c96f4a", "#6a9a58", "#8a6aa8", "#b59a3c", "#5f8a8b", "#a65f7c")
 
 
@@ -29,7 +30,7 @@ def spread(values: list[float], digits: int = 1) -> str:
     return f"{mean} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
-def of_row(row: dict, results: dict) -> list[dict]:
+def row_results(row: dict, results: dict) -> list[dict]:
     """The results of one row's seeds."""
     return [result for (name, _), result in sorted(results.items()) if name == row["name"]]
 
@@ -41,11 +42,11 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def recall_table(table: dict, results: dict, direction: str) -> str:
-    """A row of the ablation a line: R@1 under each correction, and uncorrected R@5, R@10."""
-    header = ["row", "seeds", *(f"R@1 {name}" for name in CORRECTIONS.values()), "R@5", "R@10"]
+    """One line per row of the ablation: R@1 under each correction, and uncorrected R@5 and R@10."""
+    header = ["row", "seeds", *(f"R@1 {name}" for name in CORRECTION_LABELS.values()), "R@5", "R@10"]
     lines = []
     for row in table["rows"]:
-        done = of_row(row, results)
+        done = row_results(row, results)
         if not done:
             lines.append([row["name"], "not run", *[""] * (len(header) - 2)])
             continue
@@ -53,7 +54,7 @@ def recall_table(table: dict, results: dict, direction: str) -> str:
             spread([result["results"][correction][direction]["R@1"] for result in done])
             if all(correction in result["results"] for result in done)
             else ""
-            for correction in CORRECTIONS
+            for correction in CORRECTION_LABELS
         ]
         cells += [spread([result["results"]["none"][direction][name] for result in done]) for name in ("R@5", "R@10")]
         lines.append([row["name"], str(len(done)), *cells])
@@ -61,12 +62,12 @@ def recall_table(table: dict, results: dict, direction: str) -> str:
 
 
 def cost_table(table: dict, results: dict) -> str:
-    """What a row's best clips share with the right ones, its parameters and the seconds of a step."""
+    """One line per row: how often the best clip shares an attribute with the right one, parameters, seconds a step."""
     columns = list(dict.fromkeys(name for result in results.values() for name in result["best_clip_shares"]))
     header = ["row", *(f"right {name} (%)" for name in columns), "parameters", "of these the head's", "seconds a step"]
     lines = []
     for row in table["rows"]:
-        done = of_row(row, results)
+        done = row_results(row, results)
         if done:
             shares = [spread([result["best_clip_shares"].get(name, 0.0) for result in done]) for name in columns]
             sizes = [f"{done[0][name]:,}" for name in ("parameters", "head_parameters")]
@@ -75,14 +76,14 @@ def cost_table(table: dict, results: dict) -> str:
 
 
 def write_page(table: dict, results: dict, page: Path, options):
-    """Put the tables between the two marks of the page; a page without marks gets them at its end."""
-    missing = sum(len(row.get("seeds", table["seeds"])) - len(of_row(row, results)) for row in table["rows"])
+    """Write the tables between the two markers of the page; a page without markers gets them at its end."""
+    missing = sum(len(row.get("seeds", table["seeds"])) - len(row_results(row, results)) for row in table["rows"])
     parts = [
         f"Command: `python training/run_ablations.py --table {options.table}`. Means over seeds, lowest and highest "
         f"in brackets; R@K in percent. Runs of the table that are not done: {missing}.",
         "\n".join(f"- **{row['name']}**: {row['note']}" for row in table["rows"] if row.get("note")),
     ]
-    for direction, label in DIRECTIONS.items():
+    for direction, label in DIRECTION_LABELS.items():
         parts.append(f"### {label.capitalize()}\n\n{recall_table(table, results, direction)}")
     parts.append(f"### What the best clips share with the right ones, and the cost\n\n{cost_table(table, results)}")
     text = page.read_text(encoding="utf-8") if page.is_file() else f"# {table.get('title', 'Ablations')}\n"
@@ -96,14 +97,14 @@ def write_page(table: dict, results: dict, page: Path, options):
 
 
 def draw_chart(table: dict, results: dict, path: Path):
-    """Horizontal bars of uncorrected text-to-video R@1, a dot a seed; rows without a run are left out."""
-    rows = [row for row in table["rows"] if of_row(row, results)]
+    """Horizontal bars of uncorrected text-to-video R@1, with a dot for each seed; rows without a run are left out."""
+    rows = [row for row in table["rows"] if row_results(row, results)]
     if not rows:
         return
     groups = list(dict.fromkeys(row.get("group", "") for row in rows))
     figure, axis = plt.subplots(figsize=(8.5, 0.9 + 0.34 * len(rows)))
     for position, row in enumerate(rows):
-        values = [result["results"]["none"]["text_to_video"]["R@1"] for result in of_row(row, results)]
+        values = [result["results"]["none"]["text_to_video"]["R@1"] for result in row_results(row, results)]
         color = COLORS[groups.index(row.get("group", "")) % len(COLORS)]
         axis.barh(position, sum(values) / len(values), color=color, height=0.7, alpha=0.85)
         axis.plot(values, [position] * len(values), "o", color="black", markersize=3)

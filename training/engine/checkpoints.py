@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that a kill at any moment leaves whole, and the published model beside them.
+"""Checkpoints that survive a kill at any moment, and the published model.
 
     output_dir/
         config.json, model.safetensors, ...  the best model so far, complete: what from_pretrained loads
-        checkpoints/step_00000100/           what is needed to go on: model, optimiser, schedule, random state
-        training_log.jsonl                   cut back to the checkpoint's step on resume, and so is bad_videos.jsonl
+        checkpoints/step_00000100/           what a resume needs: model, optimiser, schedule, random state
+        training_log.jsonl                   truncated to the checkpoint's step on resume, like bad_videos.jsonl
 
 A checkpoint is written under a temporary name and renamed when it is complete.
 """
@@ -20,26 +20,26 @@ from safetensors import SafetensorError
 
 from data.errors import UserError
 
-from .lora import has_adapter, merged
+from .lora import has_adapter, merge_lora
 
 
-# What a full disk is to Python, to torch and to safetensors.
+# How Python, torch and safetensors report a full disk.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 STEP_FOLDER = re.compile(r"step_(\d+)$")
 
 
 @dataclass
 class Progress:
-    """Where a run is. `batch` steps of `epoch` are done; `best` are the best validation metrics so far.
+    """The position of a run: `batch` steps of `epoch` are done; `best` are the best validation metrics so far.
 
-    `order` is what the order of the pairs follows from: a position means nothing in another one.
+    `order` holds what determines the order of the pairs: in another order the position would mean nothing.
     """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0
-    waited: float = 0.0  # seconds of them spent waiting for data
+    waited: float = 0.0  # seconds of these spent waiting for data
     num_skipped: int = 0  # steps skipped because the gradient was not finite
     best: dict | None = None
     order: dict | None = None
@@ -48,7 +48,7 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict):
-        """Raises UserError where the checkpoint is of a run on other pairs, or in another order."""
+        """Raises UserError if the checkpoint's run had other pairs or another order."""
         saved, here = state["order"] or {}, self.order or {}
         for name in saved.keys() & here.keys():
             if saved[name] != here[name]:
@@ -64,7 +64,7 @@ class CheckpointFolder:
     """The checkpoints of a run.
 
     Args:
-        output_dir: of the run. limit: how many to keep, None for all.
+        output_dir: of the run. limit: number to keep, None for all.
     """
 
     def __init__(self, output_dir: Path, limit: int | None):
@@ -72,22 +72,22 @@ class CheckpointFolder:
         self.limit = limit
 
     def finished(self) -> list[Path]:
-        """Complete checkpoints, the oldest first."""
+        """Complete checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
         found = [path for path in self.folder.iterdir() if STEP_FOLDER.fullmatch(path.name)]
         return sorted(found, key=lambda path: int(STEP_FOLDER.fullmatch(path.name)[1]))
 
     def save(self, accelerator, step: int):
-        """Write the state of everything that `accelerator` has prepared or registered. All processes call this.
+        """Write the state of everything that `accelerator` prepared or registered. All processes must call this.
 
         Raises:
             UserError: the disk is full or read-only; the previous checkpoints are untouched.
         """
-        place = self.folder / f"step_{step:08d}"
-        if place.exists():
+        target = self.folder / f"step_{step:08d}"
+        if target.exists():
             return
-        partial = self.folder / f".{place.name}.partial"
+        partial = self.folder / f".{target.name}.partial"
         try:
             if accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -96,12 +96,12 @@ class CheckpointFolder:
             accelerator.save_state(str(partial))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                os.replace(partial, place)
+                os.replace(partial, target)
                 self._prune()
         except WRITE_ERRORS as error:
             shutil.rmtree(partial, ignore_errors=True)
             last = self.finished()
-            kept = f"the last whole one is {last[-1]}" if last else "there is none yet"
+            kept = f"the last complete one is {last[-1]}" if last else "there is none yet"
             raise UserError(
                 f"cannot write the checkpoint of step {step}: {error}; {kept}; free some space and resume with "
                 "--resume_from_checkpoint latest"
@@ -110,12 +110,13 @@ class CheckpointFolder:
     def _prune(self):
         finished = self.finished()
         for path in finished[: len(finished) - self.limit] if self.limit else []:
-            gone = path.with_name(f".{path.name}.partial")  # a name that no resume looks at, then gone
-            os.replace(path, gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            # Renamed first: a kill in the middle must not leave half a checkpoint that a resume would find.
+            partial = path.with_name(f".{path.name}.partial")
+            os.replace(path, partial)
+            shutil.rmtree(partial, ignore_errors=True)
 
     def load(self, accelerator, which: str) -> str | None:
-        """Restore the checkpoint `which`: "latest" (none yet is fine) or a folder. Returns its name.
+        """Restore a checkpoint: `which` is "latest" (None if there is none yet) or a folder. Returns its name.
 
         Raises:
             UserError: no such folder, a damaged checkpoint, or one of another model or other data.
@@ -133,7 +134,7 @@ class CheckpointFolder:
             accelerator.load_state(str(path))
         except UserError:
             raise
-        except Exception as error:  # safetensors, pickle, zip and shapes: each has its own
+        except Exception as error:  # safetensors, pickle, zip and torch each raise their own types
             cause = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
                 f"cannot load the checkpoint {path}: {cause[0]} (a damaged checkpoint may be deleted: `latest` is "
@@ -143,10 +144,10 @@ class CheckpointFolder:
 
 
 class StepLog:
-    """A file of JSON lines that have a `step`; lines after the step at which a run resumes are cut off.
+    """A JSON lines file whose lines have a `step`; lines after the step at which a run resumes are removed.
 
     Args:
-        path: of the file. step: where the run goes on, 0 at its beginning. main: whether this process cuts.
+        path: of the file. step: where the run resumes, 0 for a new run. main: whether this process rewrites the file.
     """
 
     def __init__(self, path: Path, step: int, main: bool):
@@ -160,42 +161,42 @@ class StepLog:
                 path.unlink()  # a run without bad videos has no such file
 
     def lines(self) -> list[dict]:
-        """What stands in the file, without a last line that a kill cut off."""
+        """The lines of the file, without an incomplete last line that a kill left."""
         if not self.path.is_file():
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def write(self, **values):
-        with self.path.open("a", encoding="utf-8") as file:  # one write a line: processes may share the file
+        with self.path.open("a", encoding="utf-8") as file:  # one write per line: processes may share the file
             file.write(json.dumps(values) + "\n")
 
 
 def save_model(model, processor, output_dir: Path, extra: dict[str, str]):
-    """Publish a model: write it completely beside its place, then move each file there.
+    """Publish a model: write all of it to a temporary folder first, then move each file into place.
 
     Args:
-        model: a peft model is published merged, its adapter beside it in `adapter/`.
+        model: a peft model is published merged, with its adapter in `adapter/`.
         extra: file name -> text, saved with it.
 
     Raises:
-        UserError: the disk is full; the model that was there is untouched.
+        UserError: the disk is full; the previously published model is untouched.
     """
     saving = output_dir / ".saving"
     try:
         shutil.rmtree(saving, ignore_errors=True)
         if has_adapter(model):
             model.save_pretrained(saving / "adapter")
-            model = merged(model)
+            model = merge_lora(model)
         model.save_pretrained(saving)
         processor.save_pretrained(saving)
         for name, text in extra.items():
             (saving / name).write_text(text, encoding="utf-8")
     except WRITE_ERRORS as error:
         shutil.rmtree(saving, ignore_errors=True)
-        raise UserError(f"cannot write the model to {output_dir}: {error}; what was there is untouched") from error
+        raise UserError(f"cannot write the model to {output_dir}: {error}; the previous one is untouched") from error
     for file in sorted(path for path in saving.rglob("*") if path.is_file()):
-        place = output_dir / file.relative_to(saving)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, place)
+        target = output_dir / file.relative_to(saving)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)
     shutil.rmtree(saving)

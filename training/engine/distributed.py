@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What FSDP2 and DeepSpeed need beside `accelerator.prepare`, so that the trainer need not know of them.
+"""What FSDP2 and DeepSpeed need beyond `accelerator.prepare`, so that the trainer need not know about them.
 
-DDP needs nothing. Under FSDP2 a process holds a part of each weight: `logit_scale`, a scalar, cannot be parted and
-stays whole on every process, and what validates or is published is gathered first. DeepSpeed steps inside its backward
-pass.
+DDP needs nothing. FSDP2 shards the weights over the processes. `logit_scale` is a scalar and cannot be sharded, so
+every process keeps it whole, and the full model is gathered before it is validated or published. DeepSpeed takes the
+optimiser step inside its backward pass.
 """
 
 import torch
@@ -15,11 +15,11 @@ from data.errors import UserError
 from modeling_camoe import CAMoEModel
 
 
-def prepare(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, pairs: int):
-    """`accelerator.prepare(model, optimizer)` -> the two, prepared.
+def prepare_training(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, pairs: int):
+    """`accelerator.prepare(model, optimizer)`, with what FSDP2 and DeepSpeed need.
 
     Args:
-        pairs: of one forward pass of this process.
+        pairs: in one forward pass of this process.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = pairs
@@ -31,11 +31,11 @@ def prepare(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.O
     return accelerator.prepare(model, optimizer)
 
 
-def check(accelerator: Accelerator, options):
-    """Refuse what does not work together.
+def check_options(accelerator: Accelerator, options):
+    """Refuse options that do not work with the launch configuration.
 
     Raises:
-        UserError: naming both.
+        UserError: names the option and the configuration.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         if options.gradient_cache_chunk or options.gradient_accumulation_steps > 1:
@@ -44,23 +44,25 @@ def check(accelerator: Accelerator, options):
                 "--gradient_accumulation_steps do not work under it; launch with multi_gpu_ddp.yaml or fsdp2.yaml"
             )
         if options.on_nan == "skip":
-            raise UserError("DeepSpeed has made its step before --on_nan skip could; leave that out")
+            raise UserError("DeepSpeed takes its step before --on_nan skip could prevent it; leave the option out")
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP) and options.lora is not None:
-        raise UserError("--lora trains few weights, and is for one process or DDP; launch with multi_gpu_ddp.yaml")
+        raise UserError(
+            "--lora works in one process or under DDP (it trains few weights); launch with multi_gpu_ddp.yaml"
+        )
 
 
-def whole_model(model: CAMoEModel) -> CAMoEModel:
-    """The model with all its weights: itself, or a copy gathered from the shards. All processes call this."""
+def full_model(model: CAMoEModel) -> CAMoEModel:
+    """The model with all its weights: itself, or a copy gathered from the shards. All processes must call this."""
     from torch.distributed.tensor import DTensor
 
     state = model.state_dict()
     if not any(isinstance(tensor, DTensor) for tensor in state.values()):
         return model
     state = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in state.items()}
-    with torch.random.fork_rng():  # what the fresh weights draw must not change the run
-        whole = CAMoEModel(model.config)
-    whole.load_state_dict(state)
-    return whole.to(model.clip.logit_scale.device)
+    with torch.random.fork_rng():  # initialising a model must not change the run's random state
+        full = CAMoEModel(model.config)
+    full.load_state_dict(state)
+    return full.to(model.clip.logit_scale.device)
 
 
 def _mean_over_processes(gradient: torch.Tensor) -> torch.Tensor:

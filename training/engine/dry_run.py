@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run would do, said before it does it: `run_retrieval.py --dry_run`.
+"""What a training run would do: the report of `run_retrieval.py --dry_run`.
 
-The memory of activations is not guessed from formulas: the model runs forward once on the `meta` device, where tensors
-have shapes but no storage, and what autograd would keep for the backward pass is summed up. What the estimate leaves
-out: the workspace of kernels, fragmentation, and the optimiser step's own temporaries; allow a fifth more.
+Activation memory is not computed from a formula: the model runs forward once on the `meta` device, where tensors have
+shapes but no storage, and the sizes of the tensors that autograd would keep for the backward pass are summed. Not
+included: kernel workspaces, memory fragmentation and the optimiser step's temporaries. Add 20 % for these.
 """
 
 import copy
@@ -21,21 +21,21 @@ FLOAT32 = 4  # bytes
 
 
 def describe_run(options, train: CaptionedClips, validation: CaptionedClips | None, model) -> str:
-    """The resolved recipe, split sizes, steps, parameters and a memory estimate, as text to print.
+    """The resolved recipe, split sizes, steps, parameters and a memory estimate, as text.
 
     Args:
-        options: [`TrainOptions`]. train, validation: the splits. model: on the CPU, frozen parts marked so.
+        options: [`TrainOptions`]. train, validation: the splits. model: on the CPU, with what is frozen.
     """
     pairs = len(train.captions) if options.captions_per_video == "one" else sum(map(len, train.captions))
     pairs_per_step = options.batch_size * options.gradient_accumulation_steps
     steps_per_epoch = pairs // pairs_per_step
-    sizes = [f"train split {options.train_split!r}: {_size(train)}; {pairs:,} pairs an epoch"]
+    sizes = [f"train split {options.train_split!r}: {_split_size(train)}; {pairs:,} pairs an epoch"]
     if validation is None:
         sizes.append("validation: none, the model of the last epoch is kept")
     else:
-        sizes.append(f"validation split {options.validation_split!r}: {_size(validation)}")
+        sizes.append(f"validation split {options.validation_split!r}: {_split_size(validation)}")
 
-    named = [(name, p) for name, p in model.named_parameters() if "original_module" not in name]  # peft's spare head
+    named = [(name, p) for name, p in model.named_parameters() if "original_module" not in name]  # peft's copy
     total = sum(p.numel() for _, p in named)
     head = sum(p.numel() for name, p in named if ".head." in f".{name}")
     trained = sum(p.numel() for _, p in named if p.requires_grad)
@@ -56,7 +56,7 @@ def describe_run(options, train: CaptionedClips, validation: CaptionedClips | No
         "W processes share them, and bf16 takes about half",
     ]
     if chunk == options.batch_size:
-        lines.append("  if that is too much: --gradient_cache_chunk embeds the same batch a part at a time, exactly")
+        lines.append("  too much? --gradient_cache_chunk embeds the same batch in chunks, with the same gradient")
     return "\n".join(lines)
 
 
@@ -64,8 +64,8 @@ def activation_bytes(model, num_frames: int, num_tokens: int, from_features: boo
     """Bytes that autograd keeps for the backward pass of one pair, in float32.
 
     Args:
-        model: [`CAMoEModel`]; left as it is. num_frames: T. num_tokens: L, of the longest text.
-        from_features: whether the head alone runs, on stored embeddings.
+        model: [`CAMoEModel`]; not changed. num_frames: T. num_tokens: L, of the longest text.
+        from_features: whether only the head runs, on stored embeddings.
     """
     model = copy.deepcopy(model).to("meta").train()
     size, channels = model.config.clip_config.vision_config.image_size, 3
@@ -73,12 +73,12 @@ def activation_bytes(model, num_frames: int, num_tokens: int, from_features: boo
     kept: dict[StorageWeakRef, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = StorageWeakRef(tensor.untyped_storage())  # views share theirs
+        storage = StorageWeakRef(tensor.untyped_storage())  # views share a storage: count it once
         if storage not in weights:
             kept[storage] = tensor
         return tensor
 
-    # Two pairs, because some layers do less for one.
+    # Two pairs, because some layers skip work for a single one.
     experts, dim = len(model.config.experts), model.config.projection_dim
     shapes = {"text_embeds": (2, experts, dim), "frame_embeds": (2, num_frames, dim)}
     if not from_features:
@@ -93,5 +93,5 @@ def activation_bytes(model, num_frames: int, num_tokens: int, from_features: boo
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) // 2
 
 
-def _size(split: CaptionedClips) -> str:
+def _split_size(split: CaptionedClips) -> str:
     return f"{len(split.clips):,} clips, {sum(map(len, split.captions)):,} captions"

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contrastive batches larger than memory: the gradient of one big batch, embedded chunk by chunk (GradCache).
 
-After Gao et al., arXiv 2101.06983: (1) embed all chunks without a graph, remembering the random state before each; (2)
-the loss on all embeddings, and its gradient with respect to them; (3) embed each chunk again in the same random state,
-and send the remembered gradient back through it. Memory is that of one chunk; time is one more forward pass. Exact,
-also with dropout and over several processes (the gradients are synchronised once, with the last chunk).
+After Gao et al., arXiv 2101.06983: (1) embed all chunks without a graph and record the random state before each; (2)
+compute the loss on all embeddings and its gradient with respect to them; (3) embed each chunk again in the same random
+state and backpropagate the stored gradient through it. Memory is that of one chunk, the cost is one more forward pass.
+The gradient is exact, also with dropout and several processes (which synchronise once, with the last chunk).
 
-Beside it, plain gradient accumulation: the mean gradient of several contrastive batches that do not see each other.
+Also here, plain gradient accumulation: the mean gradient of several independent contrastive batches.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ import torch
 from modeling_camoe.modeling_camoe import CAMoETextOutput, CAMoEVideoOutput
 from modeling_camoe.retrieval import fold_text, fold_video
 
-from .lora import camoe_of
+from .lora import unwrap_peft
 
 
 class RandomState:
-    """The random state of the CPU and of one device, to run something twice alike."""
+    """The random state of the CPU and of one device, to run the same computation twice."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -37,16 +37,16 @@ class RandomState:
 
 
 def cached_backward(accelerator, model, batch: dict, video_ids: torch.Tensor, chunk: int):
-    """Forward and backward of one contrastive batch in chunks of `chunk` pairs; gradients land in the parameters.
+    """Forward and backward pass of one contrastive batch in chunks of `chunk` pairs; fills the parameters' `grad`.
 
     Args:
-        model: as prepared by `accelerator`. batch: inputs of the model, (n, ...) tensors of this process, on any
-            device: each chunk is moved to the model's when its turn comes. video_ids: (n,).
+        model: as prepared by `accelerator`. batch: inputs of the model, this process's (n, ...) tensors on any device;
+            each chunk is moved to the model's device when it is needed. video_ids: (n,).
 
     Returns:
-        loss (scalar, without graph) and the gate weights (n,E).
+        the detached loss (scalar) and the gate weights (n,E).
     """
-    core = camoe_of(accelerator.unwrap_model(model, keep_torch_compile=False))
+    core = unwrap_peft(accelerator.unwrap_model(model, keep_torch_compile=False))
     device = accelerator.device
     parts = [
         {name: tensor[start : start + chunk] for name, tensor in batch.items()}
@@ -57,14 +57,14 @@ def cached_backward(accelerator, model, batch: dict, video_ids: torch.Tensor, ch
     for index, part in enumerate(parts):
         states.append(RandomState(device))
         embeds = _embed(model, part, device)
-        if leaves is None:  # all at once: what stays must not lie scattered among the activations that go
+        if leaves is None:  # allocated once: small long-lived tensors between activations would fragment the memory
             leaves = [embed.new_empty(len(video_ids), *embed.shape[1:]) for embed in embeds]
         for leaf, embed in zip(leaves, embeds, strict=True):
             leaf[index * chunk : index * chunk + chunk] = embed
     for leaf in leaves:
         leaf.requires_grad_()
 
-    # The scale is a parameter: its gradient, too, must reach it inside the last, synchronised backward pass.
+    # The logit scale is a parameter: its gradient, too, must arrive in the last backward pass, which synchronises.
     text_embeds, video_embeds, gate_weights = leaves
     log_scale = core.clip.logit_scale.detach().clone().requires_grad_()
     loss = core.retrieval_loss(
@@ -97,22 +97,22 @@ def _embed(model, part: dict, device: torch.device) -> tuple[torch.Tensor, ...]:
 
 
 def _surrogate(model, part: dict, device: torch.device, gradients: list[torch.Tensor]) -> torch.Tensor:
-    """A scalar whose gradient is that of the loss, for the parameters: the embeddings times their known gradients."""
+    """A scalar with the loss's gradient for the parameters: the sum of the embeddings times their gradients."""
     output = model(**to_device(part, device))
     outputs = (output.text_embeds, output.video_embeds, output.gate_weights)
     return sum((embed * gradient).sum() for embed, gradient in zip(outputs, gradients, strict=True))
 
 
 def accumulated_backward(accelerator, model, batch: dict, video_ids: torch.Tensor, steps: int):
-    """Forward and backward of `steps` contrastive batches one after the other; gradients add up to their mean.
+    """Forward and backward passes of `steps` contrastive batches in turn; fills `grad` with the mean gradient.
 
-    Each loss sees its own pairs only: this is `steps` small contrastive batches, not one large one.
+    Each loss sees its own pairs only: these are `steps` small contrastive batches, not one large one.
 
     Args:
-        batch, video_ids: (n, ...), the `steps` batches of this process one after the other, on any device.
+        batch, video_ids: (n, ...), this process's `steps` batches concatenated, on any device.
 
     Returns:
-        mean loss (scalar, without graph) and the gate weights (n,E).
+        the detached mean loss (scalar) and the gate weights (n,E).
     """
     rows = len(video_ids) // steps
     losses, gates = [], []

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """LoRA on CLIP, with the experts and the gate trained in full (peft; Hu et al., arXiv 2106.09685).
 
-What is published is a plain CAMoE checkpoint, the LoRA matrices merged into CLIP's, and beside it `adapter/`: the
-matrices and the head alone, some megabytes, which peft puts on the CLIP that the run started from:
+The published model is a plain CAMoE checkpoint with the LoRA matrices merged into CLIP's weights. Next to it,
+`adapter/` holds the matrices and the head alone, a few megabytes, which peft loads on top of the CLIP that the run
+started from:
 
     model = PeftModel.from_pretrained(CAMoEModel.from_pretrained("openai/clip-vit-base-patch32"), "runs/x/adapter")
 """
@@ -14,15 +15,15 @@ from torch import nn
 from data.errors import UserError
 
 
-# CLIP's attention, in both towers; the head's own attention is one matrix `qkv`, so that these names are CLIP's only.
+# CLIP's attention, in both towers. The head's own attention has a single matrix `qkv`, so these names are only CLIP's.
 TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
 def add_lora(model, fields: dict) -> nn.Module:
-    """[`CAMoEModel`] -> peft model of it, in which only the LoRA matrices and the head are trained.
+    """Wrap a [`CAMoEModel`] in a peft model that trains only the LoRA matrices and the head.
 
     Args:
-        model: changed in place. fields: of peft's LoraConfig; rank 16 on the attention of both towers by default.
+        model: changed in place. fields: of peft's LoraConfig; by default, rank 16 on the attention of both towers.
 
     Raises:
         UserError: peft is not installed, or rejects the fields.
@@ -38,8 +39,8 @@ def add_lora(model, fields: dict) -> nn.Module:
         raise UserError(f"option 'lora' is wrong: {error}") from error
 
 
-def camoe_of(model: nn.Module) -> nn.Module:
-    """The [`CAMoEModel`] inside a peft model; any other model is returned as it is."""
+def unwrap_peft(model: nn.Module) -> nn.Module:
+    """The [`CAMoEModel`] inside a peft model; any other model is returned unchanged."""
     return model.get_base_model() if has_adapter(model) else model
 
 
@@ -47,6 +48,6 @@ def has_adapter(model: nn.Module) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
-def merged(model: nn.Module) -> nn.Module:
-    """A copy of a peft model as the plain model that computes the same."""
+def merge_lora(model: nn.Module) -> nn.Module:
+    """A copy of a peft model as the equivalent plain model."""
     return copy.deepcopy(model).merge_and_unload()

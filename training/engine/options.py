@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `run_retrieval.py`: what a recipe may say. docs/training.md explains them in their context.
+"""The options of `run_retrieval.py`, that is, the fields of a recipe. docs/training.md explains them in context.
 
-Defaults are CLIP4Clip's recipe for MSR-VTT (arXiv 2104.08860), the common yardstick, where it has one.
+Where CLIP4Clip's recipe for MSR-VTT (arXiv 2104.08860), the common baseline, sets a value, it is the default here.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .recipe import option
 
 @dataclass
 class TrainOptions:
-    """Everything that a training run is told."""
+    """All options of a training run."""
 
     # Data
     dataset_name: str = option(help="folder of clips with metadata.jsonl, folder of tables, or Hub id")
@@ -27,7 +27,7 @@ class TrainOptions:
     max_train_clips: int | None = option(None, "keep only the first clips, for a quick try")
     max_validation_clips: int | None = option(None, "the same for the validation split")
     captions_per_video: str = option(
-        "all", "all: every caption is a pair; one: a random caption of each clip an epoch", choices=("all", "one")
+        "all", "all: every caption is a pair; one: a random caption of each clip per epoch", choices=("all", "one")
     )
     validation_captions: str = option("first", "captions that are queries in validation", choices=("first", "all"))
     on_bad_video: str = option(
@@ -37,24 +37,28 @@ class TrainOptions:
     # Model
     model_name_or_path: str | None = option(None, "CLIP or CAMoE checkpoint to start from, folder or Hub id")
     clip_config: dict | None = option(None, "sizes of a CLIP to train from scratch instead (CLIPConfig)")
-    spatial_start: bool = option(False, "with clip_config: start the vision tower so that it looks at places")
-    tokenizer_vocab_size: int = option(2000, "byte pairs of the tokenizer that is made when training from scratch")
+    spatial_start: bool = option(False, "with clip_config: initialise the vision tower to attend to positions")
+    tokenizer_vocab_size: int = option(2000, "size of the tokenizer that is trained when starting from scratch")
     model: dict = option({}, "fields of CAMoEConfig, e.g. --model.experts '[fusion]'")
     streams: dict | None = option(None, "expert -> caption stream, for experts not named after a stream")
     lora: dict | None = option(
-        None, "train LoRA matrices in place of CLIP's weights: fields of peft's LoraConfig, e.g. --lora.r 16"
+        None, "train LoRA matrices instead of CLIP's weights: fields of peft's LoraConfig, e.g. --lora.r 16"
     )
-    tagger: str | None = option("en_core_web_sm", "spaCy model that tags captions; none: every expert reads all")
-    num_frames: int = option(12, "frames a clip")
-    max_words: int = option(32, "tokens a text, at most 77")
+    tagger: str | None = option(
+        "en_core_web_sm", "spaCy model that tags captions; none: every expert reads the whole caption"
+    )
+    num_frames: int = option(12, "frames per clip")
+    max_words: int = option(32, "tokens per text, at most 77")
     train_sampling: str = option(
-        "uniform", "frames in training: segment centres or one random frame a segment", choices=("uniform", "jitter")
+        "uniform",
+        "frames in training: segment centres, or one random frame per segment",
+        choices=("uniform", "jitter"),
     )
 
     # Optimisation
     batch_size: int = option(128, "pairs in one contrastive batch over ALL processes")
     gradient_accumulation_steps: int = option(
-        1, "batches a step; with gradient_cache_chunk they are one large contrastive batch, without it they are not"
+        1, "batches per step; with gradient_cache_chunk they form one large contrastive batch, without it they do not"
     )
     num_train_epochs: int = option(5, "passes over the pairs")
     max_train_steps: int | None = option(None, "stop after this many steps instead; the schedule ends there too")
@@ -66,29 +70,31 @@ class TrainOptions:
     adam_beta1: float = option(0.9, "AdamW")
     adam_beta2: float = option(0.98, "AdamW")
     adam_epsilon: float = option(1e-6, "AdamW")
-    dry_run: bool = option(False, "say what the run would do, and stop")
-    seed: int = option(42, "of everything random")
+    dry_run: bool = option(False, "print what the run would do, and stop")
+    seed: int = option(42, "random seed")
 
     # Running
     num_workers: int = option(2, "processes that load clips, for each training process; 0 loads in the process itself")
-    eval_batch_size: int = option(32, "clips a forward pass in validation")
+    eval_batch_size: int = option(32, "clips per forward pass in validation")
     validation_epochs: int = option(1, "epochs between validations")
-    frame_cache: str | None = option(None, "folder in which sampled frames are kept, for runs of many epochs")
+    frame_cache: str | None = option(None, "folder that caches sampled frames, for runs of many epochs")
     feature_cache: str | None = option(
-        None, "folder in which a frozen CLIP's embeddings are kept: after the first run nothing is decoded"
+        None, "folder that caches the embeddings of a frozen CLIP: after the first run nothing is decoded"
     )
     gradient_cache_chunk: int | None = option(
         None, "embed this many pairs of each process at a time: contrastive batches beyond memory, exact"
     )
     torch_compile: str | None = option(None, "compile the model with this backend of torch.compile, e.g. inductor")
-    checkpointing_steps: int | None = option(None, "also write a checkpoint every so many steps, not only each epoch")
+    checkpointing_steps: int | None = option(
+        None, "also write a checkpoint every this many steps, not only each epoch"
+    )
     save_total_limit: int | None = option(2, "checkpoints to keep")
     resume_from_checkpoint: str | None = option(None, "latest, or a folder in output_dir/checkpoints")
     on_nan: str = option(
         "raise", "a loss or gradient that is not finite: stop, or skip the step", choices=("raise", "skip")
     )
-    max_nan_skips: int = option(10, "stop all the same after so many skipped steps of the run")
-    report_to: str | None = option(None, "tracker of Accelerate: tensorboard, trackio, wandb, ...")
+    max_nan_skips: int = option(10, "stop anyway after this many skipped steps")
+    report_to: str | None = option(None, "Accelerate tracker: tensorboard, trackio, wandb, ...")
     logging_steps: int = option(10, "steps between lines of training_log.jsonl")
     query_bank_size: int = option(5000, "training captions written to query_bank.txt for search and evaluation")
 
@@ -99,7 +105,7 @@ class TrainOptions:
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.clip_config is None):
             raise UserError(
-                "say what to start from: either --model_name_or_path (a CLIP or CAMoE checkpoint) "
+                "choose what to start from: either --model_name_or_path (a CLIP or CAMoE checkpoint) "
                 "or --clip_config (sizes, to train from scratch)"
             )
         if self.spatial_start and self.clip_config is None:
@@ -126,8 +132,8 @@ class TrainOptions:
             return
         if self.clip_learning_rate != 0 or self.lora is not None:
             raise UserError(
-                "option 'feature_cache' keeps what a frozen CLIP computes: set --clip_learning_rate 0 and no --lora, "
-                "or take --frame_cache"
+                "option 'feature_cache' stores what a frozen CLIP computes: set --clip_learning_rate 0 and no --lora, "
+                "or use --frame_cache"
             )
         if self.frame_cache is not None:
             raise UserError("options 'feature_cache' and 'frame_cache' exclude each other: features need no frames")

@@ -5,10 +5,10 @@
 
 - every field is an option `--name value`, with the field's `help` metadata and default in `--help`;
 - a field that is a dictionary takes whole YAML values or single entries, `--model.experts "[fusion, action]"`;
-- a name that does not exist is an error that proposes the nearest one that does;
+- an unknown name is an error that suggests the closest known one;
 - values are read as YAML and checked against the field's type.
 
-Notable: no field is read from anywhere else, so `save_recipe` writes down all that the program was told.
+Options come from nowhere else, so `save_recipe` records all of them.
 """
 
 import argparse
@@ -27,32 +27,32 @@ from data.errors import UserError
 from modeling_camoe.frames import VideoDecodingError
 
 
-# Full, over the quota, read-only, forbidden, larger than allowed: nothing that a stack would explain.
+# Disk full, over quota, read-only, no permission, file too large: a traceback would not help.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
 def exit_on_user_error(main):
-    """Run a program's `main()`: what the user can mend becomes one line and exit code 2, Ctrl-C exit code 130."""
+    """Run a program's `main()`: errors that the user can fix exit with one line and code 2, Ctrl-C with code 130."""
     try:
         main()
     except (UserError, VideoDecodingError) as error:
-        sys.exit(_complain(str(error)))
+        sys.exit(_print_error(str(error)))
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        sys.exit(_complain(f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}"))
+        sys.exit(_print_error(f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _complain(message: str) -> int:
+def _print_error(message: str) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
 def option(default=dataclasses.MISSING, help: str = "", choices=None, **kwargs):
-    """A dataclass field with help text; dictionaries and lists are copied for each instance."""
+    """A dataclass field with help text; each instance gets its own copy of a dictionary or list."""
     if isinstance(default, (dict, list)):
         kwargs["default_factory"] = lambda: default.copy()
     else:

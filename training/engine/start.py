@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build or load what a run starts from: the model and its processor.
+"""What a run starts from: load or create the model, its processor and the optimiser's parameter groups.
 
-Two ways in: a CLIP or CAMoE checkpoint (folder or Hub id), or sizes of a CLIP that is trained from scratch, for which
-a byte-pair tokenizer is made from the training captions.
+A run starts from a CLIP or CAMoE checkpoint (folder or Hub id), or from scratch with the sizes of a CLIP. In that case
+a byte-pair tokenizer is trained on the training captions.
 """
 
 import os
@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, CL
 
 from data.errors import UserError
 from modeling_camoe import CAMoEConfig, CAMoEModel, CAMoEProcessor, CAMoEVideoProcessor
-from motion.spatial_start import start_with_places
+from motion.clip_tokenizer import train_clip_tokenizer
+from motion.spatial_start import apply_spatial_start
 
 
 def load_checkpoint(path: str):
@@ -39,10 +40,8 @@ def load_checkpoint(path: str):
 
 
 def build_processor(options, captions: Iterable[str]) -> CAMoEProcessor:
-    """The processor that the options describe; trains a tokenizer on the captions where there is no checkpoint."""
+    """The processor for these options; from scratch, its tokenizer is trained on the captions."""
     if options.model_name_or_path is None:
-        from motion.clip_tokenizer import train_clip_tokenizer
-
         tokenizer = train_clip_tokenizer(captions, vocab_size=options.tokenizer_vocab_size)
         size = (options.clip_config.get("vision_config") or {}).get("image_size", 224)
     else:
@@ -74,7 +73,7 @@ def build_processor(options, captions: Iterable[str]) -> CAMoEProcessor:
 
 
 def build_model(options, processor: CAMoEProcessor) -> CAMoEModel:
-    """The model that the options describe, on the CPU."""
+    """The model for these options, on the CPU."""
     changes = {"max_frames": max(64, options.num_frames), **options.model}
     try:
         if options.model_name_or_path is not None:
@@ -90,17 +89,17 @@ def build_model(options, processor: CAMoEProcessor) -> CAMoEModel:
         clip = CLIPConfig(**{**options.clip_config, "text_config": text})
         model = CAMoEModel(CAMoEConfig(clip_config=clip, **changes))
         if options.spatial_start:
-            start_with_places(model.clip.vision_model)
+            apply_spatial_start(model.clip.vision_model)
         return model
     except (StrictDataclassError, TypeError, ValueError) as error:  # wrong types, unknown aggregations, ...
         raise UserError(f"the model's options are wrong: {error}") from error
 
 
 def parameter_groups(model: CAMoEModel, options) -> list[dict]:
-    """AdamW groups: CLIP and new layers at their own rates; norms, biases and logit_scale without weight decay."""
+    """AdamW groups: CLIP and the new layers at their own learning rates; no decay on norms, biases and logit_scale."""
     groups: dict[tuple[float, float], list] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:  # what LoRA stands in for
+        if not parameter.requires_grad:  # frozen because LoRA trains in its place
             continue
         rate = options.clip_learning_rate if ".clip." in f".{name}" else options.learning_rate
         if rate == 0:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: steps, validation, checkpoints, guards and telemetry of one run.
 
-Everything that a run remembers is in `Progress`, the model, the optimiser, the schedule and the random state; what a
-step sees follows from (seed, epoch, position) alone. So a run that was killed and resumed ends in the same bytes as
-one that was not.
+The whole state of a run is in `Progress`, the model, the optimiser, the schedule and the random state, and what a step
+sees depends on (seed, epoch, position) alone. So a run that was killed and resumed ends in the same bytes as one that
+was not.
 """
 
 import json
@@ -18,19 +18,19 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from data.batches import RunBatches
+from data.batches import RunBatchSampler
 from data.encode_split import EncodedSplit
 from data.errors import UserError
 from evaluation.scoring import score_retrieval
 
 from .checkpoints import CheckpointFolder, Progress, StepLog, save_model
-from .distributed import whole_model
+from .distributed import full_model
 from .gradient_cache import accumulated_backward, cached_backward
-from .lora import camoe_of
+from .lora import unwrap_peft
 
 
 class Terminated(Exception):
-    """SIGTERM arrived: the run has been saved and ends."""
+    """SIGTERM arrived; the run has been saved."""
 
 
 class Trainer:
@@ -38,8 +38,8 @@ class Trainer:
 
     Args:
         options: [`TrainOptions`]. accelerator: of the run. model, optimizer: prepared. scheduler: of the optimizer.
-        processor: of the model. loader: over [`RunBatches`].
-        encode_validation: model -> the encoded split that chooses the best model, or None for no validation.
+        processor: of the model. loader: over [`RunBatchSampler`].
+        encode_validation: model -> the encoded split that the best model is chosen on, or None for no validation.
         extra: file name -> text, published with the model.
     """
 
@@ -52,19 +52,19 @@ class Trainer:
         scheduler,
         processor,
         loader: DataLoader,
-        encode_validation: Callable[[torch.nn.Module], EncodedSplit] | None,
+        encode_validation: Callable[..., EncodedSplit] | None,
         extra: dict[str, str],
     ):
         self.options = options
         self.accelerator = accelerator
         self.model = model
         self.published = accelerator.unwrap_model(model, keep_torch_compile=False)  # with LoRA, a peft model
-        self.core = camoe_of(self.published)
+        self.core = unwrap_peft(self.published)
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.processor = processor
         self.loader = loader
-        self.batches: RunBatches = loader.batch_sampler
+        self.batches: RunBatchSampler = loader.batch_sampler
         self.encode_validation = encode_validation
         self.extra = extra
         self.output_dir = Path(options.output_dir)
@@ -75,7 +75,7 @@ class Trainer:
         self.terminate = False
 
     def run(self):
-        """Train to the end, from the beginning or a checkpoint."""
+        """Train to the end, from the beginning or from a checkpoint."""
         progress = self.progress
         resumed = None
         if self.options.resume_from_checkpoint is not None:
@@ -90,11 +90,11 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
         try:
-            if progress.batch == len(self.batches):  # ended by SIGTERM after an epoch's last step
+            if progress.batch == len(self.batches):  # SIGTERM came after an epoch's last step
                 self._end_epoch()
             self.model.train()
             self._run_steps()
-            if self.total_steps == 0:  # a zero-shot baseline: only scored and saved
+            if self.total_steps == 0:  # a zero-shot baseline is only scored and saved
                 self._validate_and_keep_best(last=True)
         finally:
             self.bar.close()
@@ -112,25 +112,25 @@ class Trainer:
 
     def _run_steps(self):
         progress = self.progress
-        self.batches.go_from(progress.epoch, progress.batch, self.total_steps - progress.step)
-        asked = time.perf_counter()
+        self.batches.start_from(progress.epoch, progress.batch, self.total_steps - progress.step)
+        started = time.perf_counter()
         for batch in self.loader:
-            waited = time.perf_counter() - asked
+            waited = time.perf_counter() - started
             self._step(batch)
             progress.step += 1
             progress.batch += 1
-            progress.seconds += time.perf_counter() - asked
+            progress.seconds += time.perf_counter() - started
             progress.waited += waited
             self.bar.update()
             self._after_step()
-            asked = time.perf_counter()
+            started = time.perf_counter()
 
     def _step(self, batch: dict):
-        """One optimiser step, or none where the gradient is not finite and the policy says skip."""
+        """One optimiser step; none if the gradient is not finite and the policy is to skip."""
         options = self.options
         if batch.get("error"):
             raise UserError(batch["error"])
-        self._report_bad([(self.loader.dataset.split.video_ids[bad.index], bad) for bad in batch.pop("bad")])
+        self._report_bad_videos([(self.loader.dataset.split.video_ids[bad.index], bad) for bad in batch.pop("bad")])
         if "video_ids" not in batch:
             raise UserError("no clip of the training split can be decoded; see bad_videos.jsonl")
         batch.pop("error")
@@ -143,8 +143,8 @@ class Trainer:
             steps = options.gradient_accumulation_steps
             loss, gate_weights = accumulated_backward(self.accelerator, self.model, batch, video_ids, steps)
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), options.max_grad_norm)
-        deciding = loss if grad_norm is None else grad_norm  # DeepSpeed may not tell its norm
-        if math.isfinite(deciding) or self._is_overflow(loss):
+        checked = loss if grad_norm is None else grad_norm  # DeepSpeed may not report its norm
+        if math.isfinite(checked) or self._is_overflow(loss):
             self.optimizer.step()
         else:
             self._on_not_finite(loss, video_ids)
@@ -155,7 +155,7 @@ class Trainer:
         self.last = {"loss": loss, "grad_norm": grad_norm, "gate": gate_weights.float().mean(dim=0)}
 
     def _after_step(self):
-        """What is due between two steps: a line of the log, a checkpoint, the end of an epoch, the end asked for."""
+        """What is due after a step: a log line, a checkpoint, the end of an epoch, a requested end."""
         progress, options = self.progress, self.options
         done, epoch_done = progress.step == self.total_steps, progress.batch == len(self.batches)
         if progress.step % options.logging_steps == 0 or done:
@@ -180,7 +180,7 @@ class Trainer:
         self.terminate = True
 
     def _agreed_to_terminate(self) -> bool:
-        """Whether any process was told to end; all must decide alike, or one waits for the others for ever."""
+        """Whether any process received SIGTERM; all must agree, or one would wait for the others forever."""
         if self.accelerator.num_processes == 1:
             return self.terminate
         flag = torch.tensor([int(self.terminate)], device=self.accelerator.device)
@@ -189,13 +189,13 @@ class Trainer:
     def _is_overflow(self, loss: torch.Tensor) -> bool:
         """Whether fp16's loss scaling explains an infinite gradient: the optimiser then skips, and the scale halves.
 
-        It starts at 65536; a gradient that overflows below 1 is not the scale's fault.
+        The scale starts at 65536. If a gradient still overflows at a scale below 1, the scale is not the cause.
         """
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() >= 1 and bool(self.accelerator.gather(loss).isfinite().all())
 
     def _on_not_finite(self, loss, video_ids):
-        """Stop, or count; all processes are here together, since a gradient is everyone's."""
+        """Stop, or count a skipped step. All processes come here together, because they share one gradient."""
         progress = self.progress
         ids = self.accelerator.gather(video_ids.to(self.accelerator.device)).tolist()
         names = ", ".join(self.loader.dataset.split.video_ids[i] for i in ids)
@@ -204,17 +204,17 @@ class Trainer:
             progress.num_skipped += 1
             self.bar.write(f"skipped a step ({progress.num_skipped}): {what}", file=sys.stderr)
             if self.accelerator.scaler is not None:
-                self.optimizer.step()  # skips, as it has found the infinity too, and is ready for the next gradient
+                self.optimizer.step()  # the scaler skips it, and resets itself for the next gradient
             return
         finished = self.checkpoints.finished()
         kept = f"the last good checkpoint is {finished[-1]}" if finished else "no checkpoint was written yet"
-        raise UserError(f"{what}; {kept}; --on_nan skip goes on without such steps")
+        raise UserError(f"{what}; {kept}; --on_nan skip continues without such steps")
 
-    def _report_bad(self, bad: list):
-        """Stop at the first clip that could not be decoded, or write each down once: (video id, BadVideo) pairs."""
+    def _report_bad_videos(self, bad: list):
+        """Stop at the first clip that could not be decoded, or list each once. `bad`: (video id, BadVideo) pairs."""
         for name, video in bad:
             if self.options.on_bad_video == "raise":
-                raise UserError(f"{video.cause} (--on_bad_video skip goes on without such clips)")
+                raise UserError(f"{video.cause} (--on_bad_video skip continues without such clips)")
             if name not in self.known_bad:
                 self.known_bad.add(name)
                 self.bad_log.write(step=self.progress.step + 1, video_id=name, source=video.source, cause=video.cause)
@@ -225,17 +225,17 @@ class Trainer:
         progress, options = self.progress, self.options
         if self.encode_validation is None:
             if last:
-                self._publish(whole_model(self.published))
+                self._publish(full_model(self.published))
             return
         if not last and progress.epoch % options.validation_epochs != 0:
             return
-        model = whole_model(self.published)
+        model = full_model(self.published)
         model.eval()
-        encoded = self.encode_validation(camoe_of(model))
+        encoded = self.encode_validation(model=unwrap_peft(model))
         metrics = validation_metrics(encoded, self.core.config.experts)
         self.model.train()
         if self.accelerator.is_main_process:
-            self._report_bad([(video.source, video) for video in encoded.bad])
+            self._report_bad_videos([(video.source, video) for video in encoded.bad])
             line = {f"validation_{name}": m for name, m in metrics.items()}
             self.log.write(step=progress.step, epoch=progress.epoch, **line)
         self.accelerator.log({f"validation/{name}": m for name, m in metrics.items()}, step=progress.step)
@@ -269,7 +269,7 @@ class Trainer:
         self.accelerator.log(values, step=progress.step)
 
     def _speed(self) -> dict:
-        """Since the beginning, without validations and checkpoints; the samples of all processes."""
+        """Over the whole run and all processes, without validation and checkpoints."""
         seconds = max(self.progress.seconds, math.ulp(1.0))
         return {
             "samples_per_second": self.progress.step * self.batches.pairs_per_step / seconds,
@@ -294,7 +294,7 @@ class Trainer:
         (self.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
     def _parameters(self) -> dict[str, list]:
-        """Of all, the head, and what is trained; peft keeps the head's start beside it, which counts nowhere."""
+        """All parameters, the head's, and the trained ones, without peft's copy of the initial head."""
         named = [(name, p) for name, p in self.core.named_parameters() if "original_module" not in name]
         return {
             "parameters": [p for _, p in named],
@@ -304,7 +304,7 @@ class Trainer:
 
 
 def validation_metrics(encoded: EncodedSplit, experts: list[str]) -> dict[str, float]:
-    """Uncorrected retrieval on the validation split, as flat metrics. Rsum is the R@K of both directions."""
+    """Uncorrected retrieval on the validation split, as flat metrics. Rsum is the sum of R@K over both directions."""
     results = score_retrieval(
         encoded.text_vectors, encoded.video_vectors, encoded.video_of_text, corrections=("none",), bootstrap=0
     ).results["none"]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The motion clips: what they show (plan), how they look (scenes) and move (paths), and their captions."""
+"""The motion clips: what they show (plan), how they look (scenes) and move (paths), their captions and their files."""

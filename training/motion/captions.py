@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people would write under a motion clip: five captions from templates with synonyms.
+"""Captions of a motion clip, as people might write them: five from templates with synonyms.
 
 Notable features:
-- the first caption names everything, mostly in plain words; it is the one to evaluate with;
-- the others paraphrase it and leave things out: the scene, the action, the colour or the shape (of two entities: the
-  scene, what they do, their colours, or who the second one is), and now and then add a size or speed that stands out;
-- no phrase belongs to two values, so that a first caption belongs to one combination only;
-- most captions are in the progressive ("is moving left"), as most captions of real data sets are.
+- the first caption names everything, mostly in common words; evaluation uses it;
+- the others paraphrase it and leave something out: the scene, the action, the colour or the shape (with two entities:
+  the scene, what they do, their colours, or what the second one is). Some add a size or speed that stands out;
+- no phrase belongs to two values, so a first caption belongs to one combination only;
+- most captions use the progressive ("is moving left"), like most captions of real data sets.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import numpy as np
 from .plan import Combination
 
 
-# Value -> its words, the plain one first.
+# Value -> its synonyms, the most common word first.
 COLOR_WORDS = {
     "red": ("red", "crimson"),
     "blue": ("blue", "azure"),
@@ -93,31 +93,31 @@ RELATION_WORDS = {
     "bump into": (("bumps into", "bumping into"), ("runs into", "running into")),
     "jump over": (("jumps over", "jumping over"), ("leaps over", "leaping over")),
 }
-# For "a blue ring is chased by a red star"; the other relations are not said that way.
+# For "a blue ring is chased by a red star"; the other relations have no natural passive.
 PASSIVES = {"chase": "chased", "approach": "approached", "circle": "circled", "pass": "passed", "push": "pushed"}
 
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 
 
 @dataclass
-class _Writer:
+class _CaptionWriter:
     """Writes captions of one clip."""
 
     combination: Combination
     rng: np.random.Generator
-    plainness: float  # how often the plain word is taken without looking at its synonyms
-    size: str = ""  # "small" or "large" where it may be mentioned
-    speed: str = ""  # "slowly" or "quickly" where it may be mentioned
+    common: float  # probability of the common word without considering its synonyms
+    size: str = ""  # "small" or "large" if it may be mentioned
+    speed: str = ""  # "slowly" or "quickly" if it may be mentioned
 
     def pick(self, words: Sequence):
-        """A synonym; the first word is the plain one."""
-        return words[0] if self.rng.random() < self.plainness else self.any(words)
+        """A synonym, or with probability `common` the first, common word."""
+        return words[0] if self.rng.random() < self.common else self.any(words)
 
     def any(self, choices: Sequence):
         return choices[int(self.rng.integers(len(choices)))]
 
     def entity(self, color: str, shape: str, size: str = "") -> str:
-        """As in: a small red star; an orange object (no shape); a star (no colour)."""
+        """For example: a small red star; an orange object (no shape); a star (no colour)."""
         words = [self.pick(SIZE_WORDS[size])] if size and self.rng.random() < 0.5 else []
         words += [self.pick(COLOR_WORDS[color])] if color else []
         words += [self.pick(SHAPE_WORDS[shape] if shape else ("object", "shape"))]
@@ -131,7 +131,7 @@ class _Writer:
         return present, progressive
 
     def clause(self, leave_out: str) -> tuple[str, bool]:
-        """Everything but the scene, and whether it is a sentence with a finite verb (a scene may then come first)."""
+        """Everything but the scene, and whether it has a finite verb: then the scene may come first."""
         c = self.combination
         with_color, with_shape = leave_out != "color", leave_out != "shape"
         first = self.entity(c.color if with_color else "", c.shape if with_shape else "", self.size)
@@ -164,13 +164,13 @@ class _Writer:
         if leave_out != "scene":
             scene = self.pick(SCENE_PHRASES[self.combination.scene])
             clause = f"{scene}, {clause}" if finite and self.rng.random() < 0.35 else f"{clause} {scene}"
-        if self.rng.random() < 0.5:  # not everyone bothers with capitals and full stops
+        if self.rng.random() < 0.5:  # not everyone uses capitals and full stops
             return clause[0].upper() + clause[1:] + "."
         return clause
 
 
 def _statements(who: str, present: str, progressive: str) -> list[tuple[str, bool]]:
-    """Ways to say what one does, the usual one more often, and whether each is a sentence."""
+    """Ways to say what one entity does, the usual one more often, and whether each has a finite verb."""
     return [(f"{who} is {progressive}", True)] * 3 + [
         (f"{who} {present}", True),
         (f"{who} {progressive}", False),
@@ -179,7 +179,7 @@ def _statements(who: str, present: str, progressive: str) -> list[tuple[str, boo
 
 
 def _joint_statements(a: tuple[str, str, str], b: tuple[str, str, str], joint: str) -> list[tuple[str, bool]]:
-    """The same for two, each given as (who, simple present, progressive)."""
+    """The same for two entities, each given as (who, simple present, progressive)."""
     return [(f"{a[0]} is {a[2]} {joint} {b[0]} is {b[2]}", True)] * 2 + [
         (f"{a[0]} {a[1]} {joint} {b[0]} {b[1]}", True),
         (f"{a[0]} {a[2]} and {b[0]} {b[2]}", False),
@@ -194,8 +194,8 @@ def write_captions(combination: Combination, rng: np.random.Generator, size: str
         size: "small", "large" or "" (not worth a word), of the first entity.
         speed: "slowly", "quickly" or "".
     """
-    captions = [_Writer(combination, rng, plainness=0.7).caption()]
-    writer = _Writer(combination, rng, plainness=0.3, size=size, speed=speed)
+    captions = [_CaptionWriter(combination, rng, common=0.7).caption()]
+    writer = _CaptionWriter(combination, rng, common=0.3, size=size, speed=speed)
     omissions = ["", "scene", "action", "color", "second" if combination.relation else "shape"]
     for index in rng.permutation(len(omissions))[:4]:
         caption = captions[0]

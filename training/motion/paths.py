@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the shapes of the motion clips move: the actions of one shape, the relations of two, as arrays of coordinates.
+"""How the shapes of the motion clips move: the actions of one shape and the relations of two, as coordinates.
 
 Notable features:
-- lengths are in units of the frame's short side and positions are relative to the frame's centre, so that everything
-  that matters happens inside the central square, which is what a centre crop keeps;
-- actions that are each other's time reversal (left and right, up and down, grow and shrink, the two spins; of two
-  shapes approach and leave) draw their frames from the same distribution: only the frames' order tells them apart.
+- lengths are in units of the frame's short side and positions are relative to the frame's centre, so everything that
+  matters happens inside the central square, which is what a centre crop keeps;
+- actions that are each other's time reversal (left and right, rise and fall, grow and shrink, the two spins; for two
+  shapes, approach and leave) draw their frames from the same distribution: only the order of the frames differs.
 
 Letters: F frames of the clip.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 @dataclass
 class Path:
-    """A shape's course through a clip; every field has shape (F,). Lengths in short sides from the frame's centre."""
+    """A shape's path through a clip; every field has shape (F,). Lengths in short sides, from the frame's centre."""
 
     x: np.ndarray
     y: np.ndarray
@@ -37,35 +37,30 @@ def action_path(
     radius: float,
     rng: np.random.Generator,
     center: tuple[float, float] = (0.0, 0.0),
-    room: float = 1.0,
+    scale: float = 1.0,
 ) -> Path:
-    """The path of one shape that does one of `ACTIONS` around `center`; `room` below 1 makes its movements smaller."""
+    """The path of one shape that does one of `ACTIONS` around `center`; a `scale` below 1 makes it move less."""
     t = np.linspace(0.0, 1.0, frames)
     zero = np.zeros(frames)
-    x, y, size, angle, visible = (
-        zero + rng.uniform(-0.1, 0.1),
-        zero + rng.uniform(-0.1, 0.1),
-        zero + radius,
-        zero,
-        zero == 0,
-    )
-    angle = angle + rng.uniform(-0.2, 0.2)  # nothing stands perfectly upright
-    way = rng.uniform(0.28, 0.38) * (2 * t - 1)  # across the central square, symmetric about its middle
+    x, y = zero + rng.uniform(-0.1, 0.1), zero + rng.uniform(-0.1, 0.1)
+    size, visible = zero + radius, zero == 0
+    angle = zero + rng.uniform(-0.2, 0.2)  # nothing is perfectly upright
+    travel = rng.uniform(0.28, 0.38) * (2 * t - 1)  # across the central square, symmetric about its middle
     if action == "move right":
-        x = way
+        x = travel
     elif action == "move left":
-        x = -way
+        x = -travel
     elif action == "fall":
-        y = way
+        y = travel
     elif action == "rise":
-        y = -way
+        y = -travel
     elif action in ("grow", "shrink"):
         # from about half to about one and a half times the radius, evenly on a logarithmic scale as the eye sees it
         size = radius * rng.uniform(1.5, 1.7) ** (2 * t - 1)
         size = size if action == "grow" else size[::-1]
     elif action in ("spin clockwise", "spin counterclockwise"):
-        # Less than one turn a clip: the eighth of it between two of eight sampled frames has a direction. Almost
-        # upright in the middle of the clip: so it can be learned from some hundred clips.
+        # Less than one turn per clip, so that between two of eight sampled frames the direction is visible. Almost
+        # upright in the middle of the clip, so that some hundred clips are enough to learn it.
         turns = rng.uniform(0.6, 0.95) * (1 if action == "spin clockwise" else -1)
         angle = rng.uniform(-0.6, 0.6) + 2 * math.pi * turns * (t - 0.5)
     elif action == "bounce":
@@ -83,7 +78,7 @@ def action_path(
         x = rng.uniform(0.2, 0.28) * np.sin(2 * math.pi * (rng.uniform(1.5, 2.2) * t + rng.random()))
     elif action != "stay still":
         raise ValueError(f"unknown action {action!r}")
-    return Path(center[0] + room * x, center[1] + room * y, size, angle, visible)
+    return Path(center[0] + scale * x, center[1] + scale * y, size, angle, visible)
 
 
 ACTIONS = (
@@ -99,7 +94,7 @@ def relation_paths(
     t = np.linspace(0.0, 1.0, frames)
     still = np.zeros(frames)
     touch = radius + other
-    # (along, across) of either shape: `along` the direction of travel, `across` to its left
+    # Coordinates of the two shapes along the direction of travel and, `_across`, to its left.
     if relation == "chase":
         gap = touch + rng.uniform(0.03, 0.08)
         run = (0.84 - gap) * t
@@ -121,9 +116,9 @@ def relation_paths(
         first = np.where(t < meet, -0.42 + (start - 0.95 * touch + 0.42) * t / meet, second - 0.95 * touch)
         first_across, second_across = still, still
     elif relation == "bump into":
-        place = rng.uniform(0.1, 0.2)
-        first = place - 0.95 * touch - (0.42 + place - 0.95 * touch) * np.abs(2 * t - 1)
-        second = place + 0.05 * np.clip((t - 0.5) * 8, 0, 1)
+        goal = rng.uniform(0.1, 0.2)
+        first = goal - 0.95 * touch - (0.42 + goal - 0.95 * touch) * np.abs(2 * t - 1)
+        second = goal + 0.05 * np.clip((t - 0.5) * 8, 0, 1)
         first_across, second_across = still, still
     elif relation == "jump over":
         first, second = 0.76 * t - 0.38, still
@@ -136,15 +131,12 @@ def relation_paths(
         raise ValueError(f"unknown relation {relation!r}")
 
     flip = _sign(rng)
-    if relation == "jump over" or rng.random() < 0.6:  # to the left or right, "across" upwards
-        place = lambda along, across: (flip * along, -across)  # noqa: E731
-    else:
-        place = lambda along, across: (across, flip * along)  # noqa: E731
-    upright = [still + rng.uniform(-0.2, 0.2) for _ in range(2)]
-    return (
-        Path(*place(first, first_across), still + radius, upright[0], still == 0),
-        Path(*place(second, second_across), still + other, upright[1], still == 0),
-    )
+    horizontal = relation == "jump over" or rng.random() < 0.6  # then "across" is up
+    paths = []
+    for along, across, size in ((first, first_across, radius), (second, second_across, other)):
+        x, y = (flip * along, -across) if horizontal else (across, flip * along)
+        paths.append(Path(x, y, still + size, still + rng.uniform(-0.2, 0.2), still == 0))
+    return tuple(paths)
 
 
 RELATIONS = ("chase", "approach", "circle", "pass", "push", "leave", "bump into", "jump over")

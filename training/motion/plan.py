@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which motion clip shows what: the two presets, and the split of all combinations into training, validation and test.
+"""What each motion clip shows: the presets, and the split of all combinations into training, validation and test.
 
 Notable features:
-- validation and test show combinations that training never shows, and every one of their clips shows another one;
-- a hash of the seed and the combination decides to which split it belongs, so no split needs to know about the others,
-  and a smaller set is the beginning of a larger one.
+- validation and test show combinations that training never shows, and none of them twice;
+- a hash of the seed and the combination decides which split it belongs to, so no split depends on the others, and a
+  smaller set is the beginning of a larger one.
 """
 
 import bisect
@@ -26,8 +26,8 @@ from .scenes import COLORS, SCENES, SHAPES
 SPLITS = ("train", "validation", "test")
 # Shares of all combinations that the hash reserves for the held-out splits; training draws from the rest.
 TEST_SHARE, VALIDATION_SHARE = 0.15, 0.10
-# Last key of a clip's random generators: one each for what it shows, its form, its pixels and its captions.
-COMBINATION, LOOKS, PIXELS, CAPTIONS = range(4)
+# Last key of a clip's random generators: one each for what it shows, its format, its pixels and its captions.
+COMBINATION, FORMAT, PIXELS, CAPTIONS = range(4)
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Combination:
     second_color: str = ""
     second_shape: str = ""
     second_action: str = ""
-    relation: str = ""  # a relation, "while" (each of two entities does something of its own), or empty (one entity)
+    relation: str = ""  # a relation, "while" (two entities, each with its own action), or empty (one entity)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What kind of clips to make, and by default how many."""
+    """The kind of clips to make, and their default numbers."""
 
     counts: tuple[int, int, int]  # train, validation, test
     colors: tuple[str, ...]
@@ -76,8 +76,8 @@ PRESETS = {
         seconds=(1.0, 3.0),
         radius=(0.16, 0.24),
     ),
-    # The demo's clips at the frequencies of real captions: a few values are everywhere, the others rare, and
-    # some clips are near to very many captions. For what corrections of such hubs are worth.
+    # The demo's clips with frequencies like those of real captions: a few values are very common, the others rare, so
+    # some clips become hubs, near to very many captions. For measuring hub corrections.
     "long_tailed": Preset(
         counts=(3000, 300, 800),
         colors=tuple(COLORS),
@@ -105,7 +105,7 @@ PRESETS = {
         radius=(0.10, 0.14),
     ),
 }
-WHILE_SHARE = 0.3  # of the clips of two entities in which each does something of its own
+WHILE_SHARE = 0.3  # of the clips with two entities: each does its own action
 
 
 @functools.cache
@@ -114,7 +114,7 @@ def _cumulative_weights(count: int) -> list[float]:
 
 
 def draw_combination(preset: Preset, rng: np.random.Generator) -> Combination:
-    """What one clip shows, at the frequencies of the preset."""
+    """What one clip shows, drawn with the frequencies of the preset."""
 
     def choose(values: Sequence[str]) -> str:
         if not preset.long_tailed:
@@ -130,7 +130,7 @@ def draw_combination(preset: Preset, rng: np.random.Generator) -> Combination:
         second = (choose(preset.colors), choose(preset.shapes))
     if rng.random() >= WHILE_SHARE:
         return Combination(*first, "", scene, *second, "", choose(RELATIONS))
-    # "A while B" is "B while A": one order stands for both, so that they cannot land in two splits
+    # "A while B" is "B while A": sorted, so that the two cannot end up in different splits.
     first, second = sorted([(*first, choose(preset.actions)), (*second, choose(preset.actions))])
     return Combination(*first, scene, *second, "while")
 
@@ -143,15 +143,15 @@ def split_of(combination: Combination, seed: int) -> str:
 
 
 def plan_split(preset: Preset, split: str, count: int, seed: int) -> list[Combination]:
-    """What the clips of one split show; in validation and test no combination comes twice.
+    """What the clips of one split show; in validation and test no combination appears twice.
 
     Raises:
-        UserError: when there are not that many combinations.
+        UserError: there are not enough combinations.
     """
     plan, seen = [], set()
     for index in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), index, COMBINATION])
-        for _ in range(5000):  # tens would do, unless the combinations run out
+        for _ in range(5000):  # some tens are enough unless the combinations run out
             combination = draw_combination(preset, rng)
             if split_of(combination, seed) == split and combination not in seen:
                 break

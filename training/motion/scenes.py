@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the motion clips look like: coloured shapes on textured scenes.
+"""How the motion clips look: coloured shapes on textured scenes.
 
 Notable features:
-- everything is drawn with numpy from a `numpy.random.Generator`: the same generator state gives the same pixels;
-- a shape is a signed distance, computed once a process on a fine grid and looked up for every frame, so that its edges
-  are antialiased at any size and angle and a frame costs well under a millisecond;
-- every shape carries a dark or light stripe towards its top: without it no one could see a disc spin.
+- everything is drawn with numpy and a `numpy.random.Generator`: the same generator state gives the same pixels;
+- a shape is a signed distance, computed once per process on a fine grid and looked up for every frame. So its edges
+  are antialiased at any size and angle, and a frame takes well under a millisecond;
+- every shape has a dark or light stripe near its top, or a spinning disc would look still.
 
 Letters: F frames of the clip, H and W its height and width in pixels.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from .paths import Path
 
 
-# Name -> RGB. The first eight are as far apart as a 64 pixel picture needs, the others are the full preset's tail.
+# Name -> RGB. The first eight are easy to tell apart in 64 pixels; the last four are the long-tailed presets' rarest.
 COLORS = {
     "red": (214, 30, 38),
     "blue": (38, 76, 226),
@@ -41,7 +41,7 @@ COLORS = {
 
 
 def _polygon(points: list[tuple[float, float]]) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The signed distance to a simple polygon: nearest edge for the size, crossing number for the sign."""
+    """The signed distance to a simple polygon: the nearest edge gives the size, the crossing number the sign."""
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         nearest, inside = np.full(x.shape, np.inf), np.zeros(x.shape, dtype=bool)
@@ -57,7 +57,7 @@ def _polygon(points: list[tuple[float, float]]) -> Callable[[np.ndarray, np.ndar
 
 
 def _around(count: int, radii: tuple[float, ...] = (1.0,)) -> list[tuple[float, float]]:
-    """`count` points around the centre, the first at the top, their distances from it taken from `radii` in turn."""
+    """`count` points around the centre, the first at the top, with the distances `radii` in turn."""
     turns = [2 * math.pi * i / count for i in range(count)]
     return [(radii[i % len(radii)] * math.sin(a), -radii[i % len(radii)] * math.cos(a)) for i, a in enumerate(turns)]
 
@@ -92,15 +92,13 @@ SHAPES = {
     "oval": lambda x, y: (np.hypot(x / 1.08, y / 0.62) - 1.0) * 0.7,
 }
 
-_EXTENT, _CELLS = (
-    1.35,
-    270,
-)  # the grid covers [-1.35, 1.35]: the shape, its outline and a little more; 100 cells a radius
+_EXTENT = 1.35  # the grid covers [-1.35, 1.35]: the shape, its outline and a margin
+_CELLS = 270  # 100 per radius
 
 
 @functools.cache
 def _distance_grids(shape: str) -> tuple[np.ndarray, np.ndarray]:
-    """Signed distances to the shape and to its stripe, (cells, cells) each, in units of the shape's radius."""
+    """Signed distances to the shape and to its stripe, (_CELLS, _CELLS) each, in units of the shape's radius."""
     ticks = (np.arange(_CELLS) + 0.5) * (2 * _EXTENT / _CELLS) - _EXTENT
     x, y = np.meshgrid(ticks, ticks)
     body = SHAPES[shape](x, y)
@@ -119,19 +117,14 @@ def paint(
     *,
     light_outline: bool = False,
 ) -> None:
-    """Paints one shape into `picture` (H, W, 3), uint8, in place.
+    """Paint one shape into `picture` (H, W, 3), uint8, in place.
 
     `x`, `y` and `radius` are in pixels; `angle` is in radians, clockwise as seen on the screen.
     """
     height, width, _ = picture.shape
-    x, y, radius, cos, sin = (
-        float(x),
-        float(y),
-        float(radius),
-        math.cos(angle),
-        math.sin(angle),
-    )  # floats keep the arrays float32
-    reach = 1.15 * radius + 2.0  # holds every shape with its outline
+    x, y, radius = float(x), float(y), float(radius)  # numpy scalars would make the arrays float64
+    cos, sin = math.cos(angle), math.sin(angle)
+    reach = 1.15 * radius + 2.0  # includes every shape with its outline
     left, right = max(0, math.floor(x - reach)), min(width, math.ceil(x + reach))
     top, bottom = max(0, math.floor(y - reach)), min(height, math.ceil(y + reach))
     if left >= right or top >= bottom:
@@ -143,10 +136,7 @@ def paint(
     row = np.clip((cos * v + _CELLS / 2) - sin * u, 0, _CELLS - 1).astype(np.intp)
     cell = row * _CELLS + column
     body_grid, stripe_grid = _distance_grids(shape)
-    body_distance, stripe_distance = (
-        body_grid.take(cell) * radius,
-        stripe_grid.take(cell) * radius,
-    )  # in pixels from here on
+    body_distance, stripe_distance = body_grid.take(cell) * radius, stripe_grid.take(cell) * radius  # in pixels
     outlined = np.clip(max(1.0, 0.07 * radius) + 0.5 - body_distance, 0.0, 1.0)[..., None]
     body = np.clip(0.5 - body_distance, 0.0, 1.0)[..., None]
     stripe = np.clip(0.5 - stripe_distance, 0.0, 1.0)[..., None]
@@ -156,33 +146,33 @@ def paint(
     ink = dark if fill @ np.float32([0.299, 0.587, 0.114]) > 75 else light
     inside = fill + (ink - fill) * stripe
     window = picture[top:bottom, left:right]
-    window[:] = (window + ((outline + (inside - outline) * body) - window) * outlined + np.float32(0.5)).astype(
-        np.uint8
-    )
+    shape_pixels = outline + (inside - outline) * body
+    window[:] = (window + (shape_pixels - window) * outlined + np.float32(0.5)).astype(np.uint8)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Scenes: (H, W, rng) -> float picture (H, W, 3). Duller than the entities, so that a red star shows on a brick wall.
+# Scenes: (H, W, rng) -> float picture (H, W, 3). Less saturated than the entities: a red star shows on a brick wall.
 
 
 def _noise(height: int, width: int, cell_height: float, cell_width: float, rng: np.random.Generator) -> np.ndarray:
     """Smooth noise in [-1, 1], (H, W): random values on a coarse grid, interpolated linearly."""
 
-    def places(size: int, cell: float) -> tuple[np.ndarray, np.ndarray, int]:
+    def interpolation(size: int, cell: float) -> tuple[np.ndarray, np.ndarray, int]:
         count = max(2, math.ceil(size / cell) + 1)
-        place = np.linspace(0, count - 1 - 1e-6, size)
-        below = place.astype(int)
-        return below, place - below, count
+        position = np.linspace(0, count - 1 - 1e-6, size)
+        below = position.astype(int)
+        return below, position - below, count
 
-    # Plain indexing rather than a matrix product: BLAS may round differently from one number of threads to another.
-    (row, row_share, rows), (column, column_share, columns) = places(height, cell_height), places(width, cell_width)
+    # Indexing, not a matrix product: BLAS may round differently with another number of threads.
+    row, row_share, rows = interpolation(height, cell_height)
+    column, column_share, columns = interpolation(width, cell_width)
     coarse = rng.uniform(-1, 1, (rows, columns))
     lines = coarse[row] + (coarse[row + 1] - coarse[row]) * row_share[:, None]
     return lines[:, column] + (lines[:, column + 1] - lines[:, column]) * column_share
 
 
 def _sprinkle(picture: np.ndarray, count: int, sizes: tuple[float, float], strength: tuple[float, float], rng) -> None:
-    """Adds `count` soft white dots to `picture`, in place; `sizes` in pixels, `strength` in grey levels."""
+    """Add `count` soft white dots to `picture`, in place; `sizes` in pixels, `strength` in grey levels."""
     height, width, _ = picture.shape
     for _ in range(count):
         y, x, size, peak = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(*sizes), rng.uniform(*strength)
@@ -212,9 +202,8 @@ def _waves(height: int, width: int, rng: np.random.Generator, periods: float) ->
 
 def _beach(height, width, rng):
     y, x, short = _grid(height, width)
-    shore = (
-        height / 2 - short * rng.uniform(0.02, 0.16) + short * 0.03 * np.sin(2 * math.pi * (x / short + rng.random()))
-    )
+    shore = height / 2 - short * rng.uniform(0.02, 0.16)
+    shore = shore + short * 0.03 * np.sin(2 * math.pi * (x / short + rng.random()))
     sea = _blend((52, 142, 170), (128, 196, 206), _waves(height, width, rng, rng.uniform(5, 7)))
     grain = _noise(height, width, 1, 1, rng) * 0.3 + _noise(height, width, short / 8, short / 6, rng) * 0.3
     sand = _blend((222, 194, 142), (186, 154, 104), 0.4 + grain)
@@ -258,11 +247,8 @@ def _snowy_field(height, width, rng):
 
 def _meadow(height, width, rng):
     short = min(height, width)
-    blades = (
-        0.5
-        + 0.45 * _noise(height, width, short / 10, 1.5, rng)
-        + 0.35 * _noise(height, width, short / 4, short / 4, rng)
-    )
+    blades = 0.5 + 0.45 * _noise(height, width, short / 10, 1.5, rng)
+    blades = blades + 0.35 * _noise(height, width, short / 4, short / 4, rng)
     return _blend((62, 108, 44), (138, 168, 74), np.clip(blades, 0, 1))
 
 
@@ -306,9 +292,8 @@ def _desert(height, width, rng):
     picture = _blend((244, 222, 176), (240, 196, 140), np.broadcast_to(y / height, (height, width)))
     tops = np.linspace(height / 2 - 0.25 * short, height / 2 + 0.4 * short, 4)
     for top, light in zip(tops, ((222, 168, 96), (206, 146, 74), (190, 126, 60), (172, 108, 50)), strict=True):
-        crest = top + short * rng.uniform(0.05, 0.1) * np.sin(
-            2 * math.pi * (x / short * rng.uniform(0.4, 0.9) + rng.random())
-        )
+        amplitude = short * rng.uniform(0.05, 0.1)
+        crest = top + amplitude * np.sin(2 * math.pi * (x / short * rng.uniform(0.4, 0.9) + rng.random()))
         dune = np.asarray(light, float) + 10 * _noise(height, width, 1.5, 3, rng)[..., None]
         picture = np.where((y > crest)[..., None], dune, picture)
     return picture
@@ -344,7 +329,7 @@ SCENES = {
     "cloudy sky": _cloudy_sky,
     "desert": _desert,
 }
-_DARK_SCENES = {"night sky", "forest"}  # a dark outline would not show here
+_DARK_SCENES = {"night sky", "forest"}  # a dark outline would be invisible here
 
 
 def draw_scene(scene: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
@@ -356,7 +341,7 @@ def draw_scene(scene: str, height: int, width: int, rng: np.random.Generator) ->
 def draw_frames(
     scene: str, entities: list[tuple[str, str, Path]], height: int, width: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Yields a clip's frames, (H, W, 3) uint8 each. `entities` are (color, shape, path), the last one in front."""
+    """Yield a clip's frames, (H, W, 3) uint8 each. `entities` are (color, shape, path), the last one in front."""
     background = draw_scene(scene, height, width, rng)
     short, light_outline = min(height, width), scene in _DARK_SCENES
     colors = [
@@ -368,14 +353,6 @@ def draw_frames(
         for (_, shape, path), color in zip(entities, colors, strict=True):
             if path.visible[frame]:
                 x, y = width / 2 + short * path.x[frame], height / 2 + short * path.y[frame]
-                paint(
-                    picture,
-                    shape,
-                    color,
-                    x,
-                    y,
-                    short * path.radius[frame],
-                    path.angle[frame],
-                    light_outline=light_outline,
-                )
+                radius, angle = short * path.radius[frame], path.angle[frame]
+                paint(picture, shape, color, x, y, radius, angle, light_outline=light_outline)
         yield picture

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Public annotation files of the five benchmarks -> splits of `AnnotatedClip`. One module a benchmark."""
+"""Public annotation files of the five benchmarks -> splits of `AnnotatedClip`. One module per benchmark."""
 
 from pathlib import Path
 
-from data.errors import UserError
-
+from ..errors import UserError
 from .activitynet import read_activitynet
 from .common import AnnotatedClip, Splits
 from .didemo import read_didemo
@@ -14,7 +13,7 @@ from .msrvtt import read_msrvtt
 from .msvd import read_msvd
 
 
-# Benchmark -> the file that tells its annotations from the others', and their reader.
+# Benchmark -> the file by which its annotations are recognised, and their reader.
 BENCHMARKS = {
     "msrvtt": ("MSRVTT_data.json", read_msrvtt),
     "msvd": ("raw-captions.pkl", read_msvd),
@@ -25,14 +24,14 @@ BENCHMARKS = {
 
 
 def read_annotations(benchmark: str, annotations: str, windows: bool = False) -> Splits:
-    """Read a benchmark's annotations, whichever public layout they have.
+    """Read a benchmark's annotations in any of their public layouts.
 
     Args:
         benchmark: a key of `BENCHMARKS`. annotations: folder of the published files, clone of a Hub repository, or Hub
-            id. windows: a clip for each timed sentence instead of a paragraph a video (didemo, activitynet).
+            id. windows: one clip per timed sentence instead of one paragraph per video (didemo, activitynet).
 
     Raises:
-        UserError: they are not there, are another benchmark's, or a file is not as it should be.
+        UserError: they are missing, are another benchmark's, or a file is malformed.
     """
     folder = Path(annotations)
     if not folder.is_dir():

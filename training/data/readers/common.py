@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the readers of all benchmarks share: the row that they return, and files read with errors that name them."""
+"""Shared by the readers of all benchmarks: the row that they return, and file reading whose errors name the file."""
 
 import csv
 import json
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import UserError
+from ..errors import UserError
 
 
 @dataclass
 class AnnotatedClip:
-    """One row of a split: a video, or a window of one, and what was written about it."""
+    """One row of a split: a video, or a window of one, and its captions."""
 
     video_id: str  # distinct within a split
     file_name: str  # as the annotations name the video, with or without its extension
@@ -36,7 +36,7 @@ def read_json(path: Path):
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank, stripped."""
+    """The non-blank lines of a text file, stripped."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -60,23 +60,23 @@ def read_csv(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     return list(rows)
 
 
-def field(record, name: str, path: Path):
-    """`record[name]` of a JSON file; an error names the file where it is not there."""
+def get_field(record, name: str, path: Path):
+    """`record[name]` of a JSON file; if it is missing, the error names the file."""
     if not isinstance(record, dict) or name not in record:
         raise UserError(f"{path} has a record without {name!r}: {str(record)[:80]}; is it another benchmark's file?")
     return record[name]
 
 
-def refuse_duplicates(video_ids: Iterable[str], where: str | Path):
-    """An error that names the first video that a list of videos names twice."""
+def check_unique(video_ids: Iterable[str], where: str | Path):
+    """Raise UserError if a video appears twice; it names the first one."""
     for video_id, count in Counter(video_ids).items():
         if count > 1:
             raise UserError(f"{where} names video {video_id!r} {count} times: leave one line for each video")
 
 
-def captioned(video_ids: list[str], captions: dict[str, list[str]], listed_in: Path, described_in: Path):
-    """Rows for a list of distinct videos, each with all its captions."""
-    refuse_duplicates(video_ids, listed_in)
+def add_captions(video_ids: list[str], captions: dict[str, list[str]], listed_in: Path, described_in: Path):
+    """The rows for a list of distinct videos, each with all its captions."""
+    check_unique(video_ids, listed_in)
     for video_id in video_ids:
         if not captions.get(video_id):
             raise UserError(

@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks as repositories on the Hub have them: one table a split, named by configuration and split.
+"""The benchmarks in the layout of Hub repositories: one table per split, named by configuration and split.
 
 Known: friedrichor/MSR-VTT, /MSVD, /DiDeMo, /ActivityNet_Captions, the same of VLM2Vec, AlexZigma/msr-vtt (one caption
-a video), Leyo/ActivityNet_Captions. Read from the Hub or from a clone of the repository. Repositories that hold the
-videos inside their tables (mteb/...) need no preparation: `--dataset_name` of the programs reads them.
+per video), Leyo/ActivityNet_Captions. They are read from the Hub or from a clone. Repositories whose tables
+contain the videos (mteb/...) need no preparation: pass them to the programs as `--dataset_name`.
 """
 
 from pathlib import Path
 
 import datasets
 
-from data.errors import UserError
-
+from ..errors import UserError
 from .activitynet import paragraph_or_windows
-from .common import AnnotatedClip, Splits, refuse_duplicates
+from .common import AnnotatedClip, Splits, check_unique
 
 
-# Benchmark -> (configuration, split) on the Hub -> our name of the split.
+# Benchmark -> (configuration, split) on the Hub -> our name for the split.
 HUB_SPLITS = {
     "msrvtt": {
         ("train_9k", "train"): "train_9k",
@@ -44,7 +43,7 @@ def read_hub(benchmark: str, name: str, windows: bool = False) -> Splits:
     """All known splits of a Hub repository, or of a local clone of it.
 
     Raises:
-        UserError: it cannot be read, or has none of the benchmark's configurations and splits, or no captions.
+        UserError: it cannot be read, has no captions, or has none of the benchmark's configurations and splits.
     """
     known = HUB_SPLITS.get(benchmark)
     if known is None:
@@ -60,7 +59,7 @@ def read_hub(benchmark: str, name: str, windows: bool = False) -> Splits:
                     splits[known[config, split]] = _rows(table, benchmark, f"{name} ({config}, {split})", windows)
     except UserError:
         raise
-    except Exception as error:  # whatever datasets raises, the user needs its words and the name, not the stack
+    except Exception as error:  # datasets raises many types; the user needs the message and the name, not the stack
         raise UserError(f"cannot read {name} as a Hub data set: {error}") from error
     if not splits:
         raise UserError(
@@ -81,7 +80,7 @@ def _rows(table: datasets.Dataset, benchmark: str, where: str, windows: bool) ->
         file_name = Path(row[video_column]).name
         captions = [row[caption_column]] if isinstance(row[caption_column], str) else row[caption_column]
         clips.append(AnnotatedClip(str(row.get("video_id") or Path(file_name).stem), file_name, captions))
-    refuse_duplicates((clip.video_id for clip in clips), where)
+    check_unique((clip.video_id for clip in clips), where)
     if benchmark not in PARAGRAPHS:
         return clips
 

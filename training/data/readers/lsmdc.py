@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LSMDC (Rohrbach et al., IJCV 2017): clips of films, one or a few captions each.
+"""LSMDC (Rohrbach et al., IJCV 2017): movie clips with one or a few captions each.
 
-Files: LSMDC16_annos_training.csv, LSMDC16_annos_val.csv, LSMDC16_challenge_1000_publictect.csv. No header; six columns
-between tabs: clip_id, start_aligned, end_aligned, start_extracted, end_extracted, sentence. The times are the film's,
-not the clip's, so they make no windows.
+Files: LSMDC16_annos_training.csv, LSMDC16_annos_val.csv, LSMDC16_challenge_1000_publictect.csv. No header; six
+tab-separated columns: clip_id, start_aligned, end_aligned, start_extracted, end_extracted, sentence. The times are
+those of the movie, not of the clip, so they give no windows.
 """
 
 from pathlib import Path
 
-from data.errors import UserError
-
-from .common import AnnotatedClip, Splits, read_lines, refuse_duplicates
+from ..errors import UserError
+from .common import AnnotatedClip, Splits, check_unique, read_lines
 
 
 FILES = {
@@ -26,8 +25,8 @@ def read_lsmdc(folder: Path, windows: bool = False) -> Splits:
     for name, file in FILES.items():
         path = folder / file
         pairs = [_clip_and_sentence(line, number, path) for number, line in enumerate(read_lines(path), start=1)]
-        if name == "test":  # the 1,000 clips have one sentence each; elsewhere a clip may have several
-            refuse_duplicates((clip_id for clip_id, _ in pairs), path)
+        if name == "test":  # the 1,000 clips have one sentence each; in the other splits a clip may have several
+            check_unique((clip_id for clip_id, _ in pairs), path)
         captions: dict[str, list[str]] = {}
         for clip_id, sentence in pairs:
             captions.setdefault(clip_id, []).append(sentence)
@@ -39,7 +38,7 @@ def _clip_and_sentence(line: str, number: int, path: Path) -> tuple[str, str]:
     columns = line.split("\t")
     if len(columns) != 6:
         raise UserError(
-            f"{path}, line {number}, has {len(columns)} columns between tabs, not the 6 of LSMDC "
+            f"{path}, line {number}, has {len(columns)} tab-separated columns, not the 6 of LSMDC "
             "(clip_id, four times, sentence); download it again"
         )
     return columns[0], columns[5]
