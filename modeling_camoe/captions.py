@@ -19,7 +19,7 @@ The rules are our choice (the paper's are not known to us). Words keep their sur
 - A stream without words reads the whole caption, so no text is ever empty. The parts of a stream are joined by ", ".
 
 Notable: only spaCy's part-of-speech tagger runs, no parser, which would double the time. The grammar that turns parts
-of speech into streams is in caption_grammar.py.
+of speech into streams is in english_streams.py.
 """
 
 import difflib
@@ -28,8 +28,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .caption_grammar import streams_from_tags
-from .caption_tags import Word
+from .english_streams import streams_from_tags
+from .english_tags import Word
 
 
 STREAMS = ("fusion", "entity", "action", "scene")

@@ -24,15 +24,8 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_camoe import CAMoEConfig
 from .experts import IdentityLinear, PositionEmbedding, PriorLinear, ZeroLinear
-from .retrieval import (
-    CAMoERetrievalHead,
-    contrastive_loss,
-    expert_contrastive_loss,
-    expert_scores,
-    fold_text,
-    fold_video,
-    similarity,
-)
+from .losses import contrastive_loss, expert_contrastive_loss
+from .retrieval import CAMoERetrievalHead, expert_scores, fold_text, fold_video, similarity
 from .text_groups import encode_in_groups, may_group
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words that caption_tags.py and caption_grammar.py know by name.
+"""The words that english_tags.py and english_streams.py know by name.
 
 Function words, and the few nouns and verbs that decide what a prepositional phrase means; all in lower case.
 """

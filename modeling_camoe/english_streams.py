@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The grammar behind caption streams: tagged words -> the texts of entity, action and scene.
 
-Three steps: `repair_tags` (caption_tags.py), the noun and prepositional phrases, and `streams_from_tags`, which gives
+Three steps: `repair_tags` (english_tags.py), the noun and prepositional phrases, and `streams_from_tags`, which gives
 every phrase to a stream. What the streams mean is said in captions.py.
 
 Only parts of speech are used, no parse: captions are simple enough to be read from left to right.
@@ -10,7 +10,7 @@ Only parts of speech are used, no parse: captions are simple enough to be read f
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .caption_tags import (
+from .english_tags import (
     ADJECTIVES,
     ADVERBS,
     DETERMINERS,
@@ -24,7 +24,7 @@ from .caption_tags import (
     repair_tags,
     word_at,
 )
-from .caption_words import (
+from .english_words import (
     AIMING_VERBS,
     COLOURS,
     CONJUNCTIONS,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of speech of a caption, repaired: the first step of caption_grammar.py.
+"""Parts of speech of a caption, repaired: the first step of english_streams.py.
 
 The tagger learnt from news, where a clause as short as "the red star spins" is a noun phrase; but its errors are few
 and regular. `repair_tags` corrects what grammar rules out, and looks again for the verb where a caption seems to have
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .caption_words import (
+from .english_words import (
     CLOSED_CLASS,
     COLOURS,
     CONJUNCTIONS,
