@@ -29,7 +29,6 @@ FRAME_AGGREGATIONS = ("mean", "excitation", "transformer", "motion")
 GATES = ("single", "uniform")
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 @strict
 class CAMoEConfig(PreTrainedConfig):
     r"""

@@ -32,7 +32,6 @@ from .text_groups import encode_in_groups, may_group
 MAX_LOGIT_SCALE = math.log(100)  # CLIP clamps its temperature there, and so do CLIP4Clip and we
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 @dataclass
 class CAMoEVideoOutput(BaseModelOutputWithPooling):
     """
@@ -55,7 +54,6 @@ class CAMoEVideoOutput(BaseModelOutputWithPooling):
     frame_weights: torch.FloatTensor | None = None
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 @dataclass
 class CAMoETextOutput(BaseModelOutputWithPooling):
     """
@@ -71,7 +69,6 @@ class CAMoETextOutput(BaseModelOutputWithPooling):
     text_embeds: torch.FloatTensor | None = None
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 @dataclass
 class CAMoEOutput(ModelOutput):
     """
@@ -100,13 +97,11 @@ class CAMoEOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 class CAMoEPreTrainedModel(PreTrainedModel):
     """Weights initialisation, loading and saving. With the prefix "clip" a plain CLIP checkpoint loads as it is."""
 
     config: CAMoEConfig
     base_model_prefix = "clip"
-    main_input_name = "pixel_values_videos"
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over pairs: `Trainer` divides it by its accumulation steps
@@ -141,11 +136,11 @@ class CAMoEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CAMoEModel):
             # CLIP leaves its own scale uninitialised when a checkpoint lacks it.
             init.constant_(module.clip.logit_scale, self.config.clip_config.logit_scale_init_value)
+            # Built on the meta device, as by `from_pretrained`, the buffers lost what `__init__` gave them.
             init.copy_(module.pixel_mean, torch.tensor(self.config.image_mean).view(3, 1, 1))
             init.copy_(module.pixel_std, torch.tensor(self.config.image_std).view(3, 1, 1))
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 class CAMoEModel(CAMoEPreTrainedModel):
     """
     CAMoE: CLIP, experts over its frame embeddings, a gate, and the contrastive losses.
@@ -180,8 +175,8 @@ class CAMoEModel(CAMoEPreTrainedModel):
             max_frames=config.max_frames,
             reduction=config.excitation_reduction,
         )
-        self.pixel_mean = nn.Buffer(torch.empty(3, 1, 1), persistent=False)
-        self.pixel_std = nn.Buffer(torch.empty(3, 1, 1), persistent=False)
+        self.pixel_mean = nn.Buffer(torch.tensor(config.image_mean).view(3, 1, 1), persistent=False)
+        self.pixel_std = nn.Buffer(torch.tensor(config.image_std).view(3, 1, 1), persistent=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -195,7 +190,6 @@ class CAMoEModel(CAMoEPreTrainedModel):
         """Keep exp(logit_scale) at most 100. Call after every optimiser step."""
         self.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
-    # trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
     @can_return_tuple
     def get_video_features(
         self,
@@ -252,7 +246,6 @@ class CAMoEModel(CAMoEPreTrainedModel):
         frame_embeds = F.normalize(clip_output.pooler_output, dim=-1).unflatten(0, (batch, num_frames))  # (B,T,D)
         return clip_output, frame_embeds
 
-    # trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
     @can_return_tuple
     def get_text_features(
         self,
@@ -301,7 +294,6 @@ class CAMoEModel(CAMoEPreTrainedModel):
             text_embeds=text_embeds,
         )
 
-    # trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
     @can_return_tuple
     def forward(
         self,

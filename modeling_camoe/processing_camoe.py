@@ -20,7 +20,6 @@ from .sentence_camoe import save_sentence_files
 logger = logging.get_logger(__name__)
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 class CAMoEProcessor(ProcessorMixin):
     """Prepares captions and videos for [`CAMoEModel`].
 
@@ -73,7 +72,6 @@ class CAMoEProcessor(ProcessorMixin):
                 f"`max_length` is {max_length}; it must be from 3 to {longest}, what the tokenizer allows."
             )
 
-    # trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
     def __call__(
         self,
         text: str | Mapping[str, str] | Sequence[str | Mapping[str, str]] | None = None,

@@ -29,7 +29,6 @@ from .frames import VIDEO_EXTENSIONS
 DECODERS = 4  # threads; a decoder leaves Python's lock alone while it works
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 class CAMoESentenceModule(nn.Module):
     """The one module of a SentenceTransformer: preprocessing and both towers.
 

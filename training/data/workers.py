@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals in the workers of a `DataLoader`: the main process decides what a signal means, its workers go on until then.
+"""Signals in the workers of a `DataLoader`: the main process decides what a signal means, its workers run on.
 
 Ctrl-C and a cluster's SIGTERM reach every process of a program. A worker that died of one would break the step that
 the main process is about to finish and save.
