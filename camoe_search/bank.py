@@ -2,7 +2,7 @@
 """The query bank of an index: which videos are hubs, and by how much.
 
 A hub comes near the top for many queries, whatever they ask. The bank is captions (of training, or a user's own query
-log); the bias of a moment is how near it is to all of them (`modeling_camoe.retrieval.query_bank_bias`). Q queries,
+log); the bias of a moment is how near it is to all of them (`modeling_camoe.hubs.query_bank_bias`). Q queries,
 B moments, K entries a vector.
 """
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers.utils import cached_file
 
-from modeling_camoe.retrieval import query_bank_bias, similarity
+from modeling_camoe.hubs import query_bank_bias
+from modeling_camoe.retrieval import similarity
 
 
 # As evaluate_retrieval.py does, so that its numbers and a search's agree.

@@ -14,7 +14,7 @@
 Columns of `moments`: path, start, end (seconds), size (bytes), mtime_ns, content_hash, vector (K), gate_weights (E),
 bias, is_hub. B moments, K = E*D entries a folded vector, Q queries.
 
-A query's vector ends in 1 where the bias is to be subtracted and in 0 where not (`retrieval.fold_bias`), so that one
+A query's vector ends in 1 where the bias is to be subtracted and in 0 where not (`hubs.fold_bias`), so that one
 FAISS index serves both.
 """
 

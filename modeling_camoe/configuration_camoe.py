@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of CAMoE: a CLIP plus a single-gate mixture of experts over its frame embeddings.
 
-Everything that is not CLIP is described by names: which experts there are, how each aggregates frames, and at which
-prior the gate starts. Another list of experts is a change of configuration, never of code.
+Everything beyond CLIP is configured by name: which experts there are, how each aggregates frames, and the prior at
+which the gate starts. Another list of experts is a change of configuration, never of code.
 """
 
 import math
@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# How each of the paper's experts looks at the frames. The paper's body does not say; these are our choice (see docs).
+# How each default expert aggregates frames: our choice (we had not read the paper's text; see docs/ablations.md).
 # An expert of another name takes "excitation" unless `frame_aggregation` says otherwise.
 DEFAULT_AGGREGATION = {
     "fusion": "transformer",
@@ -29,7 +29,6 @@ FRAME_AGGREGATIONS = ("mean", "excitation", "transformer", "motion")
 GATES = ("single", "uniform")
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 @strict
 class CAMoEConfig(PreTrainedConfig):
     r"""
@@ -39,8 +38,7 @@ class CAMoEConfig(PreTrainedConfig):
         clip_config (`CLIPConfig` or `dict`, *optional*):
             The CLIP underneath; its `projection_dim` is D, the width of every expert. Defaults to CLIP ViT-B/32.
         experts (`list[str]`, *optional*, defaults to `["fusion", "entity", "action", "scene"]`):
-            Names of the E experts, in the order in which texts and gates are laid out. Any non-empty list of distinct
-            names.
+            Names of the E experts, in the order of texts and gates. Any non-empty list of distinct names.
         frame_aggregation (`dict[str, str]`, *optional*):
             Expert name -> `"mean"` (no parameters), `"excitation"` (one order-free weight per frame), `"transformer"`
             (temporal, sees the order) or `"motion"` (the same over what changes: each frame minus the one before).
@@ -48,18 +46,18 @@ class CAMoEConfig(PreTrainedConfig):
         gate (`str`, *optional*, defaults to `"single"`):
             `"single"`: weights from the video alone, so that an index needs no query. `"uniform"`: 1/E, no parameters.
         gate_prior (`dict[str, float]`, *optional*):
-            Expert name -> the weight at which the gate starts; normalised to sum to 1. Defaults to uniform.
+            Expert name -> the gate's initial weight; normalised to sum to 1. Defaults to uniform.
         temporal_num_layers (`int`, *optional*, defaults to 1):
             Layers of each temporal transformer.
         temporal_num_attention_heads (`int`, *optional*):
             Attention heads of the temporal transformers. Defaults to one per 64 dimensions, as in CLIP.
         max_frames (`int`, *optional*, defaults to 64):
-            Size of the temporal position table: the most frames that a clip may have.
+            Size of the temporal position table: the largest number of frames a clip may have.
         excitation_reduction (`int`, *optional*, defaults to 4):
             The excitation's hidden layer has D / this many units.
         dual_softmax_temp (`float`, *optional*, defaults to 100.0):
-            Temperature of the dual softmax loss's prior; `None` trains with the plain symmetric cross entropy. The
-            default is the best of our ablations for both directions together (docs/ablations.md).
+            Temperature of the dual softmax loss's prior; `None` trains with plain symmetric cross entropy. The
+            default was best over both directions in our ablations (docs/ablations.md).
         expert_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the mean of the experts' own contrastive losses beside the fused one.
         image_mean, image_std (`list[float]`, *optional*):
@@ -102,13 +100,13 @@ class CAMoEConfig(PreTrainedConfig):
             self.clip_config = CLIPConfig()
         if self.temporal_num_attention_heads is None:
             self.temporal_num_attention_heads = max(1, self.clip_config.projection_dim // 64)
-        # Written out, in the order of `experts`: a checkpoint keeps its aggregations when a default changes.
+        # Written out in full, in the order of `experts`: a checkpoint keeps its aggregations if a default changes.
         defaults = {name: DEFAULT_AGGREGATION.get(name, "excitation") for name in self.experts}
         self.frame_aggregation = defaults | (self.frame_aggregation or {})
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Called by `@strict` after the types are checked: what a type cannot say."""
+        """Called by `@strict` after the types are checked: checks what types cannot express."""
         if not self.experts or len(set(self.experts)) != len(self.experts):
             raise ValueError(f"`experts` must be a non-empty list of distinct names, got {self.experts}.")
         for field_name in ("frame_aggregation", "gate_prior"):
@@ -148,14 +146,14 @@ class CAMoEConfig(PreTrainedConfig):
 
     @property
     def gate_log_prior(self) -> list[float]:
-        """The gate's logits at the start, (E,): log of the normalised prior."""
+        """The gate's initial logits, (E,): log of the normalised prior."""
         prior = self.gate_prior or dict.fromkeys(self.experts, 1.0)
         total = sum(prior.values())
         return [math.log(prior[name] / total) for name in self.experts]
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a configuration; that of a plain CLIP checkpoint becomes `clip_config` of a fresh CAMoE around it."""
+        """Read a configuration; a plain CLIP's becomes the `clip_config` of a fresh CAMoE around it."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == "clip":
             logger.info(f"{pretrained_model_name_or_path} is a plain CLIP: the experts and the gate start fresh.")
@@ -164,9 +162,9 @@ class CAMoEConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As in the library, but values given beside the dictionary are checked together with it, not set unseen.
+        """As in the library, but keyword values are merged in before validation instead of set unchecked after it.
 
-        With `experts` beside it, what the dictionary says of how other experts aggregate is dropped.
+        If `experts` is given, aggregations that the dictionary has for other experts are dropped.
         """
         own_fields = {f.name for f in fields(cls)} - {f.name for f in fields(PreTrainedConfig)} - {"clip_config"}
         own = {key: kwargs.pop(key) for key in own_fields & set(kwargs)}

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many clips or captions -> vectors: workers decode while the model runs.
 
-The one engine of evaluation, search and the pipeline. Frames travel from the workers as uint8 and are normalised on
-the model's device. K = E*D is the length of a folded vector; B clips, N captions.
+Evaluation, search and the pipeline all encode here. Frames travel from the workers as uint8 and are normalised on the
+model's device. K = E*D is the length of a folded vector; B clips, N captions.
 """
 
-import os
-import signal
-import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +17,7 @@ from .frames import VideoDecodingError, describe_source
 
 @dataclass(frozen=True)
 class BadVideo:
-    """A clip that could not be decoded: its position in the list given, its name and the cause."""
+    """A clip that could not be decoded: its position in the given list, its name and the cause."""
 
     index: int
     source: str
@@ -33,7 +29,7 @@ class VideoBatch:
     """One batch of `iter_encoded_videos`.
 
     Args:
-        indices: positions in the list given, one per row.
+        indices: positions in the given list, one per row.
         vectors: (b,K) float32 on the CPU.
         gate_weights: (b,E) float32 on the CPU.
         times: for each row, the seconds at which its frames were taken.
@@ -49,7 +45,7 @@ class VideoBatch:
 
 @dataclass(frozen=True)
 class EncodedVideos:
-    """All clips: row r is clip `indices[r]`, in the order given; `bad` are the missing ones."""
+    """All clips, in the given order: row r is clip `indices[r]`; `bad` lists the missing ones."""
 
     indices: list[int]
     vectors: torch.Tensor  # (B,K)
@@ -58,7 +54,7 @@ class EncodedVideos:
 
 
 class ClipFrames(Dataset):
-    """Clips decoded on access, in whichever process asks: a decoder is opened and closed inside `__getitem__`."""
+    """Clips, decoded on access: a decoder is opened and closed inside `__getitem__`, in the process that calls it."""
 
     def __init__(self, clips: Sequence, video_processor):
         self.clips = clips
@@ -73,31 +69,6 @@ class ClipFrames(Dataset):
             return index, self.video_processor.decode(clip)
         except VideoDecodingError as error:
             return BadVideo(index, describe_source(clip), str(error))
-
-
-def leave_signals_to_the_parent(worker: int):
-    """For workers of a `DataLoader`. Ctrl-C and a cluster's SIGTERM reach all processes of a program, and its main one
-    decides what becomes of them: a worker that died of the signal would break the step that is being finished. A
-    SIGTERM that the parent itself sends ends the worker as ever. A parent that was interrupted while it received a
-    batch hangs up in the middle; that is no error of the worker, and no traceback follows."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.excepthook = _print_unless_parent_hung_up
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
-
-
-def _print_unless_parent_hung_up(kind, error, traceback):
-    # In a worker, only the thread that hands batches to the parent (multiprocessing's resource sharer) comes here: the
-    # errors of the data set travel to the parent.
-    if not issubclass(kind, (EOFError, ConnectionError)):
-        sys.__excepthook__(kind, error, traceback)
-
-
-def _obey(parent: int):
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
 
 
 class _Collate:
@@ -124,18 +95,20 @@ def iter_encoded_videos(
     on_bad_video: str = "raise",
     progress: str | None = None,
     decoder=None,
+    worker_init_fn: Callable[[int], None] | None = None,
 ) -> Iterator[VideoBatch]:
     """Encode clips batch by batch, in order, while workers decode the next ones.
 
     Args:
         model: [`CAMoEModel`]; runs where it is and in the mode it is in (put it in `eval()`).
-        processor: its [`CAMoEProcessor`]; says how many frames are sampled, how, and of which size.
+        processor: its [`CAMoEProcessor`], which decides how many frames are sampled, how, and at which size.
         clips: paths, bytes or `Clip`s; a list, or anything with a length and an index.
         batch_size: clips per forward pass.
         num_workers: processes that decode; 0 decodes in this one.
         on_bad_video: "raise" stops at a clip that cannot be decoded, "skip" lists it in the batch.
         progress: label of a progress bar, or None for none.
-        decoder: what decodes a clip, `decoder.decode(clip)`, in place of the processor's video processor (a cache).
+        decoder: has `decode(clip)`, used in place of the processor's video processor (a cache of frames).
+        worker_init_fn: called in each worker with its number, as a `DataLoader` does.
 
     Raises:
         VideoDecodingError: naming the file and the cause.
@@ -148,7 +121,7 @@ def iter_encoded_videos(
         num_workers=min(num_workers, len(clips)),
         collate_fn=_Collate(processor.video_processor),
         pin_memory=model.device.type == "cuda",
-        worker_init_fn=leave_signals_to_the_parent,
+        worker_init_fn=worker_init_fn,
     )
     with tqdm(total=len(clips), desc=progress, unit="clip", disable=progress is None) as bar:
         for indices, inputs, times, bad in loader:
@@ -167,7 +140,7 @@ def iter_encoded_videos(
 
 
 def encode_videos(model, processor, clips: Sequence, **options) -> EncodedVideos:
-    """Encode all clips; takes the options of `iter_encoded_videos`."""
+    """Encode all clips, with the options of `iter_encoded_videos`."""
     batches = list(iter_encoded_videos(model, processor, clips, **options))
     num_experts = len(model.config.experts)
     return EncodedVideos(
@@ -183,7 +156,7 @@ def encode_texts(
 ) -> torch.Tensor:
     """Captions (strings, or dictionaries expert -> text) -> folded vectors (N,K), float32 on the CPU.
 
-    Captions of like length are encoded together, so that little is padding; the rows keep the order given.
+    Captions of similar length are encoded together, so that little is padding; rows stay in the given order.
     """
     streams = processor.streams_of(captions)
     order = sorted(range(len(streams)), key=lambda n: max(len(text) for text in streams[n]))

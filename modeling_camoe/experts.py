@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experts over frame embeddings, and the single gate that weighs them.
+"""Experts over frame embeddings, and the single gate that weights them.
 
 B videos, T frames, E experts, D dims. An expert turns the frame embeddings f (B,T,D) of one video into one vector:
 
     v = normalize(P masked_mean_t(f + residual(f)))                        (B,D)
 
 `residual` ends in a layer of zeros and `P` starts as the identity, so an expert that was never trained gives the
-mean-pooled frame embedding, to the bit. Which residual fits which expert, and their forms, are our choice: the paper's
-body is not public. Layers take explicit sizes, so that each can be built and tested alone;
-`CAMoEPreTrainedModel._init_weights` sets their values.
+mean-pooled frame embedding, to the bit. Which residual each expert has, and their forms, are our choice: we had not
+read the paper's text (arXiv 2109.04290) when we chose. Layers take explicit sizes, so that each can be built and
+tested alone; `CAMoEPreTrainedModel._init_weights` sets their values.
 """
 
 import torch
@@ -17,11 +17,11 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
-# Layers whose start is part of the design; `_init_weights` knows them by their class.
+# Layers whose initial values are part of the design; `_init_weights` recognises them by class.
 
 
 class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero, so that what it ends starts as if it were not there."""
+    """A linear layer that starts at zero: the residual branch that it ends starts as no change."""
 
 
 class IdentityLinear(nn.Linear):
@@ -40,7 +40,7 @@ class PriorLinear(nn.Linear):
 
 
 class PositionEmbedding(nn.Embedding):
-    """Learned positions that start with standard deviation `std`, of the order of what they are added to."""
+    """Learned positions whose initial standard deviation `std` matches the scale of what they are added to."""
 
     def __init__(self, num_positions: int, dim: int, std: float):
         super().__init__(num_positions, dim)
@@ -77,8 +77,7 @@ def frame_changes(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 class FrameExcitation(nn.Module):
-    """Squeeze-and-excitation over frames (after Hu et al., arXiv 1709.01507): one weight per frame, blind to their
-    order.
+    """Squeeze-and-excitation over frames (after Hu et al., arXiv 1709.01507): one weight per frame, order-free.
 
     A frame sees itself and the mean of its clip; its weight 1 + tanh(.) stays in (0, 2) and starts at 1.
     """
@@ -100,7 +99,7 @@ class FrameExcitation(nn.Module):
 class TemporalTransformerLayer(GradientCheckpointingLayer):
     """One pre-norm transformer layer over frames.
 
-    `attn_implementation` chooses for CLIP's towers, not here: T is a dozen, where all of them cost the same.
+    `attn_implementation` applies to CLIP's towers, not here: at a dozen frames all implementations cost the same.
     """
 
     def __init__(self, dim: int, num_heads: int):
@@ -126,11 +125,11 @@ class TemporalTransformerLayer(GradientCheckpointingLayer):
 
 
 class TemporalTransformer(nn.Module):
-    """A small transformer over frames with learned positions: it sees the order, so it can tell left from right.
+    """A small transformer over frames with learned positions: it sees their order, so it can tell left from right.
 
-    With `changes_only` it sees each frame minus the one before. What stays the same is most of an embedding and would
-    drown what moves; the expert's mean over frames carries it anyway. And a change has a direction of its own: left
-    from right is then a matter of content, not of content and position together.
+    With `changes_only` it sees each frame minus the one before. Most of an embedding is static and would drown out
+    motion; the expert's mean over frames carries the static part anyway. A difference also has a direction of its own,
+    so left and right differ in content alone, not only in content combined with position.
     """
 
     def __init__(self, dim: int, num_layers: int, num_heads: int, max_frames: int, changes_only: bool = False):
@@ -138,20 +137,20 @@ class TemporalTransformer(nn.Module):
         self.max_frames = max_frames
         self.changes_only = changes_only
         self.input_norm = nn.LayerNorm(dim)
-        # Normalised frames have entries of about 1: at the usual 0.02 the order would be inaudible beside them.
+        # Normalised frames have entries of about 1: positions at the usual 0.02 would be invisible next to them.
         self.position_embedding = PositionEmbedding(max_frames, dim, std=0.5)
         self.layers = nn.ModuleList([TemporalTransformerLayer(dim, num_heads) for _ in range(num_layers)])
         self.output_norm = nn.LayerNorm(dim)
         self.output = ZeroLinear(dim, dim)
 
     def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B,T,D), (B,T) -> residual (B,T,D), relative frame weights (B,T), all alike: attention mixes the frames."""
+        """(B,T,D), (B,T) -> residual (B,T,D), relative frame weights (B,T), all equal: attention mixes the frames."""
         if frames.shape[1] > self.max_frames:
             raise ValueError(
                 f"The clip has {frames.shape[1]} frames, this model takes at most {self.max_frames}: "
                 "sample fewer (`num_frames` of the processor) or train with a larger `max_frames`."
             )
-        # Called as a module, not sliced: weights that are offloaded to disk arrive when a module is called.
+        # Called as a module, not sliced: weights that are offloaded to disk are loaded when their module is called.
         positions = self.position_embedding(torch.arange(frames.shape[1], device=frames.device))  # (T,D)
         if self.changes_only:
             frames = frame_changes(frames, mask)
@@ -168,8 +167,8 @@ class VideoExpert(nn.Module):
     Args:
         dim: D.
         aggregation: "mean", "excitation", "transformer" or "motion".
-        num_layers, num_heads, max_frames: of the last two.
-        reduction: of the excitation.
+        num_layers, num_heads, max_frames: for the last two.
+        reduction: for the excitation.
     """
 
     def __init__(self, dim: int, aggregation: str, num_layers: int, num_heads: int, max_frames: int, reduction: int):
@@ -199,9 +198,9 @@ class VideoExpert(nn.Module):
 
 
 class SingleGate(nn.Module):
-    """One softmax over all experts from the video alone, so that an index needs no query to weigh them.
+    """One softmax over all experts, from the video alone, so that an index needs no query to weight them.
 
-    The weight starts at zero and the bias at the log of a chosen prior: a fresh gate is the prior, not chance.
+    The weight starts at zero and the bias at the log of a chosen prior: a fresh gate is exactly the prior.
 
     Args:
         dim: D.

@@ -10,9 +10,9 @@
     README.md            how to run them
 
 Notable features:
-- frames go in as uint8 RGB: the graph normalises them, so that nothing can be done to them twice or not at all;
-- B, T, N and L are free; experts, gate and fold are inside, so the inner product of two outputs is the score;
-- before anything is written, onnxruntime runs both graphs at other sizes and must give PyTorch's vectors.
+- frames go in as uint8 RGB and the graph normalises them, so that it happens exactly once;
+- B, T, N and L are dynamic; experts, gate and fold are inside, so the inner product of two outputs is the score;
+- before anything is written, onnxruntime runs both graphs at other sizes and must reproduce PyTorch's vectors.
 
 Not part of a Hub repository: no Auto class needs it.
 """
@@ -33,7 +33,7 @@ from transformers import AutoModel, AutoProcessor
 
 TOLERANCE = 1e-4  # largest difference of an entry of a vector from PyTorch's; float32 leaves about 1e-6
 OPSET = 18  # runs on onnxruntime 1.14 (2023) and later
-# A protobuf ends at 2 GiB: weights of a larger tower go into a file beside it.
+# A protobuf is limited to 2 GiB: weights of a larger tower go into a file beside it.
 MAX_INLINE_BYTES = 1_900_000_000
 
 README = """# {title} as ONNX
@@ -55,7 +55,7 @@ frames = np.zeros((2, config["num_frames"], 3, config["image_size"], config["ima
 frame_mask = np.ones(frames.shape[:2], np.int64)  # 0 where a short clip was padded
 video_vectors = video_encoder.run(None, {{"pixel_values_videos": frames, "frame_mask": frame_mask}})[0]
 
-# Captions: one text per expert, {experts}. Without a part for an expert, give it the caption.
+# Captions: one text per expert, {experts}. Where there is no text for an expert, give it the caption.
 captions = [{example}]
 tokenizer = Tokenizer.from_file("tokenizer.json")
 tokenizer.enable_truncation(config["max_length"])
@@ -70,7 +70,7 @@ scores = text_vectors @ video_vectors.T  # (captions, clips), in [-1, 1]
 ```
 
 With the package, the processor makes both inputs: `processor(videos=["a.mp4"], do_rescale=False, do_normalize=False,
-return_tensors="np")` and `processor(text=["a caption"], return_tensors="np")`, which parts captions as in training
+return_tensors="np")` and `processor(text=["a caption"], return_tensors="np")`, which splits captions as in training
 (tagger: {tagger}).
 
 Exported at opset {opset}; at export the vectors differed from PyTorch's by at most {difference:.1e}.
@@ -102,16 +102,16 @@ def export_onnx(model, processor, folder: str | os.PathLike) -> dict:
 
     Args:
         model: [`CAMoEModel`]; a float32 copy of it on the CPU is exported, in evaluation mode.
-        processor: its [`CAMoEProcessor`]; says sizes and gives the tokenizer.
+        processor: its [`CAMoEProcessor`], for the sizes and the tokenizer.
         folder: a folder that does not exist yet, or is empty.
 
     Returns:
         What onnx_config.json holds.
 
     Raises:
-        FileExistsError: the folder holds something already.
+        FileExistsError: the folder is not empty.
         ImportError: onnx, onnxscript or onnxruntime is not installed (naming the pip command).
-        RuntimeError: onnxruntime gives other vectors than the model; nothing is written.
+        RuntimeError: onnxruntime's vectors differ from the model's; nothing is written.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -151,7 +151,7 @@ def _export_video_encoder(model, path: Path) -> float:
     def inputs(videos: int, frames: int) -> dict[str, torch.Tensor]:
         pixels = torch.randint(0, 256, (videos, frames, 3, size, size), dtype=torch.uint8)
         mask = torch.ones(videos, frames, dtype=torch.long)
-        mask[-1, frames // 2 + 1 :] = 0  # the last clip is a short one
+        mask[-1, frames // 2 + 1 :] = 0  # the last clip is short
         return {"pixel_values_videos": pixels, "frame_mask": mask}
 
     videos, frames = torch.export.Dim("videos"), torch.export.Dim("frames", max=model.config.max_frames)
@@ -185,7 +185,7 @@ def _export_text_encoder(model, path: Path) -> float:
 def _export(encoder: nn.Module, inputs: dict, shapes: dict, output: str, path: Path):
     size = sum(parameter.numel() * parameter.element_size() for parameter in encoder.parameters())
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="# The axis name: .* will not be used")  # two inputs share it: meant
+        warnings.filterwarnings("ignore", message="# The axis name: .* will not be used")  # two inputs share it
         torch.onnx.export(
             encoder,
             kwargs=inputs,
@@ -219,14 +219,14 @@ def _difference(encoder: nn.Module, path: Path, inputs: dict) -> float:
 
 
 def _describe(model, processor) -> dict:
-    """What a program that runs the graphs must know."""
+    """What a program needs to know to run the graphs."""
     return {
         "name": os.path.basename(os.path.normpath(model.config._name_or_path or "CAMoE")),
         "experts": list(model.config.experts),
         "streams": dict(processor.streams),
         "tagger": processor.to_dict()["tagger"],
         "vector_size": len(model.config.experts) * model.config.projection_dim,
-        "logit_scale": model.clip.logit_scale.exp().item(),  # of the scores, where they go into a softmax
+        "logit_scale": model.clip.logit_scale.exp().item(),  # multiplies scores before a softmax
         "image_size": model.config.clip_config.vision_config.image_size,
         "num_frames": processor.video_processor.num_frames,
         "max_frames": model.config.max_frames,
@@ -236,9 +236,9 @@ def _describe(model, processor) -> dict:
 
 
 def _readme(config: dict) -> str:
-    parts = {"entity": "a red star", "action": "spins", "scene": "on the beach"}
+    streams = {"entity": "a red star", "action": "spins", "scene": "on the beach"}
     texts = [
-        parts.get(config["streams"].get(name, name), "a red star spins on the beach") for name in config["experts"]
+        streams.get(config["streams"].get(name, name), "a red star spins on the beach") for name in config["experts"]
     ]
     return README.format(
         title=config["name"],
@@ -253,7 +253,7 @@ def _readme(config: dict) -> str:
 
 
 def main():
-    """The program: a mistake is one line and exit code 2."""
+    """The program. A user's mistake prints one line and exits with 2."""
     parser = argparse.ArgumentParser(
         prog="python -m modeling_camoe.export_onnx",
         description=__doc__,

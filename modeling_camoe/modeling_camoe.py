@@ -2,10 +2,10 @@
 """CAMoE: video-text retrieval with a single-gate mixture of experts over CLIP's frame embeddings (arXiv 2109.04290).
 
 B videos, N texts, T frames, E experts, D = CLIP's `projection_dim`, L tokens. A clip's frames go through CLIP one by
-one, the experts turn them into E vectors, the gate weighs these, and the fold makes one vector of E*D entries; each
-expert has a text of its own, so a caption is E texts, folded likewise. The inner product of the two is the score.
+one, the experts turn them into E vectors, the gate weights these, and the fold makes one vector of E*D entries. Each
+expert has its own text, so a caption is E texts, folded the same way. The inner product of the two is the score.
 
-Every `pooler_output` here IS such a folded vector: index the videos', query with a text's, metric inner product.
+Every `pooler_output` here IS such a folded vector: index the videos' and query with a text's, by inner product.
 """
 
 import functools
@@ -24,22 +24,14 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_camoe import CAMoEConfig
 from .experts import IdentityLinear, PositionEmbedding, PriorLinear, ZeroLinear
-from .retrieval import (
-    CAMoERetrievalHead,
-    contrastive_loss,
-    expert_contrastive_loss,
-    expert_scores,
-    fold_text,
-    fold_video,
-    similarity,
-)
+from .losses import contrastive_loss, expert_contrastive_loss
+from .retrieval import CAMoERetrievalHead, expert_scores, fold_text, fold_video, similarity
 from .text_groups import encode_in_groups, may_group
 
 
-MAX_LOGIT_SCALE = math.log(100)  # CLIP clamps its temperature there, and so do CLIP4Clip and we
+MAX_LOGIT_SCALE = math.log(100)  # as in CLIP and CLIP4Clip
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 @dataclass
 class CAMoEVideoOutput(BaseModelOutputWithPooling):
     """
@@ -53,7 +45,7 @@ class CAMoEVideoOutput(BaseModelOutputWithPooling):
         gate_weights: (B, E), rows sum to 1.
         frame_embeds: (B, T, D), CLIP's unit vectors of the frames.
         frame_weights: (B, E, T), each frame's share in each expert, rows sum to 1; padding has 0. Only "excitation"
-            weighs frames: the shares of the others are even, and what a "transformer" made of a frame they do not say.
+            weights frames: shares of the others are even, and say nothing about what a "transformer" used.
     """
 
     video_embeds: torch.FloatTensor | None = None
@@ -62,7 +54,6 @@ class CAMoEVideoOutput(BaseModelOutputWithPooling):
     frame_weights: torch.FloatTensor | None = None
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 @dataclass
 class CAMoETextOutput(BaseModelOutputWithPooling):
     """
@@ -78,14 +69,13 @@ class CAMoETextOutput(BaseModelOutputWithPooling):
     text_embeds: torch.FloatTensor | None = None
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 @dataclass
 class CAMoEOutput(ModelOutput):
     """
     Output of [`CAMoEModel`].
 
     Args:
-        loss: scalar, if asked for.
+        loss: scalar, on request.
         logits_per_text: (N, B), exp(logit_scale) times the score.
         logits_per_video: (B, N).
         text_embeds: (N, E, D). video_embeds: (B, E, D). gate_weights: (B, E).
@@ -107,17 +97,15 @@ class CAMoEOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 class CAMoEPreTrainedModel(PreTrainedModel):
-    """Weights initialisation, loading and saving. With the prefix "clip" a plain CLIP checkpoint loads as it is."""
+    """Weight initialisation, loading and saving. The prefix "clip" lets plain CLIP checkpoints load unchanged."""
 
     config: CAMoEConfig
     base_model_prefix = "clip"
-    main_input_name = "pixel_values_videos"
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # the loss is a mean over pairs: `Trainer` divides it by its accumulation steps
-    _no_split_modules = ["CAMoERetrievalHead"]  # CLIP's own are collected from it
+    accepts_loss_kwargs = False  # the loss is a mean over pairs, so `Trainer` must divide by its accumulation steps
+    _no_split_modules = ["CAMoERetrievalHead"]  # the library adds CLIP's own
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -125,11 +113,10 @@ class CAMoEPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """False: `_init_weights` leaves loaded tensors alone, as the library's models do, and must not be treated
-        otherwise.
+        """False: `_init_weights` leaves loaded tensors alone, as in the library's own models.
 
-        For custom code the library skips modules without parameters of their own, CLIP's attention and MLP among them,
-        which would start wrongly scaled where a checkpoint lacks their weights.
+        For custom code the library skips modules without parameters of their own. CLIP's attention and MLP are among
+        them, and would start with the wrong scale where a checkpoint lacks their weights.
         """
         return False
 
@@ -148,17 +135,17 @@ class CAMoEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CAMoEModel):
             # CLIP leaves its own scale uninitialised when a checkpoint lacks it.
             init.constant_(module.clip.logit_scale, self.config.clip_config.logit_scale_init_value)
+            # `from_pretrained` builds on the meta device, where the values from `__init__` are lost.
             init.copy_(module.pixel_mean, torch.tensor(self.config.image_mean).view(3, 1, 1))
             init.copy_(module.pixel_std, torch.tensor(self.config.image_std).view(3, 1, 1))
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 class CAMoEModel(CAMoEPreTrainedModel):
     """
     CAMoE: CLIP, experts over its frame embeddings, a gate, and the contrastive losses.
 
-    Loads its own checkpoints and plain CLIP ones (`CAMoEModel.from_pretrained("openai/clip-vit-base-patch32")`), where
-    the experts and the gate start fresh: every expert then gives exactly the mean-pooled CLIP embedding.
+    Loads its own checkpoints and plain CLIP ones (`CAMoEModel.from_pretrained("openai/clip-vit-base-patch32")`). With
+    the latter, experts and gate start fresh: every expert gives exactly the mean-pooled CLIP embedding.
 
     Example:
 
@@ -187,8 +174,8 @@ class CAMoEModel(CAMoEPreTrainedModel):
             max_frames=config.max_frames,
             reduction=config.excitation_reduction,
         )
-        self.pixel_mean = nn.Buffer(torch.empty(3, 1, 1), persistent=False)
-        self.pixel_std = nn.Buffer(torch.empty(3, 1, 1), persistent=False)
+        self.pixel_mean = nn.Buffer(torch.tensor(config.image_mean).view(3, 1, 1), persistent=False)
+        self.pixel_std = nn.Buffer(torch.tensor(config.image_std).view(3, 1, 1), persistent=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -202,7 +189,6 @@ class CAMoEModel(CAMoEPreTrainedModel):
         """Keep exp(logit_scale) at most 100. Call after every optimiser step."""
         self.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
-    # trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
     @can_return_tuple
     def get_video_features(
         self,
@@ -217,7 +203,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
         Args:
             pixel_values_videos: (B, T, 3, H, W), normalised floats, or uint8 RGB that is rescaled and normalised here.
             frame_mask: (B, T), 1 for a real frame, 0 for padding; None if all are real.
-            frame_embeds: (B, T, D), as a call with pixels returned them, instead of pixels: CLIP does not run again.
+            frame_embeds: (B, T, D) from an earlier call, instead of pixels: CLIP does not run again.
 
         Returns:
             [`CAMoEVideoOutput`], whose `pooler_output` (B, E*D) is the vector to index.
@@ -259,7 +245,6 @@ class CAMoEModel(CAMoEPreTrainedModel):
         frame_embeds = F.normalize(clip_output.pooler_output, dim=-1).unflatten(0, (batch, num_frames))  # (B,T,D)
         return clip_output, frame_embeds
 
-    # trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
     @can_return_tuple
     def get_text_features(
         self,
@@ -274,7 +259,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
         Args:
             input_ids: (N, E, L), from the processor, trimmed to the longest text of the batch.
             attention_mask: (N, E, L).
-            text_embeds: (N, E, D), as a call with ids returned them, instead of ids: CLIP does not run again.
+            text_embeds: (N, E, D) from an earlier call, instead of ids: CLIP does not run again.
 
         Returns:
             [`CAMoETextOutput`], whose `pooler_output` (N, E*D) is the vector to query with.
@@ -288,7 +273,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
         if input_ids.ndim != 3 or input_ids.shape[1] != num_experts:
             raise ValueError(
                 f"`input_ids` must be (texts, {num_experts} experts, tokens), got {tuple(input_ids.shape)}. "
-                "Use the processor that was saved with this model: it writes one text per expert."
+                "Use the processor that was saved with this model: it makes one text per expert."
             )
         batch = input_ids.shape[0]
         input_ids = input_ids.flatten(0, 1)  # (N*E,L)
@@ -308,7 +293,6 @@ class CAMoEModel(CAMoEPreTrainedModel):
             text_embeds=text_embeds,
         )
 
-    # trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
     @can_return_tuple
     def forward(
         self,
@@ -330,13 +314,13 @@ class CAMoEModel(CAMoEPreTrainedModel):
             input_ids, attention_mask: (N, E, L). pixel_values_videos: (B, T, 3, H, W). frame_mask: (B, T).
             video_ids: (B,) integers, for the loss: pairs of the same video are not each other's negatives.
             return_loss: also compute the contrastive loss (N = B, pair n in row n of both), over all processes' rows.
-            output_expert_scores: also return what each expert adds to each score.
-            frame_embeds: (B, T, D) instead of pixels, text_embeds: (N, E, D) instead of ids, where CLIP ran before.
+            output_expert_scores: also return each expert's contribution to each score.
+            frame_embeds: (B, T, D) instead of pixels, text_embeds: (N, E, D) instead of ids, from an earlier call.
 
         Returns:
             [`CAMoEOutput`].
         """
-        # Texts first: grouping them waits for the device, which has nothing to do yet.
+        # Texts first: grouping them waits for the device, which is still idle here.
         text_output = self.get_text_features(input_ids, attention_mask, text_embeds, **kwargs)
         video_output = self.get_video_features(pixel_values_videos, frame_mask, frame_embeds, **kwargs)
 
@@ -371,15 +355,15 @@ class CAMoEModel(CAMoEPreTrainedModel):
         video_ids: torch.Tensor | None = None,
         log_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The training loss that the configuration describes, of N pairs, at least in float32 -> scalar.
+        """The loss that the configuration asks for, of N pairs, computed in float32 or better -> scalar.
 
-        `log_scale` stands in for the model's own `logit_scale` (gradient caching needs its gradient apart).
+        `log_scale` replaces the model's own `logit_scale` (gradient caching needs its gradient separately).
         """
         texts, videos = text_output.text_embeds, video_output.video_embeds.to(text_output.text_embeds.device)
         dtype = torch.promote_types(texts.dtype, torch.float32)
         scale = (self.clip.logit_scale if log_scale is None else log_scale).to(texts.device, dtype).exp()
         temp = self.config.dual_softmax_temp
-        # In bf16, logits near 100 would be whole numbers or halves: mixed precision ends here.
+        # In bf16, logits near 100 are multiples of 0.5: no mixed precision here.
         with torch.autocast(texts.device.type, enabled=False):
             loss = contrastive_loss(
                 text_output.pooler_output.to(dtype),
@@ -388,7 +372,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
                 video_ids,
                 temp,
             )
-            # CODEPATH: above 0 only in recipes that train each expert on its own as well; checkpoints look alike
+            # CODEPATH: above 0 only in recipes that also train each expert on its own; checkpoints look the same
             if self.config.expert_loss_weight > 0:
                 expert_loss = expert_contrastive_loss(texts.to(dtype), videos.to(dtype), scale, video_ids, temp)
                 loss = loss + self.config.expert_loss_weight * expert_loss
@@ -396,7 +380,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
 
 
 def _wants_layers(config, kwargs) -> bool:
-    """Whether a call asks for the output of single layers, which only one call for all texts gives."""
+    """Whether a call asks for the outputs of single layers, which text groups cannot give."""
     return any(
         kwargs.get(name, getattr(config, name, False)) for name in ("output_hidden_states", "output_attentions")
     )

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pipeline("video-text-retrieval", model=..., trust_remote_code=True)`: videos and texts in, scores or vectors out.
 
-Three things to ask for, told apart by the names of the arguments:
+Three uses, distinguished by argument names:
 
     pipe(videos, candidate_texts=[...])     for each video, how well each text fits (zero-shot classification)
     pipe(texts=[...], videos=[...])         for each text, the videos, best first
     pipe(videos) or pipe(texts=[...])       the vectors, whose inner product is the score
 
-One item in place of a list gives one result in place of a list. Files go through encode.py, as in search and
-evaluation: their vectors are the same ones.
+A single item instead of a list gives a single result. Files are encoded by encode.py, as in search and evaluation, so
+their vectors are the same.
 """
 
 import os
@@ -28,9 +28,9 @@ class CAMoEPipeline(Pipeline):
     Args:
         model: a [`CAMoEModel`].
         processor: its processor.
-        batch_size: videos per forward pass, 8 if not given.
-        num_workers: processes that decode, 0 if not given: decode in this one.
-        **kwargs: of every pipeline (`device`, ...).
+        batch_size: videos per forward pass, 8 by default.
+        num_workers: processes that decode; 0, the default, decodes in this one.
+        **kwargs: as for every pipeline (`device`, ...).
     """
 
     _load_processor = True
@@ -45,11 +45,11 @@ class CAMoEPipeline(Pipeline):
         """
         Args:
             videos: a video, or a list of B: path, bytes of a file, `Clip`, array or tensor (T,3,H,W) or (T,H,W,3), or
-                a list of frames (PIL images or arrays). Whatever else can be iterated over (a column of a data set, a
-                generator) is a list too.
-            texts: a caption, or a list of N (or mappings expert -> text): queries, or what is embedded.
+                a list of frames (PIL images or arrays). Any other iterable (a data set's column, a generator) counts
+                as a list.
+            texts: a caption, or a list of N (or mappings expert -> text), to query with or to embed.
             candidate_texts: what each video is compared with.
-            top_k: keep only the best so many.
+            top_k: keep only this many of the best.
             batch_size, num_workers: for this call.
 
         Returns:
@@ -59,7 +59,7 @@ class CAMoEPipeline(Pipeline):
             two: float32 vectors, (B,K) or (N,K).
 
         Raises:
-            ValueError: for arguments that make no sense together.
+            ValueError: for arguments that do not go together.
             VideoDecodingError: a file cannot be decoded; names it.
         """
         if texts is not None and candidate_texts is not None:
@@ -70,7 +70,7 @@ class CAMoEPipeline(Pipeline):
         if isinstance(candidate_texts, str | Mapping):
             candidate_texts = [candidate_texts]
         inputs = {"videos": videos, "texts": texts, "candidate_texts": candidate_texts}
-        inputs = {name: _listed(given) for name, given in inputs.items()}
+        inputs = {name: _as_list(given) for name, given in inputs.items()}
         for name, given in inputs.items():
             if isinstance(given, list | tuple) and not given:
                 raise ValueError(f"`{name}` is empty.")
@@ -84,7 +84,7 @@ class CAMoEPipeline(Pipeline):
         return {}, {}, {} if top_k is None else {"top_k": top_k}
 
     def preprocess(self, inputs: dict) -> dict:
-        """Lists in place of single items, and whether there was one."""
+        """Wraps single items in lists and notes whether there was one."""
         videos, texts = inputs["videos"], inputs["texts"]
         is_one_video = videos is not None and _is_one_video(videos)
         is_one_text = isinstance(texts, str | Mapping)
@@ -95,7 +95,7 @@ class CAMoEPipeline(Pipeline):
         }
 
     def _forward(self, inputs: dict) -> dict:
-        """Everything that was given -> its vectors, (B,K) and (N,K)."""
+        """Videos and texts -> their vectors, (B,K) and (N,K)."""
         texts = inputs["candidate_texts"] if inputs["texts"] is None else inputs["texts"]
         return {
             "video_vectors": None
@@ -148,8 +148,8 @@ def _ranked_videos(scores: torch.Tensor, top_k: int | None) -> list[dict]:
     return [{"video": b, "score": scores[b].item()} for b in order]
 
 
-def _listed(items):
-    """A column of a data set, a generator or the like -> a list; what is one video or one text stays as it is."""
+def _as_list(items):
+    """A data set's column, a generator or the like -> a list; one video or one text stays as it is."""
     is_item = isinstance(items, str | os.PathLike | bytes | bytearray | memoryview | Mapping)
     is_item = is_item or hasattr(items, "ndim") or hasattr(items, "read") or hasattr(items, "get_frames_at")
     is_listable = hasattr(items, "__iter__") or hasattr(items, "__getitem__")

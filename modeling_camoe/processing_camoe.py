@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CAMoEProcessor: captions -> token ids of one text per expert, (N,E,L); videos -> pixels (B,T,3,H,W).
 
-A caption is parted into streams (captions.py), one per expert of the model, and the texts of a batch are padded to the
-longest of them rather than to CLIP's 77 tokens: the streams are short, and padding changes no embedding.
+A caption is split into streams (captions.py), one per expert of the model. The texts of a batch are padded to the
+longest of them rather than to CLIP's 77 tokens: streams are short, and padding changes no embedding.
 """
 
 import copy
@@ -20,7 +20,6 @@ from .sentence_camoe import save_sentence_files
 logger = logging.get_logger(__name__)
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 class CAMoEProcessor(ProcessorMixin):
     """Prepares captions and videos for [`CAMoEModel`].
 
@@ -28,11 +27,11 @@ class CAMoEProcessor(ProcessorMixin):
         video_processor: a [`CAMoEVideoProcessor`].
         tokenizer: a CLIP tokenizer.
         experts: names of the model's experts, in its order.
-        streams: {expert: stream} for experts that are not named after the stream that they read.
-        tagger: what parts a caption into streams: the name of a spaCy model, "none" (every expert reads the whole
-            caption), or any callable caption -> {expert: text}. A callable is not saved: a processor that was saved
-            with one wants it to be set again (`processor.tagger = ...`) before it reads captions.
-        max_length: tokens that are read of each text, with the two at its ends.
+        streams: {expert: stream} for experts that are not named after the stream they read.
+        tagger: what splits a caption into streams: the name of a spaCy model, "none" (every expert reads the whole
+            caption), or any callable caption -> {expert: text}. A callable is not saved: set it again after loading
+            (`processor.tagger = ...`), before the processor reads captions.
+        max_length: tokens read of each text, including the start and end tokens.
     """
 
     text_kwargs = {"padding": "longest", "truncation": True}
@@ -68,12 +67,9 @@ class CAMoEProcessor(ProcessorMixin):
 
     def _check_length(self, max_length: int) -> None:
         longest = self.tokenizer.model_max_length
-        if not 3 <= max_length <= longest:  # less than three tokens are only the two at the ends
-            raise ValueError(
-                f"`max_length` is {max_length}; it must be from 3 to {longest}, what the tokenizer allows."
-            )
+        if not 3 <= max_length <= longest:  # two tokens are the start and the end alone
+            raise ValueError(f"`max_length` is {max_length}; it must be from 3 to {longest}, the tokenizer's limit.")
 
-    # trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
     def __call__(
         self,
         text: str | Mapping[str, str] | Sequence[str | Mapping[str, str]] | None = None,
@@ -83,9 +79,9 @@ class CAMoEProcessor(ProcessorMixin):
         """Captions, videos, or both.
 
         Args:
-            text: a caption or N of them. A mapping {expert: text} is a caption tagged already; experts that it leaves
+            text: a caption or N of them. A mapping {expert: text} is an already tagged caption; experts that it leaves
                 out read its "fusion" or "caption".
-            videos: a clip or B of them, in any form that the video processor takes.
+            videos: a clip or B of them, in any form the video processor accepts.
             **kwargs: `return_tensors` and options of the tokenizer (`max_length`, `padding`, ...) and of the video
                 processor, also as `text_kwargs={...}` and `videos_kwargs={...}`.
 
@@ -110,7 +106,7 @@ class CAMoEProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=tensor_type, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def _tokenize(self, texts: list[list[str]], options: dict) -> dict[str, list]:
-        """(N,E) texts -> (N,E,L) ids and mask. A text that is cut keeps its end token, where CLIP's tower looks."""
+        """(N,E) texts -> (N,E,L) ids and mask. A truncated text keeps its end token, which CLIP pools at."""
         if not texts:
             raise ValueError("`text` holds no caption.")
         options.setdefault("max_length", self.max_length)

@@ -5,13 +5,13 @@
     model.similarity(model.encode_query("a dog catches a frisbee"), model.encode_document(["a.mp4", "b.mp4"]))
 
 Texts become (N,K) and videos (B,K), K = E*D, whose inner product is the score of the whole mixture; `similarity` is
-that inner product. Everything that speaks sentence-transformers' API can use a CAMoE this way.
+that inner product. So anything built on sentence-transformers can use a CAMoE.
 
 Notable features:
-- videos are read by CAMoE's own video processor, not by the library's `video` modality, which would decode whole
-  files into memory and sample other frames than training did;
+- videos are read by CAMoE's own video processor, not through the library's `video` modality, which would decode whole
+  files into memory and sample different frames than training did;
 - saved checkpoints carry modules.json and this file: the processor writes them (`save_sentence_files`);
-- the class keeps the library's protocol for input modules without importing the library, which only its users need.
+- the class follows the library's protocol for input modules without importing it, so only its users need it.
 """
 
 import json
@@ -26,10 +26,9 @@ from transformers import AutoModel, AutoProcessor
 from .frames import VIDEO_EXTENSIONS
 
 
-DECODERS = 4  # threads; a decoder leaves Python's lock alone while it works
+DECODER_THREADS = 4  # decoding releases Python's global lock
 
 
-# trf-ignore: TRF057 — written by hand: out of tree @auto_docstring prints errors at import
 class CAMoESentenceModule(nn.Module):
     """The one module of a SentenceTransformer: preprocessing and both towers.
 
@@ -38,7 +37,7 @@ class CAMoESentenceModule(nn.Module):
         processor: its [`CAMoEProcessor`].
     """
 
-    save_in_root = True  # its files are the checkpoint's
+    save_in_root = True  # its files are those of the checkpoint
     modalities = ["text", "video"]
 
     def __init__(self, model, processor):
@@ -61,11 +60,11 @@ class CAMoESentenceModule(nn.Module):
         config_kwargs: dict | None = None,
         **kwargs,
     ) -> "CAMoESentenceModule":
-        """Called by the library, which has asked for `trust_remote_code` before it came here."""
-        place = {"token": token, "cache_dir": cache_folder, "revision": revision, "subfolder": subfolder}
-        place |= {"local_files_only": local_files_only, "trust_remote_code": True}
-        model = AutoModel.from_pretrained(model_name_or_path, **place, **(config_kwargs or {}), **(model_kwargs or {}))
-        processor = AutoProcessor.from_pretrained(model_name_or_path, **place, **(processor_kwargs or {}))
+        """Called by the library, which has checked `trust_remote_code` before."""
+        hub = {"token": token, "cache_dir": cache_folder, "revision": revision, "subfolder": subfolder}
+        hub |= {"local_files_only": local_files_only, "trust_remote_code": True}
+        model = AutoModel.from_pretrained(model_name_or_path, **hub, **(config_kwargs or {}), **(model_kwargs or {}))
+        processor = AutoProcessor.from_pretrained(model_name_or_path, **hub, **(processor_kwargs or {}))
         return cls(model, processor)
 
     def save(self, output_path: str, *args, **kwargs):
@@ -79,7 +78,7 @@ class CAMoESentenceModule(nn.Module):
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens that are read of each expert's text."""
+        """Tokens read of each expert's text."""
         return self.processor.max_length
 
     @max_seq_length.setter
@@ -95,8 +94,8 @@ class CAMoESentenceModule(nn.Module):
 
         Args:
             inputs: texts; or videos as the video processor takes them (a path, bytes, a `Clip`, frames), also as
-                `{"video": ...}`. A string is a video if it ends like one and is a file; as a document it need not be
-                a file, and then is an error.
+                `{"video": ...}`. A string is a video if it has a video's suffix and the file exists. As a document the
+                suffix is enough, so that a missing file is an error.
             prompt: put before each text.
             task: "query" or "document", from `encode_query` and `encode_document`.
 
@@ -109,7 +108,7 @@ class CAMoESentenceModule(nn.Module):
             return dict(self.processor(text=texts, return_tensors="pt"))
         if any(video is None for video in videos):
             raise ValueError("texts and videos cannot share a batch: encode them in two calls")
-        with ThreadPoolExecutor(min(DECODERS, len(videos))) as decoders:
+        with ThreadPoolExecutor(min(DECODER_THREADS, len(videos))) as decoders:
             videos = list(decoders.map(self._decode, videos))
         # uint8: the model rescales and normalises on its own device.
         return dict(self.processor.video_processor(videos, do_rescale=False, do_normalize=False, return_tensors="pt"))
@@ -128,25 +127,25 @@ class CAMoESentenceModule(nn.Module):
 
 
 def _video_of(item, task: str | None):
-    """The video that an input is, None for a text."""
+    """The video in an input, None if it is a text."""
     if isinstance(item, dict) and set(item) == {"video"}:
         return item["video"]
     if isinstance(item, dict) and "array" in item:  # the library's own form: frames with metadata
         return torch.as_tensor(item["array"])
     if not isinstance(item, str):
         return item
-    looks_so = os.path.splitext(item)[1].lower() in VIDEO_EXTENSIONS
-    return item if looks_so and (task == "document" or os.path.isfile(item)) else None
+    has_video_suffix = os.path.splitext(item)[1].lower() in VIDEO_EXTENSIONS
+    return item if has_video_suffix and (task == "document" or os.path.isfile(item)) else None
 
 
 def save_sentence_files(folder: str | os.PathLike):
-    """Write what SentenceTransformer looks for beside a checkpoint: modules.json and its own configuration."""
+    """Write the two files by which SentenceTransformer recognises a checkpoint."""
     module = {"idx": 0, "name": "0", "path": "", "type": f"sentence_camoe.{CAMoESentenceModule.__name__}"}
     config = {
         "model_type": "SentenceTransformer",
         "prompts": {"query": "", "document": ""},
         "default_prompt_name": None,
-        "similarity_fn_name": "dot",  # the score; cosine would undo the gate's length
+        "similarity_fn_name": "dot",  # the score; cosine would divide by the length that the gate gives a vector
     }
     for name, content in (("modules.json", [module]), ("config_sentence_transformers.json", config)):
         Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

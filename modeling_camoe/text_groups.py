@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Four texts per caption at about the cost of one: each different text once, and texts of like length together.
+"""Four texts per caption at about the cost of one: encode each distinct text once, grouped by length.
 
-A caption's streams are short, and a stream without words repeats the caption. Padded to one length, a batch of 128
-captions holds four times the tokens of its captions alone. Without repetitions and in three groups, each as long as
-its own longest text, it holds about as many. CLIP's text tower is causal: what follows a text's end changes nothing.
+A caption's streams are short, and a stream without words repeats the caption. Padded to one length, the streams of 128
+captions hold four times the tokens of the captions alone. Without duplicates, and in three groups that are each padded
+to their own longest text, they hold about as many. CLIP's text tower is causal, so padding after a text changes
+nothing.
 
 M texts (N captions x E experts) of L tokens, H hidden size, D dims.
 """
@@ -15,18 +16,18 @@ import torch.nn.functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
-# Calls of the text tower for a batch. Always as many, whatever its texts: processes that share a sharded model must
-# call it equally often. A fourth group would save a tenth more tokens.
+# Calls of the text tower per batch. The number is fixed because processes that share a sharded model must call it
+# equally often. A fourth group would save another tenth of the tokens.
 NUM_GROUPS = 3
 
-# Below this many texts padding is cheaper than more calls: each leaves a gradient of the whole token table.
+# With fewer texts, padding is cheaper than more calls: each call leaves a gradient of the whole token table.
 MIN_TEXTS = 64
 
 
 def may_group(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
-    """Whether `encode_in_groups` is worth its while, and possible: not inside a compiled or exported graph, whose
-    shapes cannot depend on values."""
-    # Asked first: a compiler would take the number of texts for a constant.
+    """Whether `encode_in_groups` pays off and is possible: not in a compiled or exported graph, whose shapes cannot
+    depend on values."""
+    # Checked first: a compiler would treat the number of texts as a constant.
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or input_ids.device.type == "meta":
         return False
     return attention_mask is not None and len(input_ids) >= MIN_TEXTS
@@ -35,8 +36,8 @@ def may_group(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> b
 def encode_in_groups(
     encode: Callable, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> BaseModelOutputWithPooling | None:
-    """The text tower's output for each text, computed once for texts that are alike. Equal to one call for all texts
-    but for rounding (1e-5 in float32).
+    """The text tower's output for each text, computed once per distinct text. It equals one call for all texts up to
+    rounding (1e-5 in float32).
 
     Args:
         encode: CLIP's `get_text_features`.
@@ -47,11 +48,11 @@ def encode_in_groups(
         texts are padded on the left.
     """
     length = input_ids.shape[1]
-    rows = torch.cat([input_ids, attention_mask.to(input_ids.dtype)], dim=1).tolist()  # one wait for the device
+    rows = torch.cat([input_ids, attention_mask.to(input_ids.dtype)], dim=1).tolist()  # one device synchronisation
     lengths = [sum(row[length:]) for row in rows]
     if any(0 in row[length : length + size] for row, size in zip(rows, lengths, strict=True)):
         return None
-    groups, places = group_texts([tuple(row[:size]) for row, size in zip(rows, lengths, strict=True)])
+    groups, positions = group_texts([tuple(row[:size]) for row, size in zip(rows, lengths, strict=True)])
     pooled, hidden = [], []
     for group in groups:
         longest = max(lengths[m] for m in group)
@@ -59,35 +60,35 @@ def encode_in_groups(
         output = encode(input_ids[index, :longest], attention_mask=attention_mask[index, :longest])
         pooled.append(output.pooler_output)
         hidden.append(F.pad(output.last_hidden_state, (0, 0, 0, length - longest)))
-    places = torch.tensor(places, device=input_ids.device)
-    return BaseModelOutputWithPooling(torch.cat(hidden)[places], torch.cat(pooled)[places])
+    positions = torch.tensor(positions, device=input_ids.device)
+    return BaseModelOutputWithPooling(torch.cat(hidden)[positions], torch.cat(pooled)[positions])
 
 
 def group_texts(texts: list[tuple[int, ...]], num_groups: int = NUM_GROUPS) -> tuple[list[list[int]], list[int]]:
-    """Parts the different texts by length, so that few tokens are padding.
+    """Split the distinct texts into groups by length, so that little is padding.
 
     Args:
         texts: M token sequences.
 
     Returns:
-        `num_groups` non-empty lists of positions of different texts; and (M,) for each text its place among the texts
-        of all groups, one after the other.
+        `num_groups` non-empty lists of indices into `texts`, together one for each distinct text (the last repeats
+        where there are fewer texts than groups); and for each text (M,) its position in the concatenated groups.
     """
-    first = {}  # text -> its first position
-    for position, text in enumerate(texts):
-        first.setdefault(text, position)
+    first = {}  # text -> its first index
+    for index, text in enumerate(texts):
+        first.setdefault(text, index)
     ordered = sorted(first, key=len)
-    cuts = _cuts([len(text) for text in ordered], num_groups)
+    cuts = _cheapest_cuts([len(text) for text in ordered], num_groups)
     groups = [[first[text] for text in ordered[start:end]] for start, end in zip(cuts, cuts[1:], strict=False)]
     groups += [groups[-1][-1:]] * (num_groups - len(groups))
-    place = {text: index for index, text in enumerate(ordered)}
-    return groups, [place[text] for text in texts]
+    position = {text: index for index, text in enumerate(ordered)}
+    return groups, [position[text] for text in texts]
 
 
-def _cuts(lengths: list[int], num_groups: int) -> list[int]:
-    """Where to cut ascending lengths so that padding each part to its longest costs least: [0, ..., len(lengths)]."""
+def _cheapest_cuts(lengths: list[int], num_groups: int) -> list[int]:
+    """Where to split ascending lengths so that padding each group to its longest costs least: [0, ..., M]."""
     ends = [i for i in range(1, len(lengths)) if lengths[i] > lengths[i - 1]] + [len(lengths)]
-    best = {0: (0, [0])}  # texts so far -> tokens, cuts
+    best = {0: (0, [0])}  # number of texts so far -> (tokens, cuts)
     for _ in range(num_groups):
         reached = dict(best)
         for end in ends:

@@ -2,11 +2,11 @@
 """
 Video processor class for CAMoE: videos in any form -> `pixel_values_videos` (B, T, 3, H, W) and `frame_mask` (B, T).
 
-It differs from the processors of the library in three points:
-- files are decoded by this package's own `frames` module: exact times, only the wanted frames, already at their size;
+It differs from the library's processors in three ways:
+- files are decoded by this package's `frames` module: exact times, only the wanted frames, at their final size;
 - frames are taken at segment centres (the library takes the left edges), and a clip with fewer than T frames is padded
   and masked (the library raises);
-- T is the same for every batch, which `torch.compile` likes.
+- T is the same for every batch, so `torch.compile` compiles once.
 """
 
 import os
@@ -48,20 +48,20 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
     r"""
     Turns videos into the inputs of [`CAMoEModel`].
 
-    Every argument may be given here, as a default, and again in a call. The defaults are those of CLIP: short side 224
+    Every argument may be given here, as a default, and overridden in a call. The defaults are CLIP's: short side 224
     (bicubic), centre crop 224 x 224, CLIP's mean and standard deviation.
 
     Args:
         num_frames (`int`, *optional*, defaults to 12):
-            T, frames per video. A video with more frames is thinned evenly, one with fewer is padded and masked.
+            T, frames per video. A video with more frames is sampled evenly, one with fewer is padded and masked.
         sampling (`str`, *optional*, defaults to `"uniform"`):
             How frames are chosen from a file: `"uniform"` (segment centres), `"jitter"` (a random time per segment) or
             `"keyframe"` (the nearest key frames: much cheaper, approximate).
         do_sample_frames (`bool`, *optional*, defaults to `True`):
             False keeps every frame of decoded videos. Files are always sampled.
         do_rescale, do_normalize (`bool`, *optional*, defaults to `True`):
-            With both False, uint8 frames stay uint8: the model rescales and normalises them on its own device, and a
-            batch is a quarter of the size.
+            With both False, uint8 frames stay uint8: a batch is a quarter of the size, and the model rescales and
+            normalises it on its own device.
     """
 
     num_frames = 12
@@ -99,7 +99,7 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
 
         Raises:
             VideoDecodingError: a file cannot be decoded; names it.
-            ValueError: something is no video; says which.
+            ValueError: an input is not a video; says which.
         """
         settings = self._settings(**kwargs)
         videos = _flatten(videos)
@@ -130,8 +130,8 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
         seed: int | None = None,
     ) -> SampledFrames:
         """
-        One file -> its frames at their final size, a byte per value: what a worker process does of the work of a call.
-        Calling the processor on the result does the rest. `seed` makes `sampling="jitter"` repeatable.
+        One file -> its frames at their final size, as uint8: the part of a call that a worker process can do. Calling
+        the processor on the result does the rest. `seed` makes `sampling="jitter"` repeatable.
 
         Raises:
             VideoDecodingError: the file cannot be decoded; names it.
@@ -154,7 +154,7 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
         return ((np.arange(count) + 0.5) * total / count).astype(int)
 
     def _settings(self, **kwargs) -> dict:
-        """The arguments of a call, and the defaults for the rest."""
+        """A call's arguments, with defaults for the rest."""
         settings = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
         return settings | {name: value for name, value in kwargs.items() if value is not None}
 
@@ -195,7 +195,7 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
         return video.permute(0, 3, 1, 2).contiguous() if ChannelDimension(layout) == ChannelDimension.LAST else video
 
     def _decoded_size(self, settings) -> int | None:
-        """Decoding scales faster than the library does, if what it can do is asked for; None: decode as stored."""
+        """The short side to which the decoder scales, which is faster than the library; None where it cannot."""
         standard = self._standardize_kwargs(
             **{key: settings[key] for key in ("size", "crop_size", "default_to_square")}
         )
@@ -225,7 +225,7 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
             frame_mask[i, : len(video)] = 1
         if all(len(video) == length for video in videos):
             batch = torch.stack(videos)  # (B, T, 3, H, W)
-        else:  # writes everything twice
+        else:  # slower: writes everything twice
             batch = videos[0].new_zeros(len(videos), length, *videos[0].shape[1:])
             for i, video in enumerate(videos):
                 batch[i, : len(video)] = video
@@ -255,8 +255,8 @@ def _flatten(videos) -> list:
     return [videos if videos.ndim == 4 else videos[None]]
 
 
-# A `Clip` and `SampledFrames` are told by their attributes: where code came with a checkpoint, its classes exist
-# twice, and an object made by one copy is no instance of the other's class.
+# A `Clip` and `SampledFrames` are recognised by their attributes: where code came with a checkpoint, its classes exist
+# twice, and an object of one copy is not an instance of the other's class.
 
 
 def _is_file(video) -> bool:

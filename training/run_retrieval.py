@@ -33,6 +33,7 @@ from data.encode_split import encode_split
 from data.errors import UserError
 from data.feature_cache import FeatureCache, FeatureCollator, FeaturePairs, encode_split_from_cache
 from data.frame_cache import FrameCache
+from data.workers import leave_signals_to_the_parent
 from engine.distributed import check_options, prepare_training
 from engine.dry_run import describe_run
 from engine.lora import add_lora
@@ -40,7 +41,6 @@ from engine.options import TrainOptions
 from engine.recipe import exit_on_user_error, parse_options, save_recipe
 from engine.start import build_model, build_processor, parameter_groups
 from engine.trainer import Terminated, Trainer
-from modeling_camoe.encode import leave_signals_to_the_parent
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:

@@ -12,7 +12,8 @@ from camoe_search.bank import QueryBank, hub_bias
 from camoe_search.errors import SearchError
 from camoe_search.index import VideoIndex
 from camoe_search.store import column_matrix, read_bank, write_index
-from modeling_camoe.retrieval import dynamic_query_bank, hubs_of_bank, query_bank_bias, similarity
+from modeling_camoe.hubs import dynamic_query_bank, hubs_of_bank, query_bank_bias
+from modeling_camoe.retrieval import similarity
 from tests.camoe_search.random_index import DIM, EXPERTS, random_index, random_texts, random_videos
 
 

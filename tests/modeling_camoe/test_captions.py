@@ -10,9 +10,9 @@ import pytest
 import spacy
 from datasets.fingerprint import Hasher
 
-from modeling_camoe.caption_grammar import streams_from_tags
-from modeling_camoe.caption_tags import Word
 from modeling_camoe.captions import MAX_WORDS, STREAMS, SpacyTagger, caption_streams, resolve_tagger
+from modeling_camoe.english_streams import streams_from_tags
+from modeling_camoe.english_tags import Word
 
 
 @pytest.fixture(scope="module")

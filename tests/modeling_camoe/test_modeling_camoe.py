@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, CLIPModel
 from transformers.utils import logging
 
 from modeling_camoe import CAMoEConfig, CAMoEModel
-from modeling_camoe.retrieval import contrastive_loss
+from modeling_camoe.losses import contrastive_loss
 from tests.tiny_model import EOS, random_inputs, tiny_clip_config, tiny_config, tiny_model
 
 

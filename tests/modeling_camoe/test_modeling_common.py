@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks that the transformers library makes of every model of its own, in miniature: its suite is not shipped."""
 
+import inspect
+
 import pytest
 import torch
 from transformers import AutoModel, CLIPModel
+from transformers.initialization import no_init_weights
 from transformers.utils import ModelOutput, logging
 
 from modeling_camoe import CAMoEModel
@@ -113,7 +116,24 @@ def test_frame_weights_are_even_but_for_experts_that_weigh_frames(model):
         assert (weights[:, expert][~mask] == 0).all()
 
 
+def test_the_main_input_is_the_first_argument_of_forward():
+    assert list(inspect.signature(CAMoEModel.forward).parameters)[1] == CAMoEModel.main_input_name
+
+
 # --- saving, loading, changing ---------------------------------------------------------------------------------------
+
+
+def test_buffers_have_their_values_from_the_constructor_and_again_from_init_weights():
+    config = tiny_config(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
+    expected = {"pixel_mean": config.image_mean, "pixel_std": config.image_std}
+    with no_init_weights():
+        model = CAMoEModel(config)
+    for name, values in expected.items():
+        assert model.get_buffer(name).flatten().tolist() == pytest.approx(values)
+        model.get_buffer(name).fill_(torch.nan)
+    model.apply(model._init_weights)
+    for name, values in expected.items():
+        assert model.get_buffer(name).flatten().tolist() == pytest.approx(values)
 
 
 def test_shards_load_as_one_file_does(model, tmp_path):

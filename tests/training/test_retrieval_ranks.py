@@ -11,7 +11,7 @@ import torch
 from evaluation import rank_counts, score_tiles
 from evaluation.retrieval_ranks import CORRECTIONS, rank_retrieval, recalls
 from evaluation.scoring import score_retrieval
-from modeling_camoe.retrieval import dual_softmax, dynamic_query_bank, hubs_of_bank, query_bank_bias
+from modeling_camoe.hubs import dual_softmax, dynamic_query_bank, hubs_of_bank, query_bank_bias
 from tests.random_vectors import random_vectors
 
 

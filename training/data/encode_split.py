@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from modeling_camoe.encode import BadVideo, encode_texts, encode_videos
 
 from .captioned_clips import CaptionedClips
+from .workers import leave_signals_to_the_parent
 
 
 @dataclass
@@ -64,6 +65,7 @@ def encode_split(
         on_bad_video=on_bad_video,
         progress=label and f"{label}: clips",
         decoder=decoder,
+        worker_init_fn=leave_signals_to_the_parent,
     )
     rows = [mine[i] for i in encoded.indices]
     bad = [BadVideo(mine[b.index], b.source, b.cause) for b in encoded.bad]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The workers that decode for a program."""
+"""The workers that decode for a training program, and signals."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ from multiprocessing import connection, resource_sharer
 
 import pytest
 
-from modeling_camoe.encode import leave_signals_to_the_parent
+from data.workers import leave_signals_to_the_parent
 
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -24,7 +24,7 @@ def hand_out_a_file(file, errors, pipe):
 
 
 @pytest.mark.parametrize(("unknown_key", "in_errors"), [(False, ""), (True, "KeyError: 12345")])
-def test_a_parent_that_hangs_up_is_no_error_of_the_worker_but_another_error_is_shown(tmp_path, unknown_key, in_errors):
+def test_a_parent_that_disconnects_is_no_error_of_the_worker_but_others_are_shown(tmp_path, unknown_key, in_errors):
     (tmp_path / "batch").write_text("frames")
     here, there = CONTEXT.Pipe()
     worker = CONTEXT.Process(target=hand_out_a_file, args=(tmp_path / "batch", tmp_path / "errors", there))

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grammar behind caption streams: tagged words -> the texts of entity, action and scene.
+"""English grammar of caption streams: part-of-speech tags -> the texts of entity, action and scene.
 
-Three steps: `repair_tags` (caption_tags.py), the noun and prepositional phrases, and `streams_from_tags`, which gives
-every phrase to a stream. What the streams mean is said in captions.py.
+Three steps: `repair_tags` (english_tags.py), finding noun and prepositional phrases, and `streams_from_tags`, which
+assigns each phrase to a stream. captions.py says what the streams mean.
 
-Only parts of speech are used, no parse: captions are simple enough to be read from left to right.
+There is no parse: captions are simple enough to be read from left to right by their parts of speech.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .caption_tags import (
+from .english_tags import (
     ADJECTIVES,
     ADVERBS,
     DETERMINERS,
@@ -24,7 +24,7 @@ from .caption_tags import (
     repair_tags,
     word_at,
 )
-from .caption_words import (
+from .english_words import (
     AIMING_VERBS,
     COLOURS,
     CONJUNCTIONS,
@@ -97,13 +97,13 @@ def _noun_phrase(words: Sequence[Word], start: int) -> int:
 
 
 class _Phrase(NamedTuple):
-    kind: str  # "place", "direction", "goal", "thing", or "" for words that say nothing
+    kind: str  # "place", "direction", "goal", "thing", or "" for empty phrases ("in the video")
     noun: int  # where its noun phrase begins
     end: int
 
 
 def _prepositional_phrase(words: Sequence[Word], start: int, verb: str) -> _Phrase | None:
-    """The prepositional phrase at `start`, `verb` being the nearest verb before; None where no noun follows."""
+    """The prepositional phrase at `start`, None if no noun follows; `verb` is the nearest verb before it."""
     first = words[start].lower
     pair = PREPOSITION_PAIRS.get((first, word_at(words, start + 1).lower))
     noun = start + (1 if pair is None else 2)
@@ -160,9 +160,9 @@ def streams_from_tags(words: Sequence[Word]) -> dict[str, str]:
 
 
 class _Reader:
-    """Reads a caption from left to right and gives each phrase to a stream.
+    """Reads a caption from left to right and assigns each phrase to a stream.
 
-    Each rule looks at the words from i on and returns the end of what it took, or i if that is not its business.
+    Each rule looks at the words from i on and returns the end of what it consumed, or i if it does not apply.
     """
 
     def __init__(self, words: Sequence[Word]):
@@ -176,7 +176,7 @@ class _Reader:
         self.goals: list[Span] = []  # "into the crowd": a scene if there is no other
 
     def read(self) -> None:
-        """Every word goes to the first rule that takes it, and is passed over if none does."""
+        """Apply the first rule that matches at each word, and skip words that match none."""
         rules = (
             self.read_pair_of_directions,
             self.read_infinitive,
@@ -224,10 +224,10 @@ class _Reader:
                 start = max(noun_end, start + 1)
         return nouns
 
-    def add(self, spans: list[Span], start: int, end: int, joint: Sequence[str] = ()) -> int:
-        """Appends a span, or lengthens the last one if it touches (or is parted by a word of `joint`)."""
+    def add(self, spans: list[Span], start: int, end: int, joining: Sequence[str] = ()) -> int:
+        """Append a span, or extend the last one if it is adjacent or only a word of `joining` lies between."""
         last = spans[-1][1] if spans else -1
-        if last == start or (last == start - 1 and self.words[last].lower in joint):
+        if last == start or (last == start - 1 and self.words[last].lower in joining):
             spans[-1] = (spans[-1][0], end)
         else:
             spans.append((start, end))
@@ -289,7 +289,7 @@ class _Reader:
     def read_noun_phrase(self, i: int) -> int:
         end = _noun_phrase(self.words, i)
         if end > i:
-            self.add(self.entities, i, end, joint=("of",))
+            self.add(self.entities, i, end, joining=("of",))
             if self.words[end - 1].lower in RECORDINGS:
                 self.recordings.append(self.entities.pop())
         return end

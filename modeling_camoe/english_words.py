@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words that caption_tags.py and caption_grammar.py know by name.
+"""Word lists of english_tags.py and english_streams.py.
 
-Function words, and the few nouns and verbs that decide what a prepositional phrase means; all in lower case.
+Function words, and the few nouns and verbs that decide what a prepositional phrase means, all in lower case.
 """
 
 
@@ -10,7 +10,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 def _forms(verbs: str) -> frozenset[str]:
-    """All forms of regular verbs, and a few that do not exist and do no harm."""
+    """All forms of regular verbs (and some that do not exist, which does no harm)."""
     forms = set()
     for verb in verbs.split():
         stem = verb.removesuffix("e")
@@ -90,8 +90,8 @@ PLACE_ADVERBS = _words(
 )
 # Adverbs that tell neither action nor place.
 EMPTY_ADVERBS = _words("also too then just even only so very as else ever however there here well rather quite really")
-# Verbs that help another one and alone say nothing that happens; those that can be main verbs too ("does gymnastics");
-# and those of a caption that only points ("we see a ball rolling", "a ball can be seen rolling").
+# Auxiliary verbs, which alone tell nothing that happens; those that can also be main verbs ("does gymnastics"); and
+# those of captions that only point ("we see a ball rolling", "a ball can be seen rolling").
 LIGHT_VERBS = _words(
     "be is s are was were been being am 's 're 'm can could will would shall should may might must ca wo 'll 'd"
 )

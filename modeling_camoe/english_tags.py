@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of speech of a caption, repaired: the first step of caption_grammar.py.
+"""Corrects part-of-speech tags of captions: the first step of english_streams.py.
 
-The tagger learnt from news, where a clause as short as "the red star spins" is a noun phrase; but its errors are few
-and regular. `repair_tags` corrects what grammar rules out, and looks again for the verb where a caption seems to have
-none. Tags are those of the Penn Treebank.
+The tagger learned from news, where words like "the red star spins" are mostly a noun phrase. Its errors on captions
+are few and regular: `repair_tags` corrects what grammar rules out, and searches again for the verb of a caption that
+seems to have none. Tags are those of the Penn Treebank.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .caption_words import (
+from .english_words import (
     CLOSED_CLASS,
     COLOURS,
     CONJUNCTIONS,
@@ -61,7 +61,7 @@ NO_WORD = Word("", "", "")
 
 
 def word_at(words: Sequence[Word], i: int) -> Word:
-    """Word i, or `NO_WORD` before the first and after the last: rules may look around without asking."""
+    """Word i, or `NO_WORD` beyond either end, so that rules need not check bounds."""
     return words[i] if 0 <= i < len(words) else NO_WORD
 
 
@@ -79,7 +79,7 @@ def _has_predicate(words: Sequence[Word]) -> bool:
 
 
 def repair_tags(words: Sequence[Word]) -> list[Word]:
-    """Corrects tags that grammar rules out, and looks again for the verb where a caption seems to have none."""
+    """Correct tags that grammar rules out, and search again for the verb of a caption that seems to have none."""
     words = _tag_known_words(words)
     verbless = not _has_predicate(words)
     clause_verbless = True  # so far
@@ -99,7 +99,7 @@ def repair_tags(words: Sequence[Word]) -> list[Word]:
 
 
 def _tag_known_words(words: Sequence[Word]) -> list[Word]:
-    """Words whose part of speech is known by name. They come first: the other rules ask what follows a noun."""
+    """Tag words whose part of speech is known by name. It comes first: other rules look at what follows a noun."""
     words = [_without_names(word) for word in words]
     for i, word in enumerate(words):
         lower, tag = word.lower, word.tag
@@ -126,7 +126,7 @@ def _tag_known_words(words: Sequence[Word]) -> list[Word]:
 
 
 def _without_names(word: Word) -> Word:
-    """Captions name few people: what the tagger takes for a name is mostly a noun that it does not know."""
+    """Captions name few people: what the tagger takes for a name is mostly an unknown noun."""
     if word.tag == "NNP":
         plural = word.text.islower() and word.text.endswith("s") and not word.text.endswith(("ss", "us"))
         return word.tagged("NNS" if plural else "NN")
@@ -149,7 +149,7 @@ class _OpenPhrase:
         self.determiner, self.adjectives, self.nouns = determiner, adjectives, 0
 
     def read(self, word: Word) -> None:
-        """Take the next word: it continues the phrase, begins another one, or ends it."""
+        """Read the next word: it continues the phrase, begins another, or ends it."""
         tag = word.tag
         adjective = tag in ADJECTIVES or (tag in PARTICIPLES and self.determiner and not self.nouns)
         if tag in DETERMINERS or tag == "CD":
@@ -169,7 +169,7 @@ def _must_be_noun(words: Sequence[Word], i: int, phrase: _OpenPhrase) -> bool:
     before, after = word_at(words, i - 1), word_at(words, i + 1)
     opened = phrase.adjectives or before.lower in ("a", "an", "the")
     if phrase.determiner and opened and not phrase.nouns and lower not in CLOSED_CLASS:
-        # A determiner waits for its noun: "a green cross slides", "a pink donut", "a painting of a man".
+        # A determiner needs a noun: "a green cross slides", "a pink donut", "a painting of a man".
         if tag in ("VB", "VBP", "FW", "UH", "IN", "WDT", "DT", "CC"):
             return True
         if tag in ("VBZ", "VBD") and not phrase.adjectives:

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The losses against naive loops, and over two real processes against one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from modeling_camoe import losses
+from modeling_camoe.losses import contrastive_loss, expert_contrastive_loss
+
+
+def authors_dual_softmax_loss(logits, temp):
+    """What the authors' one released file computes, from its formula: called on S and on S.T, then averaged."""
+    weighted = logits * F.softmax(logits / temp, dim=0) * len(logits)
+    return -torch.diag(F.log_softmax(weighted, dim=-1)).mean()
+
+
+@pytest.mark.parametrize("temp", [1.0, 10.0, 1000.0])
+def test_dual_softmax_loss_equals_the_authors_formula_in_both_directions(temp):
+    torch.manual_seed(0)
+    texts, videos = (F.normalize(torch.randn(6, 16, dtype=torch.float64), dim=-1) for _ in range(2))
+    logits = 20.0 * texts @ videos.T
+    expected = (authors_dual_softmax_loss(logits, temp) + authors_dual_softmax_loss(logits.T, temp)) / 2
+    torch.testing.assert_close(contrastive_loss(texts, videos, 20.0, dual_softmax_temp=temp), expected)
+
+
+def test_without_dual_softmax_the_loss_is_symmetric_cross_entropy():
+    torch.manual_seed(0)
+    texts, videos = (torch.randn(6, 16, dtype=torch.float64) for _ in range(2))
+    logits = 3.0 * texts @ videos.T
+    expected = -(logits.log_softmax(1).diag().mean() + logits.log_softmax(0).diag().mean()) / 2
+    torch.testing.assert_close(contrastive_loss(texts, videos, 3.0), expected)
+
+
+@pytest.mark.parametrize("temp", [None, 10.0])
+def test_pairs_of_the_same_video_are_not_negatives(temp):
+    torch.manual_seed(0)
+    texts, videos = (torch.randn(4, 16, dtype=torch.float64) for _ in range(2))
+    videos[1] = videos[0]
+    ids = torch.tensor([7, 7, 8, 9])
+    loss = contrastive_loss(texts, videos, 1.0, ids, temp)
+    # The naive way: for each row, softmax over the columns that are not another pair of its video.
+    total = 0.0
+    for logits in (texts @ videos.T, (texts @ videos.T).T):
+        if temp is not None:
+            allowed = (ids[:, None] != ids[None, :]) | torch.eye(4, dtype=torch.bool)
+            exponents = torch.where(allowed, (logits / temp).exp(), 0.0)
+            logits = logits * exponents / exponents.sum(dim=0) * 4
+        for n in range(4):
+            columns = [m for m in range(4) if m == n or ids[m] != ids[n]]
+            total -= (logits[n, n] - torch.logsumexp(logits[n, columns], dim=0)) / 8
+    torch.testing.assert_close(loss, total)
+
+
+def test_expert_loss_is_the_mean_of_each_experts_own_loss():
+    torch.manual_seed(0)
+    text_embeds = F.normalize(torch.randn(4, 3, 8, dtype=torch.float64), dim=-1)
+    video_embeds = text_embeds.flip(0)
+    expected = sum(contrastive_loss(text_embeds[:, e], video_embeds[:, e], 5.0) for e in range(3)) / 3
+    torch.testing.assert_close(expert_contrastive_loss(text_embeds, video_embeds, 5.0), expected)
+
+
+def test_unpaired_rows_are_an_error():
+    with pytest.raises(ValueError, match="takes pairs, got 3 texts and 2 videos"):
+        contrastive_loss(torch.zeros(3, 4), torch.zeros(2, 4), 1.0)
+
+
+# Both losses in one pair of processes: starting them takes longer than what they do.
+TWO_PROCESSES = """
+import sys, torch, torch.distributed as dist
+from modeling_camoe import losses
+rank, path = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
+data = torch.load(f"{path}/data.pt")
+mine = slice(4 * rank, 4 * rank + 4)
+gradients, shapes, product = [], [], losses.similarity
+losses.similarity = lambda texts, videos: shapes.append((len(texts), len(videos))) or product(texts, videos)
+for temp in (None, 10.0):
+    weight, scale = data["weight"].clone().requires_grad_(), data["scale"].clone().requires_grad_()
+    texts, videos, ids = data["texts"][mine] @ weight, data["videos"][mine] @ weight, data["ids"][mine]
+    losses.contrastive_loss(texts, videos, scale.exp(), ids, temp).backward()
+    for gradient in (weight.grad, scale.grad):  # what DDP does
+        dist.all_reduce(gradient)
+        gradient /= 2
+    gradients.append((weight.grad, scale.grad))
+torch.save((gradients, shapes), f"{path}/results_{rank}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The global batch, and of each of two processes its gradients and the shapes of the products that it made."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    torch.manual_seed(0)
+    data = {"texts": torch.randn(8, 6), "videos": torch.randn(8, 6), "weight": torch.randn(6, 5)}
+    data |= {"scale": torch.tensor(0.3), "ids": torch.tensor([0, 1, 2, 3, 4, 1, 5, 6])}  # video 1 is on both ranks
+    torch.save(data, folder / "data.pt")
+    env = {**os.environ, "PYTHONPATH": str(Path(losses.__file__).parents[1])}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, str(rank), str(folder)], env=env) for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    return data, [torch.load(folder / f"results_{rank}.pt") for rank in range(2)]
+
+
+def test_two_processes_have_the_gradient_of_the_one_global_batch(two_processes):
+    data, results = two_processes
+    for i, temp in enumerate((None, 10.0)):
+        weight, scale = data["weight"].clone().requires_grad_(), data["scale"].clone().requires_grad_()
+        contrastive_loss(data["texts"] @ weight, data["videos"] @ weight, scale.exp(), data["ids"], temp).backward()
+        for gradients, _ in results:
+            torch.testing.assert_close(gradients[i], (weight.grad, scale.grad), rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_prior_a_process_scores_its_own_rows_only(two_processes):
+    _, results = two_processes
+    for _, shapes in results:
+        assert shapes == [(4, 8), (4, 8), (8, 8)]  # texts, videos; the prior of dual softmax needs all rows
