@@ -11,7 +11,7 @@ from PIL import Image
 
 from camoe_search.cli import main
 from camoe_search.index import VideoIndex
-from camoe_search.show import clock
+from camoe_search.show import format_time
 
 
 QUERY = "a red star spins"
@@ -147,4 +147,4 @@ def test_calibrate_says_what_the_bank_is(videos, checkpoint, tmp_path, capsys):
     ("seconds", "shown"), [(0, "0:00.0"), (83.46, "1:23.5"), (59.97, "1:00.0"), (3723, "1:02:03.0")]
 )
 def test_times_are_shown_as_a_player_does(seconds, shown):
-    assert clock(seconds) == shown
+    assert format_time(seconds) == shown

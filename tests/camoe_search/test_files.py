@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files a walk finds, and into which moments a video is cut."""
+"""Which files a scan finds, and into which moments a video is cut."""
 
 import os
 
 import pytest
 
 from camoe_search.errors import SearchError
-from camoe_search.files import content_hash, find_videos, moments
+from camoe_search.files import content_hash, cut_windows, find_videos
 
 
-def names(walk):
-    return [os.path.basename(video.path) for video in walk.videos]
+def names(scan):
+    return [os.path.basename(video.path) for video in scan.videos]
 
 
 def test_a_walk_takes_videos_by_extension_and_counts_the_rest(tmp_path):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     for name in ("b.mp4", "A.MKV", "notes.txt", "more.txt", "deep/er/c.webm"):
         (tmp_path / name).write_bytes(b"x")
-    walk = find_videos([tmp_path])
-    assert names(walk) == ["A.MKV", "b.mp4", "c.webm"]
-    assert walk.others == {".txt": 2} and walk.skipped == []
+    scan = find_videos([tmp_path])
+    assert names(scan) == ["A.MKV", "b.mp4", "c.webm"]
+    assert scan.other_extensions == {".txt": 2} and scan.skipped == []
 
 
 def test_a_file_that_is_named_is_taken_whatever_its_extension(tmp_path):
@@ -60,7 +60,7 @@ def test_a_folder_that_does_not_exist_is_an_error(tmp_path):
     ],
 )
 def test_windows_cover_a_video(duration, window, stride, expected):
-    assert moments(duration, window, stride) == expected
+    assert cut_windows(duration, window, stride) == expected
 
 
 def test_the_content_hash_is_that_of_the_content(tmp_path):

@@ -10,7 +10,7 @@ from camoe_search.cli import main
 from camoe_search.errors import SearchError
 from camoe_search.index import VideoIndex
 from camoe_search.milvus_store import MilvusStore
-from camoe_search.serve import Served
+from camoe_search.serve import SearchService
 from tests.camoe_search.random_index import random_index, random_texts
 
 
@@ -63,24 +63,24 @@ def test_the_ranking_is_that_of_the_flat_index(flat, milvus, options):
 def test_a_moment_and_what_the_experts_add_are_found_by_its_key(flat, milvus):
     text = random_texts(1).numpy()
     ours, theirs = milvus.search_vectors(text, 1)[0][0], flat.search_vectors(text, 1)[0][0]
-    assert milvus.store.moment(ours.row) == ours._replace(score=0.0)
+    assert milvus.store.locate(ours.row) == ours._replace(score=0.0)
     assert milvus.expert_scores(text[0], ours.row) == pytest.approx(flat.expert_scores(text[0], theirs.row), abs=1e-6)
     with pytest.raises(KeyError):
-        milvus.store.moment('x" or key like "%')
+        milvus.store.locate('x" or key like "%')
     with pytest.raises(SearchError, match="Milvus gives 16384 results at most"):
         milvus.search_vectors(text, 20_000)
 
 
 def test_the_page_finds_moments_of_milvus_by_their_keys(flat, milvus):
-    served, best = Served(milvus, page_size=3), milvus.search_vectors(random_texts(1).numpy(), 1)[0][0]
-    found = served.search({"like": f"milvus.{best.row}"})["hits"]
+    service, best = SearchService(milvus, page_size=3), milvus.search_vectors(random_texts(1).numpy(), 1)[0][0]
+    found = service.search({"like": f"milvus.{best.row}"})["hits"]
     row = next(i for i, path in enumerate(flat.moments["path"]) if path == best.path)
     expected = flat.search_similar(row, 3)
     assert [f"{hit['folder']}/{hit['name']}" for hit in found] == [hit.path for hit in expected]
-    assert served.moment(found[0]["key"]).path == expected[0].path
+    assert service.locate(found[0]["key"]).path == expected[0].path
     for key in ("milvus.0", 'milvus.x" or key like "%', f"other.{best.row}", best.row):
         with pytest.raises(SearchError, match="not in the index"):
-            served.moment(key)
+            service.locate(key)
 
 
 def test_a_filter_takes_every_character_for_itself(tmp_path, flat):

@@ -105,7 +105,7 @@ def test_filters_keep_the_best_of_what_passes(tmp_path, faiss):
 def test_rows_shared_out_to_threads_give_what_one_thread_gives(index, monkeypatch):
     texts = random_texts(2).numpy()
     expected = index.search_vectors(texts, k=15)
-    monkeypatch.setattr(faiss_store, "SHARED_ROWS", 0)
+    monkeypatch.setattr(faiss_store, "MIN_ROWS_TO_SPLIT", 0)
     monkeypatch.setattr(faiss_store.faiss, "omp_get_max_threads", lambda: 3)  # parts of 13 or 14: fewer than k
     found = index.search_vectors(texts, k=15)
     assert [[hit.row for hit in hits] for hits in found] == [[hit.row for hit in hits] for hits in expected]
@@ -122,7 +122,7 @@ def test_equal_moments_come_in_the_order_of_their_paths_from_every_way_of_search
     text = index.similar_vector(3)[None]
     names = [f"/videos/{c}.mp4" for c in "abcdef"]
     for rows in (10**9, 0):
-        monkeypatch.setattr(faiss_store, "SHARED_ROWS", rows)
+        monkeypatch.setattr(faiss_store, "MIN_ROWS_TO_SPLIT", rows)
         monkeypatch.setattr(faiss_store.faiss, "omp_get_max_threads", lambda: 4)
         hits = [hit for hit in index.search_vectors(text, k=12)[0] if hit.path in names]
         assert [hit.path for hit in hits] == names and len({hit.score for hit in hits}) == 1

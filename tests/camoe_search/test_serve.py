@@ -218,7 +218,7 @@ def test_an_index_that_changes_is_opened_at_the_next_search(videos, checkpoint, 
         assert (status, headers["Content-Type"], headers["X-Content-Type-Options"]) == (200, "video/mp4", "nosniff")
         (videos / "clip_0.dat").unlink()
         status, _, content = server.ask("GET", f"/media/{dat}")
-        assert status == 404 and "not there any more" in json.loads(content)["error"]
+        assert status == 404 and "no longer exists" in json.loads(content)["error"]
         VideoIndex.load(tmp_path / "index", index.encoder).remove([videos / "clip_0.dat"])
         after = server.search(text=QUERY)[1]["hits"]
         assert len(before) == 6 and len(after) == 5

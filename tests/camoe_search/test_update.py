@@ -201,7 +201,7 @@ KILLED = """
 import os, signal, sys
 from camoe_search import shards
 from camoe_search.index import VideoIndex
-shards.BATCHES_A_SHARD = 1
+shards.BATCHES_PER_SHARD = 1
 write_shard, written = shards._write_shard, []
 def die_after_two(*arguments):
     write_shard(*arguments)
@@ -220,7 +220,7 @@ def test_a_killed_build_continues_to_the_same_index(videos, tmp_path, encoder, m
     with pytest.raises(SearchError, match="holds no index"):
         VideoIndex.load(tmp_path / "killed")
 
-    monkeypatch.setattr(shards, "BATCHES_A_SHARD", 1)
+    monkeypatch.setattr(shards, "BATCHES_PER_SHARD", 1)
     torch.set_num_threads(1)  # as in the killed process
     index = build(videos, tmp_path / "killed", encoder)
     assert encoded_clips == ["clip_4.mp4", "clip_5.mp4"]  # two of three shards were there
@@ -245,7 +245,7 @@ def test_a_failure_while_writing_leaves_the_index_as_it_was(videos, tmp_path, en
 
 
 def test_two_processes_do_not_write_at_once(videos, tmp_path, encoder):
-    with store.writing(tmp_path / "index"), pytest.raises(SearchError, match="another process"):
+    with store.write_lock(tmp_path / "index"), pytest.raises(SearchError, match="another process"):
         build(videos, tmp_path / "index", encoder)
 
 

@@ -18,7 +18,7 @@ PROGRAM = """
 import os, sys
 from camoe_search import shards
 from camoe_search.cli import main
-shards.BATCHES_A_SHARD = 1
+shards.BATCHES_PER_SHARD = 1
 write_shard = shards._write_shard
 def note(path, todo, batches):
     with open(f"{sys.argv[1]}/process-{os.environ['RANK']}", "a") as file:
@@ -55,7 +55,7 @@ def test_two_processes_make_the_index_of_one(videos, checkpoint, encoder, tmp_pa
         "x",
     ]  # the broken file has no moment
 
-    monkeypatch.setattr(shards, "BATCHES_A_SHARD", 1)
+    monkeypatch.setattr(shards, "BATCHES_PER_SHARD", 1)
     one = VideoIndex.build([videos], tmp_path / "one", encoder, num_workers=0, batch_size=2)
     two = VideoIndex.load(tmp_path / "two", encoder)
     assert two.moments["path"][:] == one.moments["path"][:]
