@@ -34,8 +34,8 @@ class QueryBank:
 
 
 def load_model_bank(model_id: str) -> tuple[list[str], float]:
-    """The training captions saved with a model (an empty list if there are none), and the temperature that its evaluation
-    chose on validation data."""
+    """The training captions saved with a model (an empty list if there are none), and the temperature that its
+    evaluation chose on validation data."""
     options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(model_id, "query_bank.txt", **options)
     texts = subsample(Path(path).read_text(encoding="utf-8").splitlines()) if path else []

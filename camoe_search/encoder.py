@@ -81,7 +81,7 @@ class Encoder:
     def encode_clip(self, clip) -> np.ndarray:
         """A video -> the query vector that finds similar videos, (1,K).
 
-        Every expert's part has length 1, as in the vector of a text: a score uses the gates of the indexed videos only.
+        Every expert's part has length 1, as in the vector of a text: the score uses the gates of the found videos.
         """
         vector = encode_videos(self.model, self.processor, [clip]).vectors  # (1,K), gated
         experts = vector.unflatten(1, (len(self.model.config.experts), -1))  # (1,E,D)

@@ -108,9 +108,8 @@ class MilvusStore:
             if not self._client.has_collection(self.collection):
                 self._create(self.collection, self._schema(description), INDEX_TYPES[description.faiss])
             text = json.dumps(vars(description) | {"generation": "", "source": ""})
-            self._client.upsert(
-                self._description_collection, [{"key": "description", "text": text, "vector": [0.0, 0.0]}]
-            )
+            row = {"key": "description", "text": text, "vector": [0.0, 0.0]}
+            self._client.upsert(self._description_collection, [row])
 
     def _create(self, name: str, schema, index_type: str):
         index = self._client.prepare_index_params()

@@ -221,9 +221,8 @@ def make_app(index: VideoIndex, page_size: int = PAGE_SIZE, hosts: tuple[str, ..
             return _error_response(404, f"{os.path.basename(path)} no longer exists")
         kind = mimetypes.guess_type(path)[0] or ""
         # Never as HTML: a browser would run the scripts in it.
-        return FileResponse(
-            path, media_type=kind if kind.startswith("video/") else "video/mp4", headers=SECURITY_HEADERS
-        )
+        kind = kind if kind.startswith("video/") else "video/mp4"
+        return FileResponse(path, media_type=kind, headers=SECURITY_HEADERS)
 
     def thumbnail_response(request: Request) -> Response:
         hit = find_moment(request)

@@ -28,9 +28,8 @@ def format_table(hits: list[Hit]) -> str:
         return "nothing found"
     lines = [f"{'rank':>4}  {'score':>7}  {'from':>9}  {'to':>9}  file"]
     for rank, hit in enumerate(hits, start=1):
-        lines.append(
-            f"{rank:>4}  {hit.score:7.4f}  {format_time(hit.start):>9}  {format_time(hit.end):>9}  {_relative(hit.path)}"
-        )
+        start, end = format_time(hit.start), format_time(hit.end)
+        lines.append(f"{rank:>4}  {hit.score:7.4f}  {start:>9}  {end:>9}  {_relative(hit.path)}")
     return "\n".join(lines)
 
 
@@ -68,10 +67,7 @@ def thumbnail_grid(hits: list[Hit]) -> Image.Image:
         except VideoDecodingError as error:
             draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), GREY)
             draw.multiline_text((left + 8, top + 8), "\n".join(textwrap.wrap(str(error), 32)), BLACK)
-        draw.text(
-            (left + 4, top + TILE + 2),
-            f"{i + 1}.  {hit.score:.3f}  {format_time(hit.start)} - {format_time(hit.end)}",
-            BLACK,
-        )
+        times = f"{format_time(hit.start)} - {format_time(hit.end)}"
+        draw.text((left + 4, top + TILE + 2), f"{i + 1}.  {hit.score:.3f}  {times}", BLACK)
         draw.text((left + 4, top + TILE + 17), textwrap.shorten(os.path.basename(hit.path), 34), BLACK)
     return picture
