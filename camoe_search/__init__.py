@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Index a folder of videos and search it: `camoe index`, `camoe search`, `camoe serve`, and [`VideoIndex`] in Python.
 
-`VideoIndex` is loaded on first use, so that `camoe --help` does not wait for torch.
+`VideoIndex` is imported on first use, so that `camoe --help` does not wait for torch.
 """
 
 

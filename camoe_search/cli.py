@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `camoe`: index, search, serve, stats, export, calibrate.
 
-Torch and the models are imported when a command runs, so that `camoe --help` answers at once. A mistake of the
-user's is one line on stderr and exit code 2; Ctrl-C is exit code 130.
+Torch and the models are imported when a command runs, so that `camoe --help` answers at once. A user's mistake is one
+line on stderr and exit code 2; Ctrl-C is exit code 130.
 """
 
 import argparse
@@ -21,35 +21,33 @@ DESCRIPTION = """Search a folder of videos by describing what happens in them.
 """
 
 INDEX_HELP = """Index the videos under folders. Run it again at any time: unchanged files are skipped, changed ones are
-encoded again, and an interrupted run continues where it was. Files that cannot be read are listed in
+encoded again, and an interrupted run continues where it stopped. Files that cannot be read are listed in
 INDEX/skipped.jsonl with the cause. Several GPUs: accelerate launch -m camoe_search index …"""
 
-SEARCH_HELP = """Search with a text, or with a video (--like). The score is the similarity, from -1 to 1, less
-how much of a hub a moment is: a video that resembles every query comes first too often, and the query bank knows
-which ones do.
+SEARCH_HELP = """Search with a text, or with a video (--like). The score is the similarity, from -1 to 1, minus a
+correction for hubs: a video that resembles every query ranks first too often, and the query bank measures how much.
 
   camoe search "a red star spins" --index my-index -k 5 --grid found.png
   camoe search "someone jumps" --index my-index --expert action=2 --path holiday
   camoe search --like clip.mp4 --index my-index --json"""
 
-
-SERVE_HELP = """Search on a web page: type, play results from the second at which they start, see what each expert
-contributed, switch the correction, find similar moments. Only files of the index can be read through it. It has no
-passwords: with --host 0.0.0.0, whoever reaches this machine can search and play.
+SERVE_HELP = """Search on a web page: play results from where they start, see what each expert contributed, switch the
+correction, find similar moments. Only files of the index can be read through it. There are no passwords: with
+--host 0.0.0.0, anyone who can reach this machine can search and play.
 
   camoe serve --index my-index      then open http://127.0.0.1:7860"""
 
-SHOWN_CAUSES = 3  # of files that were skipped; the rest is in skipped.jsonl
-SEARCHING = ("search", "serve")  # commands that need an index, in a folder or in Milvus, and leave it as it is
+SHOWN_CAUSES = 3  # of skipped files; skipped.jsonl has all of them
+READ_ONLY = ("search", "serve")  # these commands also open an index that is in Milvus only
 
 
 def main(argv: list[str] | None = None):
     """Entry point of the console script."""
     options = _parser().parse_args(argv)
     try:
-        _hush()
+        _disable_progress_bars()
         options.run(options)
-    except BrokenPipeError:  # `camoe search … | head` has seen enough
+    except BrokenPipeError:  # `camoe search … | head` stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)
@@ -66,8 +64,8 @@ def main(argv: list[str] | None = None):
         sys.exit(2)
 
 
-def _hush():
-    """No bars of the libraries: a search loads a model and a data set, and is not about them."""
+def _disable_progress_bars():
+    """Of the libraries that load the model and the index: a search should print results only."""
     from datasets import disable_progress_bars
     from transformers.utils import logging
 
@@ -83,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     def command(name, run, help, description=None):
         added = commands.add_parser(name, help=help, description=description or help, formatter_class=formatter)
         added.set_defaults(run=run)
-        added.add_argument("--index", required=name not in SEARCHING, metavar="DIR", help="folder of the index")
-        if name in SEARCHING:
-            _add_milvus_options(added, "search what Milvus has at this address, without the folder of an index")
+        added.add_argument("--index", required=name not in READ_ONLY, metavar="DIR", help="folder of the index")
+        if name in READ_ONLY:
+            _add_milvus_options(added, "search what is in Milvus at this address, without an index folder")
         added.add_argument("--device", help="where the model runs, for example cuda:1 or cpu (default: a GPU if any)")
         return added
 
@@ -103,16 +101,18 @@ def _parser() -> argparse.ArgumentParser:
         "--sampling", choices=("uniform", "keyframe"), help="keyframe is faster and less exact (default: uniform)"
     )
     index.add_argument("--prune", action="store_true", help="drop files that no longer exist")
-    index.add_argument("--rebuild", action="store_true", help="forget what the index holds and begin anew")
+    index.add_argument("--rebuild", action="store_true", help="ignore what the index holds and start over")
     index.add_argument(
-        "--faiss", choices=("flat", "hnsw", "ivf"), help="flat is exact; hnsw and ivf pay from a million moments on"
+        "--faiss",
+        choices=("flat", "hnsw", "ivf"),
+        help="flat is exact; hnsw and ivf pay off from a million moments",
     )
     index.add_argument(
-        "--store", choices=("faiss", "milvus"), help="where vectors are searched: in the index's folder, or in Milvus"
+        "--store", choices=("faiss", "milvus"), help="where vectors are searched: in the index folder, or in Milvus"
     )
     _add_milvus_options(index, "of Milvus: http://host:19530, or a file name ending in .db for an embedded database")
     _add_bank_options(index, required=False)
-    index.add_argument("--batch-size", type=_count, default=16, help="moments a forward pass (default: 16)")
+    index.add_argument("--batch-size", type=_count, default=16, help="moments per forward pass (default: 16)")
     index.add_argument("--num-workers", type=_count_or_zero, default=2, help="processes that decode (default: 2)")
     index.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -120,17 +120,17 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("text", nargs="?", help="what to look for")
     search.add_argument("--like", metavar="VIDEO", help="find moments like this video, instead of a text")
     search.add_argument(
-        "--queries", metavar="FILE", help="search every line of a file; prints one line of JSON for each"
+        "--queries", metavar="FILE", help="search for every line of a file; prints one line of JSON for each"
     )
     search.add_argument("--model", help="the index's model, if it has moved")
     search.add_argument("-k", type=_count, default=10, help="how many results (default: 10)")
     search.add_argument(
         "--correction", choices=("none", "query_bank", "dynamic"),
-        help="of hubs; dynamic: only where the best result is one (default: query_bank if the index has one)",
+        help="for hubs; dynamic: only where the best result is one (default: query_bank if the index has one)",
     )  # fmt: skip
     search.add_argument(
         "--expert", type=_expert, action="append", default=[], metavar="NAME=WEIGHT",
-        help="weigh one view of the model more or less, for example action=2.0; may be repeated",
+        help="weight of one expert of the model, for example action=2.0; may be repeated",
     )  # fmt: skip
     search.add_argument("--path", metavar="TEXT", help="only files whose path contains this")
     search.add_argument("--min-seconds", type=float, metavar="S", help="only moments at least this long")
@@ -140,18 +140,18 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = command("serve", _serve, "search on a web page that plays what it finds", SERVE_HELP)
     serve.add_argument("--model", help="the index's model, if it has moved")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
-    serve.add_argument("--port", type=_count_or_zero, default=7860, help="0 takes a free one (default: 7860)")
-    serve.add_argument("--page-size", type=_count, default=12, metavar="K", help="results a page (default: 12)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    serve.add_argument("--port", type=_count_or_zero, default=7860, help="0 picks a free one (default: 7860)")
+    serve.add_argument("--page-size", type=_count, default=12, metavar="K", help="results per page (default: 12)")
 
-    stats = command("stats", _stats, "say what is in an index")
+    stats = command("stats", _stats, "show what is in an index")
     stats.add_argument("--json", action="store_true", help="print JSON")
 
     export = command("export", _export, "write an index as .parquet or .jsonl (or .csv, without vectors)")
-    export.add_argument("output", metavar="FILE", help="its ending says the format")
+    export.add_argument("output", metavar="FILE", help="the extension decides the format")
 
     calibrate = command(
-        "calibrate", _calibrate, "replace the query bank, for example by what users asked; no video is encoded again"
+        "calibrate", _calibrate, "replace the query bank, for example with what users asked; no video is encoded again"
     )
     _add_bank_options(calibrate, required=True)
     return parser
@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_bank_options(parser, required: bool):
     parser.add_argument(
         "--queries", required=required, metavar="FILE",
-        help="texts of the query bank, one a line" + ("" if required else " (default: the model's training captions)"),
+        help="texts of the query bank, one per line" + ("" if required else " (default: training captions)"),
     )  # fmt: skip
     parser.add_argument("--tau", type=_positive, help="temperature of the bank, in units of the score")
 
@@ -181,24 +181,24 @@ def _not_negative(text: str) -> float:
     return _number(text, lambda value: value >= 0, "0 or more")
 
 
-def _number(text: str, is_good, wish: str) -> float:
+def _number(text: str, is_valid, condition: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not is_good(value) or value == float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number {wish}")
+    if not is_valid(value) or value == float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number {condition}")
     return value
 
 
-def _count(text: str, least: int = 1) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+def _count(text: str, minimum: int = 1) -> int:
+    if not text.isdecimal() or int(text) < minimum:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {minimum}")
     return int(text)
 
 
 def _count_or_zero(text: str) -> int:
-    return _count(text, least=0)
+    return _count(text, minimum=0)
 
 
 def _expert(text: str) -> tuple[str, float]:
@@ -209,13 +209,13 @@ def _expert(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=WEIGHT, such as action=2.0") from None
 
 
-def _lines(path: str | None) -> list[str] | None:
+def _read_lines(path: str | None) -> list[str] | None:
     if path is None:
         return None
     try:
         return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError:
-        raise SearchError(f"{path} is no UTF-8 text: give one query a line") from None
+        raise SearchError(f"{path} is not UTF-8 text: give one query per line") from None
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -226,32 +226,24 @@ def _index(options):
 
     from .encoder import process_group
     from .index import VideoIndex
+    from .update import IndexOptions
 
     if options.stride is not None and not options.window:
         raise SearchError("--stride needs a --window of more than 0 seconds")
     if options.model is None and not (Path(options.index) / "index.json").exists():
         raise SearchError("--model is missing: a new index needs a checkpoint folder or a Hub id")
+    names = [field.name for field in dataclasses.fields(IndexOptions)]
+    settings = {name: value for name, value in vars(options).items() if name in names}
+    settings |= {"queries": _read_lines(options.queries), "progress": sys.stderr.isatty()}
     index = VideoIndex.build(
         options.paths,
         options.index,
         options.model,
         sampling=options.sampling,
         device=options.device,
-        window=options.window,
-        stride=options.stride,
-        faiss=options.faiss,
-        store=options.store,
-        uri=options.uri,
-        collection=options.collection,
-        queries=_lines(options.queries),
-        tau=options.tau,
-        batch_size=options.batch_size,
-        num_workers=options.num_workers,
-        prune=options.prune,
-        rebuild=options.rebuild,
-        progress=sys.stderr.isatty(),
+        **settings,
     )
-    if not process_group().is_main_process:  # of several, one speaks
+    if not process_group().is_main_process:  # only one of several processes prints
         return
     report = index.report
     if options.json:
@@ -271,19 +263,19 @@ def _index(options):
             print("  …")
     if report.not_videos:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.not_videos.items()))
-        print(f"passed over, no videos by their names: {kinds}")
+        print(f"ignored, not videos by their names: {kinds}")
 
 
 def _open(options):
-    """The index that is searched."""
+    """The index to search."""
     if (options.index is None) == (options.uri is None):
-        raise SearchError("give the folder of an index, --index DIR, or --uri of a Milvus that has it, one of them")
+        raise SearchError("give either the folder of an index, --index DIR, or --uri of Milvus, one of them")
     from .index import VideoIndex
 
     if options.uri is not None:
         return VideoIndex.connect(options.uri, options.collection, options.model, options.device)
     if options.collection is not None:
-        raise SearchError("--collection goes with --uri: an index's folder knows its own")
+        raise SearchError("--collection needs --uri: the folder of an index names its own collection")
     return VideoIndex.load(options.index, options.model, options.device)
 
 
@@ -304,26 +296,26 @@ def _search(options):
         "max_seconds": options.max_seconds,
     }
     if options.queries is not None:
-        queries = _lines(options.queries)
+        queries = _read_lines(options.queries)
         for query, hits in zip(queries, index.search_batch(queries, **settings), strict=True):
-            print(json.dumps({"query": query, "hits": show.as_rows(hits)}, ensure_ascii=False))
+            print(json.dumps({"query": query, "hits": show.json_rows(hits)}, ensure_ascii=False))
         return
     hits = index.search_like(options.like, **settings) if options.like else index.search(options.text, **settings)
-    print(json.dumps(show.as_rows(hits), indent=2, ensure_ascii=False) if options.json else show.table(hits))
+    print(json.dumps(show.json_rows(hits), indent=2, ensure_ascii=False) if options.json else show.format_table(hits))
     if options.grid:
-        show.grid(hits).save(options.grid, format="PNG")
+        show.thumbnail_grid(hits).save(options.grid, format="PNG")
 
 
 def _serve(options):
     from . import serve
 
     index = _open(options)
-    bound = serve.listen(options.host, options.port)
-    index.encoder.texts(["ready"])  # model and tagger load now, not at the first query
-    host, port = bound.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"serving {len(index)} moments at http://{shown}:{port} (Ctrl-C ends it)", flush=True)
-    serve.serve(index, bound, options.page_size)
+    listener = serve.listen(options.host, options.port)
+    index.encoder.encode_texts(["ready"])  # loads model and tagger now, not at the first query
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    print(f"serving {len(index)} moments at http://{host}:{port} (Ctrl-C to stop)", flush=True)
+    serve.serve(index, listener, options.page_size)
 
 
 def _stats(options):
@@ -335,11 +327,11 @@ def _stats(options):
         return
     for name, value in stats.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{key} {_short(part)}" for key, part in value.items())
-        print(f"{name.replace('_', ' '):<20} {_short(value)}")
+            value = ", ".join(f"{key} {_format_value(part)}" for key, part in value.items())
+        print(f"{name.replace('_', ' '):<20} {_format_value(value)}")
 
 
-def _short(value) -> str:
+def _format_value(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -354,6 +346,6 @@ def _calibrate(options):
     from .index import VideoIndex
 
     index = VideoIndex.load(options.index, device=options.device)
-    index.calibrate(_lines(options.queries), options.tau)
+    index.calibrate(_read_lines(options.queries), options.tau)
     bank = index.stats()["query_bank"]
     print(f"the query bank has {bank['queries']} queries, temperature {bank['tau']:g}")

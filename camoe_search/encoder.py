@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model of an index: loaded on demand, known by its weights."""
+"""The model that makes the vectors of an index, identified by a hash of its weights."""
 
 import hashlib
 import os
@@ -19,21 +19,21 @@ from .errors import SearchError
 
 
 def process_group() -> PartialState:
-    """This process among those of `accelerate launch`; alone without it.
+    """This process among those of `accelerate launch`, or a group of one without it.
 
-    They meet when all are done: with a share of slow files, hours apart.
+    The timeout is long because processes wait for each other at the end, and one with slow files may take hours more.
     """
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
 
 
 class Encoder:
-    """A model with its processor, in eval mode on its device.
+    """A model in eval mode on its device, with its processor.
 
     Args:
-        name: where it comes from: a folder or Hub id, written into the index.
+        name: folder or Hub id, written into the index.
         model, processor: a [`CAMoEModel`] and its [`CAMoEProcessor`].
-        sampling: how frames are chosen; None as the processor says.
+        sampling: how frames are chosen; None: as the processor is configured.
     """
 
     def __init__(self, name: str, model, processor, sampling: str | None = None):
@@ -55,19 +55,19 @@ class Encoder:
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise SearchError(f"cannot load the model {name}: {reason}") from error
-        name = os.path.abspath(name) if os.path.isdir(name) else name  # an index is searched from other folders, too
+        name = os.path.abspath(name) if os.path.isdir(name) else name  # an index can be opened from anywhere
         return cls(name, model.to(device or process_group().device), processor, sampling)
 
     @cached_property
     def weights(self) -> str:
-        """128-bit hash of all weights: the identity of the vectors that the model makes."""
+        """128-bit hash of all weights. Vectors are comparable only if it is the same."""
         digest = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def texts(self, texts: list[str]) -> np.ndarray:
+    def encode_texts(self, texts: list[str]) -> np.ndarray:
         """Queries -> folded vectors (N,K).
 
         Raises:
@@ -78,10 +78,10 @@ class Encoder:
                 raise SearchError("the query is empty: describe what happens in the video")
         return encode_texts(self.model, self.processor, texts).numpy()
 
-    def clip(self, clip) -> np.ndarray:
-        """A video -> the query that finds similar ones, (1,K).
+    def encode_clip(self, clip) -> np.ndarray:
+        """A video -> the query vector that finds similar videos, (1,K).
 
-        Its experts' unit vectors, as a text has: the gate that weighs them is that of the videos found.
+        Every expert's part has length 1, as in the vector of a text: the score uses the gates of the found videos.
         """
         vector = encode_videos(self.model, self.processor, [clip]).vectors  # (1,K), gated
         experts = vector.unflatten(1, (len(self.model.config.experts), -1))  # (1,E,D)

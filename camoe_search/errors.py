@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one error that a user of search meets."""
+"""The error that users of search see."""
 
 
 class SearchError(ValueError):
-    """What the user can mend: one line that names the thing, the cause and the remedy."""
+    """A mistake that the user can fix: one line that says what is wrong, why, and what to do."""

@@ -9,18 +9,16 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from .hits import Filters, Hit, in_order
+from .results import Filters, Hit, sort_hits
 from .store import Description, read_faiss
 
 
-# Of one query's rows: below so many, starting threads costs more than they save; beyond so many threads, memory is the
-# limit.
-SHARED_ROWS = 5_000
-MOST_THREADS = 8
+MIN_ROWS_TO_SPLIT = 5_000  # with fewer rows, starting threads costs more than it saves
+MAX_THREADS = 8  # beyond that, memory bandwidth is the limit
 
 
 class FaissStore:
-    """Look-ups in vectors.faiss and in the table beside it, both memory-mapped.
+    """A `VectorStore` on vectors.faiss and the table beside it, both memory-mapped.
 
     Args:
         folder, description: of the index.
@@ -44,7 +42,7 @@ class FaissStore:
         k = min(k, len(self))
         if filters:
             selector = faiss.IDSelectorBatch(self._allowed(filters))
-            scores, rows = self._faiss.search(queries, k, params=self._parameters(selector))
+            scores, rows = self._faiss.search(queries, k, params=self._search_parameters(selector))
         else:
             scores, rows = self._search_all(queries, k)
         return self._hits(scores, rows)
@@ -52,11 +50,11 @@ class FaissStore:
     def _search_all(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(N,K+1) -> scores (N,k) and rows (N,k), best first; row -1 where there is none.
 
-        FAISS gives every query one thread. With fewer queries than threads, the rows of a flat index are shared out
-        instead: each thread looks at its part, and the best of the parts are the best.
+        FAISS runs every query on one thread. With fewer queries than threads, the rows of a flat index are split
+        instead: each thread searches one part, and the results are merged.
         """
-        threads = min(faiss.omp_get_max_threads(), MOST_THREADS)
-        if self._kind != "flat" or len(queries) >= threads or len(self) < SHARED_ROWS:
+        threads = min(faiss.omp_get_max_threads(), MAX_THREADS)
+        if self._kind != "flat" or len(queries) >= threads or len(self) < MIN_ROWS_TO_SPLIT:
             return self._faiss.search(queries, k)
         edges = np.linspace(0, len(self), threads + 1).astype(int).tolist()
 
@@ -70,8 +68,8 @@ class FaissStore:
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
 
-    def _parameters(self, selector) -> faiss.SearchParameters:
-        """Those of the index, and which rows may be found."""
+    def _search_parameters(self, selector) -> faiss.SearchParameters:
+        """The index's own parameters, limited to some rows."""
         if self._kind == "ivf":
             return faiss.SearchParametersIVF(sel=selector, nprobe=faiss.extract_index_ivf(self._faiss).nprobe)
         if self._kind == "hnsw":
@@ -80,7 +78,7 @@ class FaissStore:
 
     def _hits(self, scores: np.ndarray, rows: np.ndarray) -> list[list[Hit]]:
         found = rows >= 0
-        counts, scores, rows = found.sum(axis=1).tolist(), scores[found], rows[found]  # one after another from here
+        counts, scores, rows = found.sum(axis=1).tolist(), scores[found], rows[found]  # flat from here on
         columns = (
             scores.tolist(),
             self._paths.take(pa.array(rows)).to_pylist(),
@@ -92,11 +90,11 @@ class FaissStore:
         stops = np.cumsum(counts).tolist()
         lists = [hits[stop - count : stop] for count, stop in zip(counts, stops, strict=True)]
         if (np.diff(scores) == 0).any():  # rare: the same video twice
-            lists = [in_order(each) for each in lists]
+            lists = [sort_hits(each) for each in lists]
         return lists
 
     def _allowed(self, filters: Filters) -> np.ndarray:
-        """Rows that pass."""
+        """The rows that pass the filters."""
         allowed = np.ones(len(self), bool)
         if filters.path is not None:
             wanted = filters.path.lower()
@@ -109,11 +107,11 @@ class FaissStore:
         return allowed.nonzero()[0]
 
     def is_hub(self, row: int) -> bool:
-        """Whether a moment comes first for some query of the bank."""
+        """Whether a moment is the best one for some query of the bank."""
         return bool(self._is_hub[row])
 
-    def moment(self, row: int) -> Hit:
-        """Where a row is from, with score 0.
+    def locate(self, row: int) -> Hit:
+        """The file and time of a row, with score 0.
 
         Raises:
             KeyError: there is no such row.
@@ -125,3 +123,6 @@ class FaissStore:
     def vector(self, row: int) -> np.ndarray:
         """(K,), without the bias."""
         return np.asarray(self._table.column("vector")[row].values, np.float32)
+
+    def close(self):
+        """Nothing to release: the files are only mapped."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which video files there are, whether they changed, and which moments of them are indexed.
+"""Finding video files, telling whether they changed, and cutting them into windows.
 
 Notable features:
-- a walk follows links but enters every folder once, so that a loop of links ends;
-- a file is unchanged if path, size and modification time are; if only the time differs, its content hash decides;
-- a moment is a whole short video or a window of a long one, in seconds.
+- symbolic links are followed, but every folder is entered once, so that a cycle of links ends;
+- a file is unchanged if its path, size and modification time are; if only the time differs, its content hash decides;
+- a short video is one window, a long one is cut into several.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from modeling_camoe.frames import VIDEO_EXTENSIONS
 from .errors import SearchError
 
 
-# Our choice. Up to half a minute a video is one moment: about what the models' training clips last. Longer ones are
-# cut into windows that overlap by half, so that what takes up to half a window lies whole in one of them.
+# Our choice. A video of up to half a minute, about the length of training clips, is one window. A longer one is cut
+# into windows that overlap by half, so that anything up to half a window long lies entirely inside one of them.
 WHOLE_SECONDS = 30.0
 WINDOW_SECONDS = 10.0
 
@@ -28,7 +28,7 @@ HASH_BLOCK = 1 << 20  # bytes read at a time
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A file as it was when the walk met it."""
+    """A file as it was when it was found."""
 
     path: str  # absolute
     size: int  # bytes
@@ -36,26 +36,26 @@ class VideoFile:
 
 
 @dataclass(frozen=True)
-class Walk:
-    """What a walk over folders found: candidates by name, what it could not read, and the other files by extension."""
+class Scan:
+    """What was found in folders."""
 
-    videos: list[VideoFile]  # sorted by path
-    skipped: list[dict]  # {"path", "cause"}
-    others: Counter  # extension -> number of files
+    videos: list[VideoFile]  # by name; sorted by path
+    skipped: list[dict]  # what could not be read: {"path", "cause"}
+    other_extensions: Counter  # of files that are no videos: extension -> number of files
 
 
-def find_videos(paths) -> Walk:
+def find_videos(paths) -> Scan:
     """Video files under files and folders, each once.
 
-    A file that is named itself is taken whatever its extension; in folders, VIDEO_EXTENSIONS decide.
+    A file that is given by name is taken whatever its extension; inside folders, VIDEO_EXTENSIONS decide.
 
     Raises:
         SearchError: a path does not exist.
     """
-    found, skipped, others = {}, [], Counter()
-    folders_seen = set()
+    found, skipped, other_extensions = {}, [], Counter()
+    entered = set()
 
-    def take(path: str):
+    def add(path: str):
         try:
             os.fsencode(path).decode()  # Arrow keeps text as UTF-8
             status = os.stat(path)
@@ -66,40 +66,34 @@ def find_videos(paths) -> Walk:
         else:
             found.setdefault(os.path.realpath(path), VideoFile(path, status.st_size, status.st_mtime_ns))
 
+    def note_unreadable(error: OSError):  # a folder that cannot be listed
+        skipped.append({"path": error.filename, "cause": f"{error.filename}: {error.strerror}"})
+
     for root in map(os.fspath, paths):
         root = os.path.abspath(os.path.expanduser(root))
         if os.path.isfile(root):
-            take(root)
+            add(root)
             continue
         if not os.path.isdir(root):
             raise SearchError(f"{root} does not exist: give folders or files of videos")
-        for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_note_in(skipped)):
+        for folder, subfolders, names in os.walk(root, followlinks=True, onerror=note_unreadable):
             identity = os.path.realpath(folder)
-            if identity in folders_seen:
+            if identity in entered:
                 subfolders.clear()
                 continue
-            folders_seen.add(identity)
+            entered.add(identity)
             subfolders.sort()
             for name in sorted(names):
                 extension = os.path.splitext(name)[1].lower()
                 if extension in VIDEO_EXTENSIONS:
-                    take(os.path.join(folder, name))
+                    add(os.path.join(folder, name))
                 else:
-                    others[extension or name] += 1
-    return Walk(sorted(found.values(), key=lambda video: video.path), skipped, others)
-
-
-def _note_in(skipped: list[dict]):
-    """A folder that cannot be listed is noted, not fatal."""
-
-    def note(error: OSError):
-        skipped.append({"path": error.filename, "cause": f"{error.filename}: {error.strerror}"})
-
-    return note
+                    other_extensions[extension or name] += 1
+    return Scan(sorted(found.values(), key=lambda video: video.path), skipped, other_extensions)
 
 
 def is_unchanged(video: VideoFile) -> bool:
-    """Whether the file still is as the walk met it."""
+    """Whether the file is still as it was when it was found."""
     try:
         status = os.stat(video.path)
     except OSError:
@@ -107,28 +101,33 @@ def is_unchanged(video: VideoFile) -> bool:
     return (status.st_size, status.st_mtime_ns) == (video.size, video.mtime_ns)
 
 
-def content_hash(path: str) -> str:
-    """128-bit BLAKE2b of the whole file, in hexadecimal."""
+def content_hash(path: str) -> str | None:
+    """128-bit BLAKE2b of the whole file, in hexadecimal; None if it cannot be read."""
     digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(HASH_BLOCK):
+                digest.update(block)
+    except OSError:
+        return None
     return digest.hexdigest()
 
 
-def moments(duration: float, window: float | None = None, stride: float | None = None) -> list[tuple[float, float]]:
-    """Windows that cover a video, as (start, end) in seconds.
+def cut_windows(
+    duration: float, window: float | None = None, stride: float | None = None
+) -> list[tuple[float, float]]:
+    """The windows that cover a video, as (start, end) in seconds.
 
     Args:
         duration: of the video, seconds.
-        window: length of a window; 0 takes every video whole; None picks by length (WHOLE_SECONDS, WINDOW_SECONDS).
-        stride: from one start to the next; None: half a window. The last window ends where the video does.
+        window: length of a window; 0: the whole video; None: depends on the duration (WHOLE_SECONDS, WINDOW_SECONDS).
+        stride: from one start to the next; None: half a window. The last window ends where the video ends.
     """
     if window is None:
         window = 0 if duration <= WHOLE_SECONDS else WINDOW_SECONDS
     if window == 0 or duration <= window:
         return [(0.0, duration)]
     stride = window / 2 if stride is None else stride
-    steps = math.ceil((duration - window) / stride - 1e-9)  # a window that fits exactly is not doubled
+    steps = math.ceil((duration - window) / stride - 1e-9)  # no second window where the last one fits exactly
     starts = [step * stride for step in range(steps)] + [duration - window]
     return [(start, min(start + window, duration)) for start in starts]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An index as a data set repository on the Hub. The client is imported when it is used."""
+"""Push an index to a data set repository on the Hub, and download it. The client is imported on use."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from .store import Description
 
 
 def upload(folder: Path, description: Description, num_moments: int, repo_id: str, private: bool) -> str:
-    """Upload the current generation of an index, in place of an earlier one. Returns the repository's address."""
+    """Upload the current generation of an index, replacing an earlier one. Returns the URL of the repository."""
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -25,7 +25,7 @@ def upload(folder: Path, description: Description, num_moments: int, repo_id: st
 
 
 def download(repo_id: str) -> str:
-    """The folder of an index from the Hub.
+    """Download an index from the Hub; returns its local folder.
 
     Raises:
         SearchError: there is no such data set, or the Hub cannot be reached.

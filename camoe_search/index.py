@@ -5,8 +5,8 @@
     for hit in index.search("a dog catches a frisbee on the beach", k=5):
         print(f"{hit.score:.3f} {hit.path} from {hit.start:.0f} s to {hit.end:.0f} s")
 
-N queries, B moments (rows), E experts, D dims, K = E*D entries a folded vector. Scores are s of retrieval.py, in
-[-1, 1], less the moment's bias where the query bank corrects.
+N queries, B moments (rows), E experts, D dims, K = E*D entries a folded vector. A score is s of retrieval.py, in
+[-1, 1], minus the moment's bias where the query bank corrects it.
 """
 
 import contextlib
@@ -18,26 +18,26 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from . import build as builder
 from .encoder import Encoder
 from .errors import SearchError
 from .faiss_store import FaissStore
-from .hits import Filters, Hit
 from .hub import download, upload
+from .results import Filters, Hit, VectorStore
 from .store import read_bank, read_description, read_moments
+from .update import IndexOptions, UpdateReport, check_model, remove_files, replace_bank, update_index
 
 
 CORRECTIONS = ("none", "query_bank", "dynamic")
 
 
 class VideoIndex:
-    """An index of videos. Make one with `build`, open one with `load`, or with `connect` where only Milvus has it.
+    """An index of videos. Make one with `build`, open one with `load`, or with `connect` if it is in Milvus only.
 
     Args:
-        folder: of the index, see store.py for its files; it is memory-mapped. None: `store` is all there is.
-        encoder: the model that made it; None loads it when a text is searched.
-        device: for the model that is loaded.
-        store: a `MilvusStore` that is open already. None: the one that the folder names.
+        folder: of the index, see store.py for its files; it is memory-mapped. None: there is only `store`.
+        encoder: the model that made it; None loads it at the first text query.
+        device: for a model that is loaded later.
+        store: an open `MilvusStore`. None: opens the one that the folder names.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class VideoIndex:
         folder: str | os.PathLike | None,
         encoder: Encoder | None = None,
         device: str | None = None,
-        store=None,
+        store: VectorStore | None = None,
     ):
         self._folder = None if folder is None else Path(folder)
         self.device = device
         self._encoder = encoder
-        self.store = store  # what finds vectors: a FaissStore or a MilvusStore
-        self.report: builder.BuildReport | None = None  # of the `build` that made this object
+        self.store = store
+        self.report: UpdateReport | None = None  # of the `build` that made this object
         self._reopen()
 
     def _reopen(self):
@@ -63,9 +63,9 @@ class VideoIndex:
             self._moments = read_moments(self._folder, self.description)
             self.store = self.store or self._open_store()
         if self._encoder is not None:
-            builder.check_model(self._encoder, self.description)
+            check_model(self._encoder, self.description)
 
-    def _open_store(self):
+    def _open_store(self) -> VectorStore:
         if self.description.store == "milvus":
             from .milvus_store import MilvusStore
 
@@ -79,30 +79,29 @@ class VideoIndex:
             SearchError: the index was opened with `connect`, without a folder.
         """
         if self._folder is None:
-            raise SearchError(self._no_folder())
+            raise SearchError(self._needs_folder())
         return self._folder
 
     @property
     def moments(self) -> datasets.Dataset:
-        """A row per moment: path, times, content hash, vector, gate weights, correction. Columns: store.py."""
+        """One row per moment: path, times, content hash, vector, gate weights, bias. All columns: store.py."""
         if self._moments is None:
-            raise SearchError(self._no_folder())
+            raise SearchError(self._needs_folder())
         return self._moments
 
-    def _no_folder(self) -> str:
-        return f"only {self.store.uri} is open: that needs the folder in which the index was made, as --index"
+    def _needs_folder(self) -> str:
+        return f"only {self.store.uri} is open: this needs the folder where the index was made: give it as --index"
 
     def __len__(self) -> int:
         return len(self.store if self._moments is None else self._moments)
 
     def is_outdated(self) -> bool:
-        """Whether the folder holds another generation of the index than the one that is open."""
+        """Whether the folder holds a newer generation of the index than the one that is open."""
         return self._folder is not None and read_description(self._folder).generation != self.description.generation
 
     def close(self):
-        """Let go of a database's connection. An index in files needs no closing."""
-        if self.description.store == "milvus":
-            self.store.close()
+        """Close the connection to a database. An index in files does not need it."""
+        self.store.close()
 
     # --- making and changing -----------------------------------------------------------------------------------------
 
@@ -123,20 +122,22 @@ class VideoIndex:
             paths: folders and files.
             folder: of the index.
             model: checkpoint folder, Hub id or [`Encoder`]; None: the one that the index was made with.
-            sampling: "uniform" or "keyframe" (cheaper, less exact); None: as the index has it, else as the model says.
+            sampling: "uniform" or "keyframe" (faster, less exact); None: the index's, or the model's for a new one.
             device: for the model.
-            options: of `build.update_index`: window, stride, faiss, store, uri, collection, queries, tau, batch_size,
-                num_workers, prune, rebuild, progress. What was done is in the attribute `report`.
+            options: the fields of `update.IndexOptions`.
+
+        Returns:
+            The open index; its attribute `report` says what was done.
 
         Raises:
-            SearchError: naming what is wrong and what to do.
+            SearchError: saying what is wrong and what to do.
         """
         is_old = (Path(folder) / "index.json").exists() and not options.get("rebuild")
         if not isinstance(model, Encoder):
             old = read_description(folder) if is_old or model is None else None
             sampling = sampling or (old.sampling if is_old else None)
             model = Encoder.from_pretrained(model or old.model, device, sampling)
-        report = builder.update_index(paths, folder, model, **options)
+        report = update_index(paths, folder, model, IndexOptions(**options))
         index = cls(folder, model)
         index.report = report
         return index
@@ -145,10 +146,10 @@ class VideoIndex:
     def load(
         cls, folder_or_repo: str | os.PathLike, model: "str | Encoder | None" = None, device: str | None = None
     ) -> "VideoIndex":
-        """Open an index: a folder, or a data set on the Hub that `push_to_hub` made.
+        """Open an index: a folder, or a data set on the Hub made by `push_to_hub`.
 
         Args:
-            model: the model that made it, if it is not where it was. Weights are compared.
+            model: the model that made it, if it has moved. Its weights are compared.
         """
         if not Path(folder_or_repo).is_dir():
             folder_or_repo = download(str(folder_or_repo))
@@ -164,16 +165,16 @@ class VideoIndex:
         model: "str | Encoder | None" = None,
         device: str | None = None,
     ) -> "VideoIndex":
-        """Open what one or many index folders put into Milvus, to search it. No folder is needed.
+        """Search what one or many index folders put into Milvus. No folder is needed.
 
         Args:
             uri: a server's address, or the file name of an embedded database.
             collection: by default "camoe".
             model: as for `load`.
         """
-        from .milvus_store import COLLECTION, MilvusStore
+        from .milvus_store import DEFAULT_COLLECTION, MilvusStore
 
-        store = MilvusStore(uri, collection or COLLECTION)
+        store = MilvusStore(uri, collection or DEFAULT_COLLECTION)
         description = store.description()
         if description is None:
             raise SearchError(
@@ -183,31 +184,31 @@ class VideoIndex:
             model = Encoder.from_pretrained(model, device, description.sampling)
         return cls(None, model, device, store)
 
-    def add(self, paths: Sequence[str | os.PathLike], **options) -> "builder.BuildReport":
-        """Index more files or folders; takes the options of `build.update_index`."""
+    def add(self, paths: Sequence[str | os.PathLike], **options) -> UpdateReport:
+        """Index more files or folders; takes the fields of `update.IndexOptions` as options."""
         with self._changing() as folder:
-            return builder.update_index(paths, folder, self.encoder, **options)
+            return update_index(paths, folder, self.encoder, IndexOptions(**options))
 
     def remove(self, paths: Sequence[str | os.PathLike]) -> int:
-        """Take files, or all files under folders, out of the index. Returns how many moments went."""
+        """Remove files, and all files under folders. Returns the number of moments removed."""
         with self._changing() as folder:
-            return builder.remove_files(folder, paths)
+            return remove_files(folder, paths)
 
     def calibrate(self, queries: list[str], tau: float | None = None):
-        """Replace the query bank by these texts, for example a log of what is asked. No video is encoded again.
+        """Replace the query bank by these texts, for example a log of what users asked. No video is encoded again.
 
         Args:
-            queries: at most 1000 are used, spread over the list.
-            tau: temperature in units of the score; None keeps the present one.
+            queries: at most 1000 are used, evenly spaced over the list.
+            tau: temperature in units of the score; None keeps the current one.
         """
         with self._changing() as folder:
-            builder.replace_bank(folder, self.encoder, queries, tau)
+            replace_bank(folder, self.encoder, queries, tau)
 
     @contextlib.contextmanager
     def _changing(self):
-        """The folder, for the time of a change; then what is there now is opened."""
+        """Close the store, give the folder to a change, and open the result."""
         folder = self.folder
-        self.close()  # an embedded database is open once
+        self.close()  # an embedded database can be open only once
         try:
             yield folder
         finally:
@@ -215,9 +216,9 @@ class VideoIndex:
             self._reopen()
 
     def push_to_hub(self, repo_id: str, private: bool = True) -> str:
-        """Upload the index as a data set; `VideoIndex.load(repo_id)` opens it. Returns its address.
+        """Upload the index as a data set; `VideoIndex.load(repo_id)` opens it. Returns its URL.
 
-        The videos stay where they are, but their paths are part of the index.
+        The videos are not uploaded, but their paths are part of the index.
 
         Raises:
             SearchError: the vectors are in Milvus.
@@ -230,10 +231,10 @@ class VideoIndex:
 
     @property
     def encoder(self) -> Encoder:
-        """The model, loaded at first use."""
+        """The model, loaded on first use."""
         if self._encoder is None:
             encoder = Encoder.from_pretrained(self.description.model, self.device, self.description.sampling)
-            builder.check_model(encoder, self.description)
+            check_model(encoder, self.description)
             self._encoder = encoder
         return self._encoder
 
@@ -245,20 +246,20 @@ class VideoIndex:
         """The k best moments for a text; takes the options of `search_vectors`.
 
         Raises:
-            SearchError: the query is empty, or an option makes no sense.
+            SearchError: the query is empty, or an option is invalid.
         """
         return self.search_batch([query], k, **options)[0]
 
     def search_batch(self, queries: Sequence[str], k: int = 10, **options) -> list[list[Hit]]:
         """The k best moments for each text; takes the options of `search_vectors`."""
-        return self.search_vectors(self.encoder.texts(list(queries)), k, **options)
+        return self.search_vectors(self.encoder.encode_texts(list(queries)), k, **options)
 
     def search_like(self, clip, k: int = 10, **options) -> list[Hit]:
-        """The k moments most like a video (path, bytes or `Clip`). Uncorrected: the bank is of texts."""
-        return self.search_vectors(self.encoder.clip(clip), k, **options | {"correction": "none"})[0]
+        """The k moments most like a video (path, bytes or `Clip`). Uncorrected: the bank holds texts."""
+        return self.search_vectors(self.encoder.encode_clip(clip), k, **options | {"correction": "none"})[0]
 
     def search_similar(self, row: int | str, k: int = 10, **options) -> list[Hit]:
-        """The k moments most like one of the index, without itself. Takes no model. Uncorrected, as `search_like`."""
+        """The k moments most like one of the index, without itself. Needs no model. Uncorrected, as `search_like`."""
         hits = self.search_vectors(self.similar_vector(row)[None], k + 1, **options | {"correction": "none"})[0]
         return [hit for hit in hits if hit.row != row][:k]
 
@@ -284,11 +285,11 @@ class VideoIndex:
         Args:
             vectors: (N,K) folded text vectors.
             k: how many.
-            correction: "none", "query_bank", or "dynamic" (the bank corrects only queries whose uncorrected best
-                moment is a hub: two look-ups). None: query_bank if the index has a bank.
-            experts: weight of each expert's share in the score, 1 where it is not named.
-            path: only files whose path contains this text (upper and lower case are the same).
-            min_seconds, max_seconds: only moments of such a length.
+            correction: "none", "query_bank", or "dynamic" (corrects only queries whose best uncorrected moment is a
+                hub: two searches). None: query_bank if the index has a bank.
+            experts: expert -> weight of its part of the score; 1 for those not given.
+            path: only files whose path contains this text, case-insensitive.
+            min_seconds, max_seconds: only moments of at least, at most this length.
 
         Raises:
             SearchError: an unknown correction or expert, or a correction without a bank.
@@ -300,8 +301,8 @@ class VideoIndex:
             return [[] for _ in vectors]
         weights = self._expert_weights(experts)  # (K,)
         filters = Filters(path, min_seconds, max_seconds)
-        switch = np.full((len(vectors), 1), correction == "query_bank", np.float32)
-        queries = np.concatenate([vectors * weights, switch], axis=1, dtype=np.float32)  # (N,K+1)
+        bias_switch = np.full((len(vectors), 1), correction == "query_bank", np.float32)
+        queries = np.concatenate([vectors * weights, bias_switch], axis=1, dtype=np.float32)  # (N,K+1)
         found = self.store.search(queries, k, filters)
         if correction == "dynamic":
             corrected = [n for n, hits in enumerate(found) if hits and self.store.is_hub(hits[0].row)]
@@ -313,8 +314,8 @@ class VideoIndex:
 
     def expert_scores(self, vector: np.ndarray, row: int | str) -> dict[str, float]:
         """What each expert adds to the uncorrected score of a moment for a query vector (K,)."""
-        shares = (vector * self.store.vector(row)).reshape(len(self.description.experts), -1).sum(axis=1)
-        return dict(zip(self.description.experts, shares.tolist(), strict=True))
+        parts = (vector * self.store.vector(row)).reshape(len(self.description.experts), -1).sum(axis=1)
+        return dict(zip(self.description.experts, parts.tolist(), strict=True))
 
     def _check_correction(self, correction: str | None) -> str:
         correction = correction or self.default_correction
@@ -322,7 +323,7 @@ class VideoIndex:
             raise SearchError(f"unknown correction {correction!r}: choose from {', '.join(CORRECTIONS)}")
         if correction != "none" and self.description.tau is None:
             raise SearchError(
-                f"correction {correction} needs a query bank, which this index lacks: give it one with "
+                f"correction {correction} needs a query bank, which this index does not have: add one with "
                 "`camoe calibrate --queries FILE`, or search with correction none"
             )
         return correction
@@ -340,13 +341,13 @@ class VideoIndex:
     # --- describing --------------------------------------------------------------------------------------------------
 
     def stats(self) -> dict:
-        """What is in the index: counts, hours, model, settings, gates, the bank, size on disk."""
+        """What is in the index: counts, hours, model, settings, mean gates, query bank, size on disk."""
         columns, description = self.moments.data, self.description
         seconds = columns.column("end").to_numpy() - columns.column("start").to_numpy()
         paths = columns.column("path").to_pylist()
         last_end = {}
-        for name, end in zip(paths, columns.column("end").to_pylist(), strict=True):
-            last_end[name] = max(end, last_end.get(name, 0.0))
+        for path, end in zip(paths, columns.column("end").to_pylist(), strict=True):
+            last_end[path] = max(end, last_end.get(path, 0.0))
         gates = columns.column("gate_weights").combine_chunks().flatten().to_numpy()
         mean_gates = gates.reshape(-1, len(description.experts)).mean(axis=0).tolist() if len(self) else []
         bank = read_bank(self.folder, description)
@@ -373,7 +374,7 @@ class VideoIndex:
         }
 
     def export(self, path: str | os.PathLike):
-        """Write all columns as .parquet or .jsonl, or without the vectors as .csv."""
+        """Write all columns as .parquet or .jsonl, or all but the vectors as .csv."""
         suffix = Path(path).suffix
         if suffix == ".parquet":
             self.moments.to_parquet(path)

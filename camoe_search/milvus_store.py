@@ -6,16 +6,16 @@ A collection has a row per moment:
     key          VARCHAR, primary: hash of folder, path, start and end
     vector       FLOAT_VECTOR (K+1): the folded vector, and minus the bank's bias; metric inner product
     path, start, end, seconds, gate_weights, is_hub
-    path_lower   what the filter on paths looks at
+    path_lower   what the path filter compares
     source       which index folder it comes from
-    version      hash of all of the above: a row is sent again when it changed
+    version      hash of vector, gate weights and is_hub: a row is sent again when it changes
 
-The index folder stays where videos are encoded and where an interrupted build continues; `MilvusStore.update` makes
-its rows in the collection equal to it, however far an earlier call came. Searching needs the collection alone: the row
-of a second collection, NAME_index, says which model made it. So many machines fill one collection, each from its
-share of the files, and others search it. K entries a folded vector, N queries.
+The index folder remains the place where videos are encoded and interrupted runs resume; `MilvusStore.update` makes its
+rows in the collection equal to it, however far an earlier call got. Searching needs only the collection: a single row
+in a second collection, NAME_index, says which model made it. So many machines can fill one collection, each from its
+share of the files, and others can search it. K entries a folded vector, N queries.
 
-The client of pymilvus is the same for a server, a cluster and an embedded database (a file: milvus-lite).
+The pymilvus client is the same for a server, a cluster and an embedded database (a file: milvus-lite).
 """
 
 import contextlib
@@ -28,20 +28,20 @@ import numpy as np
 import pyarrow as pa
 
 from .errors import SearchError
-from .hits import Filters, Hit, in_order
+from .results import Filters, Hit, sort_hits
 from .store import Description, column_matrix
 
 
-COLLECTION = "camoe"
+DEFAULT_COLLECTION = "camoe"
 INDEX_TYPES = {"flat": "FLAT", "hnsw": "HNSW", "ivf": "IVF_FLAT"}
-BATCH_BYTES = 8 << 20  # of vectors a request; Milvus takes 64 MB
+BATCH_BYTES = 8 << 20  # of vectors per request; Milvus accepts 64 MB
 TIMEOUT = 10.0  # seconds to reach a server
-MOST_HITS = 16_384  # Milvus's own limit of a search
+MAX_HITS = 16_384  # Milvus's own limit per search
 FIELDS = ["path", "start", "end"]
 
 
 class MilvusStore:
-    """A collection, opened.
+    """An open collection: a `VectorStore` that can also be filled.
 
     Args:
         uri: address of a server (http://host:19530), or a file name ending in .db for the embedded database. The
@@ -53,39 +53,43 @@ class MilvusStore:
         SearchError: the server cannot be reached.
     """
 
-    def __init__(self, uri: str, collection: str = COLLECTION):
+    def __init__(self, uri: str, collection: str = DEFAULT_COLLECTION):
         try:
             from pymilvus import MilvusClient
         except ImportError as error:
             raise ImportError('the store milvus needs pymilvus: pip install "camoe[milvus]"') from error
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # what it logs as an error, it also raises
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it raises every error that it logs
         self.uri, self.collection = uri, collection
-        with _asking(f"open {uri}"):
+        with _milvus_errors(f"open {uri}"):
             self._client = MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=TIMEOUT)
-            for name in (self._about, self.collection):
+            for name in (self._description_collection, self.collection):
                 if self._client.has_collection(name):
-                    self._client.load_collection(name)  # into the server's memory; nothing if it is there
+                    self._client.load_collection(name)  # into the server's memory; does nothing if it is loaded
 
     def close(self):
-        """Let go of the connection; another process can then open an embedded database."""
+        """Close the connection; another process can then open an embedded database."""
         self._client.close()
 
     # --- what the collection is --------------------------------------------------------------------------------------
 
     @property
-    def _about(self) -> str:
+    def _description_collection(self) -> str:
         return f"{self.collection}_index"
 
     def description(self) -> Description | None:
         """What the collection holds; None if there is none yet."""
-        with _asking(f"read {self.collection}"):
-            if not self._client.has_collection(self._about):
+        with _milvus_errors(f"read {self.collection}"):
+            if not self._client.has_collection(self._description_collection):
                 return None
-            rows = self._client.get(self._about, ids=["description"], output_fields=["text"])
+            rows = self._client.get(self._description_collection, ids=["description"], output_fields=["text"])
         return Description(**json.loads(rows[0]["text"])) if rows else None
 
-    def _describe(self, description: Description):
-        """Write the description; a collection of another model's vectors is refused."""
+    def _prepare(self, description: Description):
+        """Create the collections if needed and write the description.
+
+        Raises:
+            SearchError: the collection holds vectors of another model.
+        """
         before = self.description()
         if before is not None and (before.weights, before.experts) != (description.weights, description.experts):
             raise SearchError(
@@ -94,17 +98,18 @@ class MilvusStore:
             )
         from pymilvus import DataType
 
-        with _asking(f"write {self.collection}"):
-            if before is None and not self._client.has_collection(self._about):
+        with _milvus_errors(f"write {self.collection}"):
+            if before is None and not self._client.has_collection(self._description_collection):
                 schema = self._client.create_schema()
                 schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=32)
                 schema.add_field("text", DataType.VARCHAR, max_length=65_535)
                 schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)  # every collection needs one
-                self._create(self._about, schema, "FLAT")
+                self._create(self._description_collection, schema, "FLAT")
             if not self._client.has_collection(self.collection):
                 self._create(self.collection, self._schema(description), INDEX_TYPES[description.faiss])
             text = json.dumps(vars(description) | {"generation": "", "source": ""})
-            self._client.upsert(self._about, [{"key": "description", "text": text, "vector": [0.0, 0.0]}])
+            row = {"key": "description", "text": text, "vector": [0.0, 0.0]}
+            self._client.upsert(self._description_collection, [row])
 
     def _create(self, name: str, schema, index_type: str):
         index = self._client.prepare_index_params()
@@ -134,14 +139,14 @@ class MilvusStore:
         """Make the rows of an index folder in the collection equal to its table.
 
         Args:
-            description: of the index; its `source` marks the folder's rows. Rows of other folders stay.
+            description: of the index; its `source` identifies the folder's rows. Rows of other folders stay.
             table: its moments.
 
         Returns:
-            How many rows were written (new or changed), and how many were deleted.
+            The number of rows written (new or changed) and of rows deleted.
         """
-        self._describe(description)
-        with _asking(f"write {self.collection}"):
+        self._prepare(description)
+        with _milvus_errors(f"write {self.collection}"):
             stored = self._versions(description.source)
             vectors = column_matrix(table, "vector")
             size = max(1, BATCH_BYTES // (4 * (description.width + 1)))
@@ -154,16 +159,16 @@ class MilvusStore:
                 if changed:
                     self._client.upsert(self.collection, changed)
                 written += len(changed)
-            gone = sorted(stored.keys() - keys)
-            for first in range(0, len(gone), MOST_HITS):
-                self._client.delete(self.collection, ids=gone[first : first + MOST_HITS])
+            stale = sorted(stored.keys() - keys)
+            for first in range(0, len(stale), MAX_HITS):
+                self._client.delete(self.collection, ids=stale[first : first + MAX_HITS])
             self._client.flush(self.collection)
-        return written, len(gone)
+        return written, len(stale)
 
     def _versions(self, source: str) -> dict[str, str]:
-        """Key -> version of the rows that come from an index folder."""
+        """Key -> version of the rows of an index folder."""
         pages = self._client.query_iterator(
-            self.collection, filter=f'source == "{source}"', output_fields=["key", "version"], batch_size=MOST_HITS
+            self.collection, filter=f'source == "{source}"', output_fields=["key", "version"], batch_size=MAX_HITS
         )
         versions = {}
         with contextlib.closing(pages):
@@ -174,32 +179,32 @@ class MilvusStore:
     # --- searching ---------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        with _asking(f"count {self.collection}"):
+        with _milvus_errors(f"count {self.collection}"):
             return self._client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"]
 
     def search(self, queries: np.ndarray, k: int, filters: Filters) -> list[list[Hit]]:
         """The k best moments for each of (N,K+1) queries, best first; fewer where fewer pass the filters.
 
         Raises:
-            SearchError: more results than Milvus gives, or it does not answer.
+            SearchError: k is above Milvus's limit, or Milvus does not answer.
         """
-        if k > MOST_HITS:
-            raise SearchError(f"k is {k}: Milvus gives {MOST_HITS} results at most")
-        with _asking(f"search {self.collection}"):
+        if k > MAX_HITS:
+            raise SearchError(f"k is {k}: Milvus gives {MAX_HITS} results at most")
+        with _milvus_errors(f"search {self.collection}"):
             found = self._client.search(
                 self.collection, data=list(queries), limit=k, filter=_expression(filters), output_fields=FIELDS
             )
         return [
-            in_order([Hit(hit["distance"], *(hit["entity"][name] for name in FIELDS), hit["key"]) for hit in hits])
+            sort_hits([Hit(hit["distance"], *(hit["entity"][name] for name in FIELDS), hit["key"]) for hit in hits])
             for hits in found
         ]
 
     def is_hub(self, key: str) -> bool:
-        """Whether a moment comes first, in its index folder, for some query of the bank."""
+        """Whether a moment is the best one of its index folder for some query of the bank."""
         return self._get(key, ["is_hub"])["is_hub"]
 
-    def moment(self, key: str) -> Hit:
-        """Where a row is from, with score 0.
+    def locate(self, key: str) -> Hit:
+        """The file and time of a row, with score 0.
 
         Raises:
             KeyError: there is no such row.
@@ -212,7 +217,7 @@ class MilvusStore:
         return np.asarray(self._get(key, ["vector"])["vector"], np.float32)[:-1]
 
     def _get(self, key: str, fields: list[str]) -> dict:
-        with _asking(f"read {self.collection}"):
+        with _milvus_errors(f"read {self.collection}"):
             rows = self._client.get(self.collection, ids=[str(key)], output_fields=fields)
         if not rows:
             raise KeyError(key)
@@ -235,10 +240,10 @@ def _rows(source: str, table: pa.Table, vectors: np.ndarray) -> list[dict]:
 
 
 def _expression(filters: Filters) -> str:
-    """Filters in Milvus's language."""
+    """Filters as a Milvus boolean expression."""
     parts = []
     if filters.path is not None:
-        # A backslash, which servers read differently in a pattern, stands as "any one character".
+        # Servers disagree on how to escape a backslash in a pattern, so it becomes "any one character".
         pattern = filters.path.lower().replace("\\", "\0").replace("%", "\\%").replace("_", "\\_").replace("\0", "_")
         literal = pattern.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
         parts.append(f'path_lower like "%{literal}%"')
@@ -250,12 +255,12 @@ def _expression(filters: Filters) -> str:
 
 
 @contextlib.contextmanager
-def _asking(what: str):
-    """Milvus's errors as one line that says what was wanted."""
+def _milvus_errors(action: str):
+    """Turn Milvus's errors into a SearchError: one line that says what failed."""
     from pymilvus.exceptions import MilvusException
 
     try:
         yield
     except MilvusException as error:
         reason = " ".join(str(getattr(error, "message", error)).split())
-        raise SearchError(f"Milvus cannot {what}: {reason}") from error
+        raise SearchError(f"Milvus cannot {action}: {reason}") from error

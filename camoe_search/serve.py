@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`camoe serve`: a web page that searches an index and plays what it finds.
 
-A Starlette application and one page of plain HTML, rather than Gradio: its video component copies the whole file of
-every result into a cache, or has whole folders opened for reading, and its file route takes paths. Here a player
-fetches the part of a file that it shows, nothing leaves the machine, and a file's address is its moment's key:
+A Starlette application and one page of plain HTML, rather than Gradio: Gradio's video component copies the whole file
+of every result into a cache, or needs whole folders opened for reading, and its file route takes paths. Here a player
+fetches only the part of a file that it plays, nothing leaves the machine, and the URL of a file is its moment's key:
 
     GET  /                     the page, with /page.css and /page.js
-    GET  /api/about            what is searched, and with what
+    GET  /api/about            the index, its model and its settings
     POST /api/search           {"text" or "like": key, "page", "correction", "experts", "path", …} -> moments
-    GET  /media/KEY            the file of a moment, in ranges
+    GET  /media/KEY            the file of a moment, with range requests
     GET  /thumbnail/KEY        a picture of a moment
 
-A key is GENERATION.ROW; one that is not in the index is 404, and so is everything else: no path is ever taken from a
-request. While the folder is indexed anew, the page goes on; the next search opens the new index.
+A key is GENERATION.ROW. A key that is not in the index is a 404, and so is every other address: no path is ever taken
+from a request. The page keeps working while the folder is indexed again; the next search opens the new index.
 """
 
 import contextlib
@@ -37,50 +37,50 @@ from starlette.routing import Route
 from modeling_camoe.frames import VideoDecodingError
 
 from .errors import SearchError
-from .hits import Hit
 from .index import CORRECTIONS, VideoIndex
+from .results import Hit
 from .show import thumbnail
 
 
 WEB = Path(__file__).parent / "web"
 PAGE_SIZE = 12
-MAX_PAGES = 200  # a search is repeated for every page, for all results up to it
+MAX_PAGES = 200  # every page repeats the search for all results up to it
 MAX_BODY = 1 << 20  # bytes of a request
-DECODERS = threading.BoundedSemaphore(4)  # thumbnails made at a time
+THUMBNAIL_SLOTS = threading.BoundedSemaphore(4)  # thumbnails decoded at the same time
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-# The page needs nothing from elsewhere, so a browser is told to load nothing from elsewhere.
-HEADERS = {
+# The page loads nothing from other hosts, and browsers are told not to.
+SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
 
 
-class Served:
-    """An index that is looked at from several threads, and opened anew when its folder changed.
+class SearchService:
+    """An index searched from several threads, and opened again when its folder changes.
 
     Args:
         index: what is searched.
-        page_size: moments a page.
+        page_size: moments per page.
     """
 
     def __init__(self, index: VideoIndex, page_size: int = PAGE_SIZE):
         self.index = index
         self.page_size = page_size
-        self._encoding = threading.Lock()  # tokenizers are not for several threads
-        self._opening = threading.Lock()
+        self._encode_lock = threading.Lock()  # tokenizers are not thread-safe
+        self._open_lock = threading.Lock()
 
-    def refresh(self) -> VideoIndex:
-        """The index as it is now."""
-        with self._opening:
+    def current_index(self) -> VideoIndex:
+        """The index as it is on disk now."""
+        with self._open_lock:
             if self.index.is_outdated():
                 self.index = VideoIndex(self.index.folder, self.index.encoder)
             return self.index
 
     def about(self) -> dict:
         """What the page shows before a search."""
-        index = self.refresh()
+        index = self.current_index()
         has_bank = index.description.tau is not None
         return {
             "moments": len(index),
@@ -91,36 +91,36 @@ class Served:
             "page_size": self.page_size,
         }
 
-    def search(self, asked: dict) -> dict:
+    def search(self, query: dict) -> dict:
         """A page of moments.
 
         Raises:
-            SearchError: naming what is wrong with the request.
+            SearchError: what is wrong with the request.
         """
         begin = time.perf_counter()
-        index = self.refresh()
-        page = _number(asked, "page", 0, int)
+        index = self.current_index()
+        page = _number(query, "page", 0, int)
         if not 0 <= page < MAX_PAGES:
             raise SearchError(f"page {page} is not from 0 to {MAX_PAGES - 1}: narrow the search instead")
-        weights = asked.get("experts") or {}
+        weights = query.get("experts") or {}
         if not isinstance(weights, dict) or not all(isinstance(value, int | float) for value in weights.values()):
             raise SearchError("`experts` is not of the form {name: weight}")
         options = {
-            "correction": asked.get("correction"),
+            "correction": query.get("correction"),
             "experts": weights,
-            "path": asked.get("path") or None,
-            "min_seconds": _number(asked, "min_seconds", None, float),
-            "max_seconds": _number(asked, "max_seconds", None, float),
+            "path": query.get("path") or None,
+            "min_seconds": _number(query, "min_seconds", None, float),
+            "max_seconds": _number(query, "max_seconds", None, float),
         }
         k = (page + 1) * self.page_size + 1  # one more, to know whether there is a next page
-        if asked.get("like") is not None:
-            row = _row(index, asked["like"])
+        if query.get("like") is not None:
+            row = _row(index, query["like"])
             vector, hits = index.similar_vector(row), index.search_similar(row, k, **options)
         else:
-            if not isinstance(asked.get("text"), str):
+            if not isinstance(query.get("text"), str):
                 raise SearchError("give a `text`, or `like`: the key of a moment")
-            with self._encoding:
-                vector = index.encoder.texts([asked["text"]])[0]
+            with self._encode_lock:
+                vector = index.encoder.encode_texts([query["text"]])[0]
             hits = index.search_vectors(vector[None], k, **options)[0]
         shown = hits[page * self.page_size : k - 1]
         return {
@@ -131,8 +131,8 @@ class Served:
         }
 
     def _as_json(self, index: VideoIndex, vector, weights: dict, hit: Hit) -> dict:
-        shares = index.expert_scores(vector, hit.row)
-        experts = {name: share * weights.get(name, 1.0) for name, share in shares.items()}
+        parts = index.expert_scores(vector, hit.row)
+        experts = {name: part * weights.get(name, 1.0) for name, part in parts.items()}
         return {
             "key": f"{_generation(index)}.{hit.row}",
             "name": os.path.basename(hit.path),
@@ -144,17 +144,17 @@ class Served:
             "correction": hit.score - sum(experts.values()),
         }
 
-    def moment(self, key: str) -> Hit:
-        """Where a moment is from.
+    def locate(self, key: str) -> Hit:
+        """The file and time of a moment.
 
         Raises:
-            SearchError: the index does not have it, or not any more.
+            SearchError: the index does not have it, or no longer has it.
         """
-        return self.index.store.moment(_row(self.index, key))
+        return self.index.store.locate(_row(self.index, key))
 
 
 def _generation(index: VideoIndex) -> str:
-    """What tells the keys of an index from those of the next one; rows of Milvus keep theirs."""
+    """The part of a key that changes with every new index, where row numbers change. Keys in Milvus never change."""
     return index.description.generation.removeprefix("generation-") or "milvus"
 
 
@@ -162,19 +162,19 @@ def _row(index: VideoIndex, key: str) -> int | str:
     """The row of a key.
 
     Raises:
-        SearchError: the index does not have it, or not any more.
+        SearchError: the index does not have it, or no longer has it.
     """
     generation, _, row = str(key).partition(".")
     if generation != _generation(index):
         raise SearchError("this moment is not in the index, or the index has changed: search again")
     try:
-        return index.store.moment(int(row) if row.isdecimal() and row.isascii() and len(row) < 19 else row).row
+        return index.store.locate(int(row) if row.isdecimal() and row.isascii() and len(row) < 19 else row).row
     except KeyError:
         raise SearchError("this moment is not in the index") from None
 
 
-def _number(asked: dict, name: str, default, kind):
-    value = asked.get(name)
+def _number(query: dict, name: str, default, kind):
+    value = query.get(name)
     if value is None or value == "":
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or kind(value) != value:
@@ -183,10 +183,10 @@ def _number(asked: dict, name: str, default, kind):
 
 
 @functools.lru_cache(maxsize=512)
-def _picture(path: str, start: float, end: float) -> bytes:
-    """A thumbnail as JPEG, some 10 KB."""
+def _thumbnail_jpeg(path: str, start: float, end: float) -> bytes:
+    """A thumbnail as JPEG, about 10 KB."""
     buffer = io.BytesIO()
-    with DECODERS:
+    with THUMBNAIL_SLOTS:
         thumbnail(path, start, end).save(buffer, format="JPEG", quality=85)
     return buffer.getvalue()
 
@@ -196,76 +196,77 @@ def make_app(index: VideoIndex, page_size: int = PAGE_SIZE, hosts: tuple[str, ..
 
     Args:
         index: what is searched.
-        page_size: moments a page.
-        hosts: names by which a browser may call it ("*" for any); others are refused, so that a web site cannot make
-            its own name point here and read along.
+        page_size: moments per page.
+        hosts: host names that a request may use ("*" for any). Others are refused, so that a web site cannot point its
+            own host name here and read the answers (DNS rebinding).
     """
-    served = Served(index, page_size)
+    service = SearchService(index, page_size)
 
     async def search(request: Request) -> Response:
         try:
             if int(request.headers.get("content-length") or MAX_BODY + 1) > MAX_BODY:
                 raise SearchError("the query is too long")
-            asked = json.loads(await request.body())
-            if not isinstance(asked, dict):
+            query = json.loads(await request.body())
+            if not isinstance(query, dict):
                 raise ValueError
         except SearchError as error:
-            return _refuse(413, error)
+            return _error_response(413, error)
         except ValueError:
-            return _refuse(400, "the request is not a JSON object")
-        return JSONResponse(await run_in_threadpool(served.search, asked))
+            return _error_response(400, "the request is not a JSON object")
+        return JSONResponse(await run_in_threadpool(service.search, query))
 
     def media(request: Request) -> Response:
-        path = _moment(request).path
+        path = find_moment(request).path
         if not os.path.isfile(path):
-            return _refuse(404, f"{os.path.basename(path)} is not there any more")
+            return _error_response(404, f"{os.path.basename(path)} no longer exists")
         kind = mimetypes.guess_type(path)[0] or ""
-        # Never as a page: a browser would run what is in it.
-        return FileResponse(path, media_type=kind if kind.startswith("video/") else "video/mp4", headers=HEADERS)
+        # Never as HTML: a browser would run the scripts in it.
+        kind = kind if kind.startswith("video/") else "video/mp4"
+        return FileResponse(path, media_type=kind, headers=SECURITY_HEADERS)
 
-    def picture(request: Request) -> Response:
-        hit = _moment(request)
+    def thumbnail_response(request: Request) -> Response:
+        hit = find_moment(request)
         try:
-            content = _picture(hit.path, hit.start, hit.end)
+            content = _thumbnail_jpeg(hit.path, hit.start, hit.end)
         except VideoDecodingError as error:
-            return _refuse(404, error)
+            return _error_response(404, error)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
-    def _moment(request: Request) -> Hit:
+    def find_moment(request: Request) -> Hit:
         try:
-            return served.moment(request.path_params["key"])
+            return service.locate(request.path_params["key"])
         except SearchError as error:
-            raise _Missing(error) from error
+            raise _NotFound(error) from error
 
     def static(name: str, kind: str):
         content = (WEB / name).read_bytes()
-        return lambda request: Response(content, media_type=kind, headers=HEADERS)
+        return lambda request: Response(content, media_type=kind, headers=SECURITY_HEADERS)
 
     routes = [
         Route("/", static("page.html", "text/html")),
         Route("/page.css", static("page.css", "text/css")),
         Route("/page.js", static("page.js", "text/javascript")),
-        Route("/api/about", lambda request: JSONResponse(served.about())),
+        Route("/api/about", lambda request: JSONResponse(service.about())),
         Route("/api/search", search, methods=["POST"]),
         Route("/media/{key}", media),
-        Route("/thumbnail/{key}", picture),
+        Route("/thumbnail/{key}", thumbnail_response),
     ]
     return Starlette(
         routes=routes,
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
         exception_handlers={
-            _Missing: lambda request, error: _refuse(404, error),
-            SearchError: lambda request, error: _refuse(400, error),
+            _NotFound: lambda request, error: _error_response(404, error),
+            SearchError: lambda request, error: _error_response(400, error),
             404: lambda request, error: PlainTextResponse("not found", 404),
         },
     )
 
 
-class _Missing(Exception):
+class _NotFound(Exception):
     """A key that is not in the index."""
 
 
-def _refuse(status: int, reason) -> JSONResponse:
+def _error_response(status: int, reason) -> JSONResponse:
     return JSONResponse({"error": str(reason)}, status)
 
 
@@ -273,7 +274,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket to serve on; port 0 takes a free one.
 
     Raises:
-        SearchError: the port is taken, or the host is not this machine's.
+        SearchError: the port is in use, or the host is not an address of this machine.
     """
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -281,15 +282,16 @@ def listen(host: str, port: int) -> socket.socket:
         raise SearchError(f"cannot serve at {host} port {port}: {error.strerror}; choose another --port") from error
 
 
-def serve(index: VideoIndex, bound: socket.socket, page_size: int = PAGE_SIZE):
+def serve(index: VideoIndex, listener: socket.socket, page_size: int = PAGE_SIZE):
     """Serve until Ctrl-C.
 
     Args:
-        bound: from `listen`. page_size: moments a page.
+        listener: from `listen`.
+        page_size: moments per page.
     """
     import uvicorn
 
-    host = bound.getsockname()[0]
+    host = listener.getsockname()[0]
     app = make_app(index, page_size, LOOPBACK if host in LOOPBACK else ("*",))
-    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[bound])
+    with contextlib.suppress(KeyboardInterrupt):  # the normal way to stop it
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listener])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finished batches of a build, kept on disk so that an interrupted build continues.
+"""Finished batches of a run, kept on disk so that an interrupted run can resume.
 
-The plan of a build, a list of moments, is cut into shards of BATCHES_A_SHARD batches. A shard's file is named after
-what is in it (files, their sizes and times, windows, settings), so that a later run finds exactly the work that is
-still good; and whole shards are cut into the same batches again, so that the vectors are the same to the bit.
+The windows to encode are split into shards of BATCHES_PER_SHARD batches. The name of a shard's file is a hash of what
+it holds (files, their sizes and times, windows, settings), so that a later run finds exactly the work that is still
+valid. Shards are encoded in the same batches again, so that the vectors are the same to the bit.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ from .files import VideoFile, content_hash
 from .store import Description, moments_table
 
 
-BATCHES_A_SHARD = 16  # what a kill can cost: with batches of 16, 256 moments
-READERS = 8  # threads that read files: they wait for the disk
+BATCHES_PER_SHARD = 16  # what a kill can lose: with batches of 16, 256 windows
+READERS = 8  # threads that read files; they mostly wait for the disk
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What becomes one row: a whole file or a window of it."""
+class Window:
+    """What becomes one row: a whole file or a part of it."""
 
     video: VideoFile
     start: float  # seconds
@@ -46,37 +46,37 @@ class Moment:
 
 
 class Shards:
-    """The plan of a build and its finished part.
+    """The windows to encode and the finished part of them.
 
     Args:
         folder: of the index.
-        description: of the index, as far as it decides about the vectors.
-        plan: all moments to encode.
-        batch_size: moments a forward pass.
+        description: of the index: what the vectors depend on.
+        windows: all windows to encode.
+        batch_size: windows per forward pass.
     """
 
-    def __init__(self, folder: Path, description: Description, plan: list[Moment], batch_size: int):
+    def __init__(self, folder: Path, description: Description, windows: list[Window], batch_size: int):
         self.batch_size = batch_size
-        size = batch_size * BATCHES_A_SHARD
+        size = batch_size * BATCHES_PER_SHARD
         settings = (description.weights, description.num_frames, description.sampling, batch_size)
-        self.parts: dict[Path, list[Moment]] = {}  # file -> its moments
-        for first in range(0, len(plan), size):
-            part = plan[first : first + size]
-            key = [settings, *((m.video.path, m.video.size, m.video.mtime_ns, m.start, m.end) for m in part)]
+        self.parts: dict[Path, list[Window]] = {}  # file -> its windows
+        for first in range(0, len(windows), size):
+            part = windows[first : first + size]
+            key = [settings, *((w.video.path, w.video.size, w.video.mtime_ns, w.start, w.end) for w in part)]
             name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
             self.parts[folder / "shards" / f"{name}.safetensors"] = part
 
     def encode(self, encoder: Encoder, num_workers: int, progress: bool, process: int = 0, num_processes: int = 1):
-        """Encode what is not on disk yet of every `num_processes`-th shard from `process` on."""
+        """Encode every `num_processes`-th shard, starting at shard `process`, if it is not on disk yet."""
         pending = [path for path in list(self.parts)[process::num_processes] if not path.exists()]
         if not pending:
             return
         pending[0].parent.mkdir(parents=True, exist_ok=True)
-        todo = [moment for path in pending for moment in self.parts[path]]
+        todo = [window for path in pending for window in self.parts[path]]
         batches = iter_encoded_videos(
             encoder.model,
             encoder.processor,
-            [moment.clip for moment in todo],
+            [window.clip for window in todo],
             batch_size=self.batch_size,
             num_workers=num_workers,
             on_bad_video="skip",
@@ -86,10 +86,10 @@ class Shards:
             for batch in batches:
                 collected.append(batch)
                 done = todo[bar.n : bar.n + self.batch_size] if progress else []
-                files.update(moment.video.path for moment in done)
+                files.update(window.video.path for window in done)
                 bar.update(len(done))
                 if done:
-                    bar.set_postfix_str(_pace(files, todo[: bar.n], bar.format_dict["elapsed"]))
+                    bar.set_postfix_str(_throughput(files, todo[: bar.n], bar.format_dict["elapsed"]))
                 end = first + len(self.parts[pending[0]])
                 if sum(len(b.indices) + len(b.bad) for b in collected) == end - first:
                     _write_shard(pending.pop(0), todo, collected)
@@ -110,21 +110,21 @@ class Shards:
         return moments_table(rows, torch.cat(vectors).numpy(), torch.cat(gates).numpy()), bad
 
 
-def _pace(files: set, done: list[Moment], seconds: float) -> str:
-    hours = sum(moment.end - moment.start for moment in done) / 3600
+def _throughput(files: set, done: list[Window], seconds: float) -> str:
+    hours = sum(window.end - window.start for window in done) / 3600
     return f"{len(files)} files, {hours / max(seconds, 1e-9):.3g} h of video/s"
 
 
-def _write_shard(path: Path, todo: list[Moment], batches: list[VideoBatch]):
+def _write_shard(path: Path, todo: list[Window], batches: list[VideoBatch]):
     good = [todo[index] for batch in batches for index in batch.indices]
-    hashes = _hashes({moment.video.path for moment in good})
+    hashes = _hashes({window.video.path for window in good})
     rows = {
-        "path": [moment.video.path for moment in good],
-        "start": [moment.start for moment in good],
-        "end": [moment.end for moment in good],
-        "size": [moment.video.size for moment in good],
-        "mtime_ns": [moment.video.mtime_ns for moment in good],
-        "content_hash": [hashes[moment.video.path] for moment in good],
+        "path": [window.video.path for window in good],
+        "start": [window.start for window in good],
+        "end": [window.end for window in good],
+        "size": [window.video.size for window in good],
+        "mtime_ns": [window.video.mtime_ns for window in good],
+        "content_hash": [hashes[window.video.path] for window in good],
     }
     bad = [
         {"path": entry.source, "start": todo[entry.index].start, "end": todo[entry.index].end, "cause": entry.cause}
@@ -140,14 +140,7 @@ def _write_shard(path: Path, todo: list[Moment], batches: list[VideoBatch]):
     os.replace(temporary, path)
 
 
-def _hashes(paths: set[str]) -> dict[str, str]:
-    """Now, while the files are in the system's cache. One that has just gone gets none: the build drops it."""
-
-    def hash_or_none(path):
-        try:
-            return content_hash(path)
-        except OSError:
-            return ""
-
+def _hashes(paths: set[str]) -> dict[str, str | None]:
+    """Content hashes, taken while the files are in the system's cache. The merge drops files that just disappeared."""
     with ThreadPoolExecutor(READERS) as readers:
-        return dict(zip(paths, readers.map(hash_or_none, paths), strict=True))
+        return dict(zip(paths, readers.map(content_hash, paths), strict=True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results for people: times, a table, a grid of thumbnails; and rows for JSON."""
+"""Showing results: times, a table, a grid of thumbnails, and rows for JSON."""
 
 import os
 import textwrap
@@ -8,38 +8,38 @@ from PIL import Image, ImageDraw
 
 from modeling_camoe.frames import Clip, VideoDecodingError, sample_frames
 
-from .hits import Hit
+from .results import Hit
 
 
-TILE, CAPTION, COLUMNS = 224, 34, 5  # pixels; pictures a row
-GREY, INK = (235, 235, 235), (20, 20, 20)
+TILE, CAPTION, COLUMNS = 224, 34, 5  # pixels, pixels, pictures per row
+GREY, BLACK = (235, 235, 235), (20, 20, 20)
 
 
-def clock(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """83.5 -> "1:23.5", as a player shows it."""
     minutes, seconds = divmod(round(seconds, 1), 60)
     hours, minutes = divmod(int(minutes), 60)
     return f"{hours}:{minutes:02}:{seconds:04.1f}" if hours else f"{minutes}:{seconds:04.1f}"
 
 
-def table(hits: list[Hit]) -> str:
+def format_table(hits: list[Hit]) -> str:
     """Rank, score, from, to and file."""
     if not hits:
         return "nothing found"
     lines = [f"{'rank':>4}  {'score':>7}  {'from':>9}  {'to':>9}  file"]
     for rank, hit in enumerate(hits, start=1):
-        lines.append(f"{rank:>4}  {hit.score:7.4f}  {clock(hit.start):>9}  {clock(hit.end):>9}  {short(hit.path)}")
+        start, end = format_time(hit.start), format_time(hit.end)
+        lines.append(f"{rank:>4}  {hit.score:7.4f}  {start:>9}  {end:>9}  {_relative(hit.path)}")
     return "\n".join(lines)
 
 
-def short(path: str) -> str:
-    """Relative to where we are, if it is below."""
-    here = os.getcwd() + os.sep
-    return path.removeprefix(here)
+def _relative(path: str) -> str:
+    """Relative to the working folder, if it is inside."""
+    return path.removeprefix(os.getcwd() + os.sep)
 
 
-def as_rows(hits: list[Hit]) -> list[dict]:
-    """For JSON: rank, score, path, start, end, row."""
+def json_rows(hits: list[Hit]) -> list[dict]:
+    """One dict per hit: rank, score, path, start, end, row."""
     return [{"rank": rank} | hit._asdict() for rank, hit in enumerate(hits, start=1)]
 
 
@@ -54,7 +54,7 @@ def thumbnail(path: str, start: float, end: float, size: int = TILE) -> Image.Im
     return Image.fromarray(frames[0].permute(1, 2, 0).numpy())
 
 
-def grid(hits: list[Hit]) -> Image.Image:
+def thumbnail_grid(hits: list[Hit]) -> Image.Image:
     """Thumbnails with rank, score, time and file name. A file that cannot be read shows the cause instead."""
     columns = max(1, min(COLUMNS, len(hits)))
     rows = max(1, -(-len(hits) // columns))
@@ -66,7 +66,8 @@ def grid(hits: list[Hit]) -> Image.Image:
             picture.paste(thumbnail(hit.path, hit.start, hit.end), (left, top))
         except VideoDecodingError as error:
             draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), GREY)
-            draw.multiline_text((left + 8, top + 8), "\n".join(textwrap.wrap(str(error), 32)), INK)
-        draw.text((left + 4, top + TILE + 2), f"{i + 1}.  {hit.score:.3f}  {clock(hit.start)} - {clock(hit.end)}", INK)
-        draw.text((left + 4, top + TILE + 17), textwrap.shorten(os.path.basename(hit.path), 34), INK)
+            draw.multiline_text((left + 8, top + 8), "\n".join(textwrap.wrap(str(error), 32)), BLACK)
+        times = f"{format_time(hit.start)} - {format_time(hit.end)}"
+        draw.text((left + 4, top + TILE + 2), f"{i + 1}.  {hit.score:.3f}  {times}", BLACK)
+        draw.text((left + 4, top + TILE + 17), textwrap.shorten(os.path.basename(hit.path), 34), BLACK)
     return picture

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The index folder: what is in it, and how it is replaced so that a kill at any moment leaves one that works.
+"""The index folder: what is in it, and how it is replaced so that a kill at any time leaves an index that works.
 
     index.json             what the index is (`Description`) and the name of its generation; replaced last, atomically
     generation-<id>/
         moments/           HF Dataset (Arrow, memory-mapped), a row per moment, sorted by path and start
         vectors.faiss      (B,K+1) inner-product index: the folded vectors, and minus the bank's bias in the last
-                           entry; not there where Milvus holds them (milvus_store.py)
+                           entry; absent where Milvus holds them (milvus_store.py)
         query_bank.json    texts of the query bank, if there is one
         query_bank.npy     (Q,K) their vectors
     skipped.jsonl          files that could not be read, with the cause
-    shards-<id>/           finished batches of a build that has not ended
+    shards/                finished batches of an unfinished run (shards.py)
 
 Columns of `moments`: path, start, end (seconds), size (bytes), mtime_ns, content_hash, vector (K), gate_weights (E),
 bias, is_hub. B moments, K = E*D entries a folded vector, Q queries.
 
-A query's vector ends in 1 where the bias is to be subtracted and in 0 where not (`hubs.fold_bias`), so that one
-FAISS index serves both.
+The last entry of a query's vector is 1 to subtract the bias and 0 not to (`hubs.fold_bias`), so that one FAISS
+index serves both.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ except ImportError:
 FORMAT = 1
 FAISS_KINDS = ("flat", "hnsw", "ivf")
 STORES = ("faiss", "milvus")
-# Of the approximate kinds, how much a query visits. FAISS's own (1 and 16) find too little of what flat finds.
+# How much of an approximate index a query visits. With FAISS's defaults (1 and 16) recall against flat is too low.
 NPROBE, EF_SEARCH = 16, 64
 
 
@@ -52,18 +52,18 @@ class Description:
     """What an index is: index.json."""
 
     model: str  # folder or Hub id
-    weights: str  # hash of the weights: vectors of other weights mean nothing here
+    weights: str  # hash of the weights: only vectors of the same weights are comparable
     experts: list[str]
     dim: int  # D, entries of an expert's part of a vector
     num_frames: int  # decoded of each moment
-    sampling: str  # how they are chosen: "uniform" or "keyframe"
-    window: float | None = None  # seconds; 0: whole files; None: by length
+    sampling: str  # how frames are chosen: "uniform" or "keyframe"
+    window: float | None = None  # seconds; 0: whole files; None: depends on the duration
     stride: float | None = None  # seconds; None: half a window
-    faiss: str = "flat"  # kind of the index of vectors
+    faiss: str = "flat"  # kind of vector index
     store: str = "faiss"  # where the vectors are searched: "faiss" in this folder, or "milvus" at `uri`
     uri: str | None = None
     collection: str | None = None
-    source: str = ""  # marks this folder's rows in a collection that several folders fill
+    source: str = ""  # identifies this folder's rows in a collection shared by several folders
     tau: float | None = None  # temperature of the query bank, None without one
     generation: str = ""
     format: int = FORMAT
@@ -112,7 +112,7 @@ def moments_schema(width: int, num_experts: int) -> pa.Schema:
 
 
 def moments_table(rows: dict, vectors: np.ndarray, gate_weights: np.ndarray) -> pa.Table:
-    """Columns by name, (B,K) and (B,E) float32 -> a table without a correction yet."""
+    """Columns by name, (B,K) and (B,E) float32 -> a table, for now without biases."""
     schema = moments_schema(vectors.shape[1], gate_weights.shape[1])
     rows = rows | {
         "vector": _fixed_size_lists(vectors),
@@ -135,9 +135,9 @@ def column_matrix(table: pa.Table, name: str) -> np.ndarray:
 
 
 def write_index(folder: Path, description: Description, table: pa.Table, bank: QueryBank | None) -> Description:
-    """Make `table` the content of the index: a new generation beside the old, then one atomic rename.
+    """Make `table` the content of the index: a new generation beside the old one, then one atomic rename.
 
-    The order of rows and the correction follow from the content alone, so that the way there leaves no trace.
+    The order and the biases of the rows depend on the content alone, not on the runs that led to it.
     """
     table = table.sort_by([("path", "ascending"), ("start", "ascending")])
     vectors = column_matrix(table, "vector")
@@ -147,7 +147,7 @@ def write_index(folder: Path, description: Description, table: pa.Table, bank: Q
 
     generation = folder / f"generation-{uuid.uuid4().hex[:12]}"
     generation.mkdir(parents=True)
-    # An empty data set would be saved as no file at all, which cannot be loaded.
+    # Without num_shards an empty data set is saved as no file at all, and cannot be loaded.
     datasets.Dataset(table).save_to_disk(generation / "moments", num_shards=None if len(table) else 1)
     if description.store == "faiss":
         folded = np.concatenate([vectors, -bias[:, None]], axis=1)  # (B,K+1)
@@ -167,7 +167,7 @@ def write_index(folder: Path, description: Description, table: pa.Table, bank: Q
 def make_faiss(vectors: np.ndarray, kind: str) -> faiss.Index:
     """(B,K+1) -> inner-product index: "flat" is exact; "hnsw" and "ivf" are approximate, faster for many rows."""
     if kind == "ivf":
-        # sqrt(B) lists halve each other's cost; FAISS wants 39 rows or more to train a centroid
+        # sqrt(B) lists balance finding lists against scanning them; FAISS wants 39 rows or more to train a centroid
         lists = max(1, min(round(len(vectors) ** 0.5), len(vectors) // 39))
         factory = f"IVF{lists},Flat"
     else:
@@ -188,7 +188,7 @@ def read_moments(folder: Path, description: Description) -> datasets.Dataset:
 
 
 def read_faiss(folder: Path, description: Description) -> faiss.Index:
-    """Memory-mapped: opening costs no reading, and processes share the pages."""
+    """Memory-mapped: opening reads nothing, and processes share the pages."""
     return faiss.read_index(str(folder / description.generation / "vectors.faiss"), faiss.IO_FLAG_MMAP_IFC)
 
 
@@ -208,11 +208,11 @@ def write_atomically(path: Path, text: str):
 
 
 @contextlib.contextmanager
-def writing(folder: Path):
-    """Only one process at a time changes an index. The system drops the lock of a process that dies.
+def write_lock(folder: Path):
+    """Only one process at a time changes an index. The system releases the lock of a process that dies.
 
     Raises:
-        SearchError: another process is at it.
+        SearchError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
@@ -220,5 +220,5 @@ def writing(folder: Path):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise SearchError(f"another process is writing to {folder}: wait until it has ended") from None
+                raise SearchError(f"another process is writing to {folder}: wait until it ends") from None
         yield

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model cards: a source of this folder (camoe-*.md) and a run's own JSON -> README.md.
+"""Render model cards: a source in this folder (camoe-*.md) and a run's own JSON files -> README.md.
 
-A source is a YAML header, which says what benchmark it is about, and blocks of text for card_template.md. Every number
-in a card comes from the run: results from eval_results.json, training from recipe.yaml and all_results.json. What the
-run does not hold renders as "not measured".
+A source is a YAML header, which names the benchmark, and blocks of text for card_template.md. Every number in a card
+comes from the run: results from eval_results.json, training from recipe.yaml and all_results.json. Results that the
+run does not have render as "not measured".
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from results_table import DIRECTIONS
 
 from modeling_camoe import CAMoEConfig
 
@@ -29,24 +30,19 @@ TAGS = [
     "custom_code",
 ]
 
-# Correction -> how a metric's name says it, and what a reader must know of it. Always shown, measured or not.
+# Correction -> its name in a card, and what a reader must know about it.
 CORRECTIONS = {
     "none": ("uncorrected", "each query is ranked on its own"),
     "dual_softmax": (
         "test-time dual softmax",
-        "transductive: needs all test queries at once, no live search has that",
+        "transductive: needs all test queries at once, which a live search does not have",
     ),
     "query_bank": ("query bank", "each query is ranked on its own; the biases come from training data"),
-    "dynamic_query_bank": ("dynamic query bank", "as the query bank, only where the best candidate is a hub of it"),
+    "dynamic_query_bank": ("dynamic query bank", "like the query bank, but only where the best candidate is a hub"),
     "sinkhorn": ("Sinkhorn", "transductive: needs all test queries and candidates at once"),
 }
-ALWAYS_SHOWN = ("none", "dual_softmax", "query_bank")
-DIRECTIONS = {
-    "text_to_video": "text to video",
-    "video_to_text": "video to text",
-    "video_to_text_caption_max": "video to text (caption max)",
-}
-METRICS = {
+ALWAYS_SHOWN = ("none", "dual_softmax", "query_bank")  # measured or not
+METRIC_TYPES = {
     "R@1": "recall_at_1",
     "R@5": "recall_at_5",
     "R@10": "recall_at_10",
@@ -63,7 +59,7 @@ class CardError(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run wrote down; None for a file that it does not have."""
+    """The files of a run; None where a file is missing."""
 
     results: dict | None  # eval_results.json
     training: dict | None  # all_results.json
@@ -94,13 +90,14 @@ def render_card(source: Path, run: Run, repo_id: str) -> str:
     """The README of `repo_id`.
 
     Raises:
-        CardError: if the results are of another benchmark than the source, or the source holds numbers of its own.
+        CardError: the results are from another benchmark than the card's, or the source contains numbers of its own.
     """
     header, body = read_source(source)
-    if run.results is not None and not _plain(run.results["dataset"]).startswith(_plain(header["benchmark"])):
+    benchmark = _normalize(header["benchmark"])
+    if run.results is not None and not _normalize(run.results["dataset"]).startswith(benchmark):
         raise CardError(
             f"the card {source.name} is about {header['benchmark']!r}, but eval_results.json holds results on "
-            f"{run.results['dataset']!r}: choose another --card, or score the run on the benchmark of the card"
+            f"{run.results['dataset']!r}: choose another --card, or evaluate the run on the benchmark of the card"
         )
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
@@ -119,17 +116,17 @@ def render_card(source: Path, run: Run, repo_id: str) -> str:
         corrections={name: CORRECTIONS[name] for name in _corrections(run.results)},
         tau=(run.results or {}).get("settings", {}).get("tau"),
     )
-    strange = unsupported_numbers(text, run.results)
-    if strange:
+    unsupported = unsupported_numbers(text, run.results)
+    if unsupported:
         raise CardError(
-            f"the card {source.name} gives the results {', '.join(strange)}, which eval_results.json of the run does "
-            "not hold: a card shows this run's results only"
+            f"the card {source.name} gives the results {', '.join(unsupported)}, which the run's eval_results.json "
+            "does not hold: a card may show this run's results only"
         )
     return str(ModelCard(f"---\n{card_data(header, run, repo_id).to_yaml()}\n---\n\n{text.strip()}\n"))
 
 
 def read_source(source: Path) -> tuple[dict, str]:
-    """The header of a card's source and its text."""
+    """The header and the text of a card's source."""
     try:
         _, header, body = source.read_text(encoding="utf-8").split("---\n", 2)
     except ValueError as error:
@@ -138,12 +135,12 @@ def read_source(source: Path) -> tuple[dict, str]:
 
 
 def card_data(header: dict, run: Run, repo_id: str) -> ModelCardData:
-    """The metadata of the card. A base model is named only if it is one on the Hub."""
+    """The metadata of the card. A base model is named only if it is a repository on the Hub."""
     base_model = (run.recipe or {}).get("model_name_or_path")
     if base_model is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", base_model):
         base_model = None
     results = eval_results(header, run.results)
-    is_other = header["license"] == "other"  # then the Hub wants a name and an address
+    is_other = header["license"] == "other"  # the Hub then requires a name and a link
     return ModelCardData(
         language=header["language"],
         license=header["license"],
@@ -161,9 +158,9 @@ def card_data(header: dict, run: Run, repo_id: str) -> ModelCardData:
 
 
 def widget(examples: list[dict], repo_id: str) -> list[dict]:
-    """The entries of the metadata: a clip, the texts it is compared with, and what the model answered.
+    """Widget entries for the metadata: a clip, the texts it is compared with, and the model's answer.
 
-    In the form of zero-shot classification. docs/publish.md says what the Hub does with it today.
+    The form is that of zero-shot classification. docs/publish.md says what the Hub does with it today.
     """
     return [
         {
@@ -180,7 +177,7 @@ def widget(examples: list[dict], repo_id: str) -> list[dict]:
 
 
 def eval_results(header: dict, results: dict | None) -> list[EvalResult]:
-    """Every metric of eval_results.json, to the last digit; its name says direction and correction."""
+    """Every metric of eval_results.json with all its digits; the name gives direction and correction."""
     if results is None:
         return []
     return [
@@ -190,26 +187,27 @@ def eval_results(header: dict, results: dict | None) -> list[EvalResult]:
             dataset_type=(header["datasets"] or [header["benchmark"]])[0],
             dataset_name=header["dataset_name"],
             dataset_split=results["split"],
-            metric_type=METRICS[metric],
+            metric_type=METRIC_TYPES[metric],
             metric_value=by_metric[metric],
             metric_name=f"{DIRECTIONS[direction]} {metric}, {CORRECTIONS[correction][0]}",
         )
         for correction, by_direction in results["results"].items()
         for direction, by_metric in by_direction.items()
-        for metric in METRICS
+        for metric in METRIC_TYPES
         if metric in by_metric
     ]
 
 
 def results_table(results: dict | None) -> str:
-    """Markdown, a row per correction and direction, one decimal; R@1 with its interval where the run has one."""
-    lines = ["| correction | direction | " + " | ".join(METRICS) + " |", "|---|---|" + "---:|" * len(METRICS)]
+    """Markdown, one row per correction and direction, one decimal; R@1 with its interval if the run has one."""
+    heads, rule = " | ".join(METRIC_TYPES), "---:|" * len(METRIC_TYPES)
+    lines = [f"| correction | direction | {heads} |", f"|---|---|{rule}"]
     measured = (results or {}).get("results", {})
     for correction in _corrections(results):
         directions = [d for d in DIRECTIONS if d in measured.get(correction, {}) or d != "video_to_text_caption_max"]
         for direction in directions:
             by_metric = measured.get(correction, {}).get(direction, {})
-            cells = [f"{by_metric[metric]:.1f}" if metric in by_metric else NOT_MEASURED for metric in METRICS]
+            cells = [f"{by_metric[metric]:.1f}" if metric in by_metric else NOT_MEASURED for metric in METRIC_TYPES]
             if "R@1_ci95" in by_metric:
                 low, high = by_metric["R@1_ci95"]
                 cells[0] += f" [{low:.1f}, {high:.1f}]"
@@ -218,47 +216,47 @@ def results_table(results: dict | None) -> str:
 
 
 def model_table(run: Run) -> str:
-    """Markdown: what a user must know of the model's shapes."""
+    """Markdown: what a user must know about the model's shapes."""
     config, video = CAMoEConfig.from_dict(run.config), run.processor.get("video_processor", {})
     vision = config.clip_config.vision_config
     dim, experts = config.projection_dim, config.frame_aggregation
     tagger, side = run.processor.get("tagger"), vision.image_size
     rows = {
-        "experts (how each sums up the frames)": ", ".join(f"{name} ({how})" for name, how in experts.items()),
+        "experts (frame aggregation)": ", ".join(f"{name} ({how})" for name, how in experts.items()),
         "gate": "from the video alone" if config.gate == "single" else "equal weights",
         "vector": f"{len(experts)} x {dim} = {len(experts) * dim} float32, metric inner product",
         "frames": f"{video.get('num_frames')} per clip, {video.get('sampling')}, {side} x {side} pixels",
         "vision tower": f"{vision.num_hidden_layers} layers of {vision.hidden_size}, patches of {vision.patch_size}",
-        "text": f"{run.processor.get('max_length')} tokens per expert; parted by "
-        + ("nothing: every expert reads the whole caption" if tagger == "none" else f"spaCy's `{tagger}`"),
+        "text": f"{run.processor.get('max_length')} tokens per expert; "
+        + ("every expert reads the whole caption" if tagger == "none" else f"caption split with spaCy's `{tagger}`"),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 def training_table(run: Run) -> str:
-    """Markdown: what the recipe asked for and what the run did."""
-    recipe, done = run.recipe or {}, run.training or {}
+    """Markdown: the settings of the recipe and what the run did."""
+    recipe, training = run.recipe or {}, run.training or {}
     rows = {
         "started from": recipe.get("model_name_or_path") or ("scratch" if recipe else None),
-        "training pairs": done.get("train_pairs"),
-        "steps": done.get("steps"),
-        "epochs": done.get("epochs"),
+        "training pairs": training.get("train_pairs"),
+        "steps": training.get("steps"),
+        "epochs": training.get("epochs"),
         "contrastive batch": recipe.get("batch_size"),
         "frames per clip": recipe.get("num_frames"),
         "learning rate, new layers": recipe.get("learning_rate"),
         "learning rate, CLIP": recipe.get("clip_learning_rate"),
         "dual softmax temperature of the loss": run.config.get("dual_softmax_temp") or "plain contrastive loss",
         "seed": recipe.get("seed"),
-        "parameters": done.get("parameters"),
-        "of which new": done.get("head_parameters"),
-        "seconds": done.get("seconds") and round(done["seconds"]),
+        "parameters": training.get("parameters"),
+        "of which new": training.get("head_parameters"),
+        "seconds": training.get("seconds") and round(training["seconds"]),
     }
     lines = [f"| {name} | {'not recorded' if value is None else value} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
 def unsupported_numbers(text: str, results: dict | None) -> list[str]:
-    """Decimal numbers in lines about a metric, or in table rows with one, that eval_results.json does not hold."""
+    """Decimal numbers in lines or tables that mention a metric, but that are not in eval_results.json."""
     results = results or {}
     known = {
         f"{value:.1f}"
@@ -268,15 +266,15 @@ def unsupported_numbers(text: str, results: dict | None) -> list[str]:
         for value in (entry if isinstance(entry, list) else [entry])
     }
     known |= {str(value) for value in results.get("settings", {}).values()}  # temperatures
-    strange = []
+    unsupported = []
     in_table = False
     for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines():
-        names_metric = re.search(r"R@\d|Recall@\d|MdR|MnR|Rsum", line, flags=re.IGNORECASE)
-        in_table = line.startswith("|") and (in_table or bool(names_metric))
-        if names_metric or in_table:
+        has_metric = re.search(r"R@\d|Recall@\d|MdR|MnR|Rsum", line, flags=re.IGNORECASE)
+        in_table = line.startswith("|") and (in_table or bool(has_metric))
+        if has_metric or in_table:
             numbers = re.findall(r"\d+\.\d+", line)
-            strange += [number for number in numbers if not {number, f"{float(number):.1f}"} & known]
-    return strange
+            unsupported += [number for number in numbers if not {number, f"{float(number):.1f}"} & known]
+    return unsupported
 
 
 def _corrections(results: dict | None) -> list[str]:
@@ -284,5 +282,5 @@ def _corrections(results: dict | None) -> list[str]:
     return [name for name in CORRECTIONS if name in ALWAYS_SHOWN or name in measured]
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())

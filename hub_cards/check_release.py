@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load a release folder as a stranger does: a fresh process in which this project cannot be imported.
+"""Load a release folder where this project is not installed: in a fresh process that cannot import it.
 
     python -I hub_cards/check_release.py FOLDER
 
-Prints a JSON object: the `fingerprint` of what was loaded, equal to the bit to that of the model that was released.
+Prints a JSON object: the `fingerprint` of the loaded model, which must equal that of the released one.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ CAPTIONS = ("a red star spins on the beach", "two kids are playing basketball in
 
 
 class HideProject:
-    """Import hook: this project does not exist, however it is installed."""
+    """Import hook that hides this project, however it is installed."""
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname.split(".")[0] in PROJECT:
@@ -29,7 +29,7 @@ class HideProject:
 
 
 def noise_videos() -> list[torch.Tensor]:
-    """Two videos of three frames, always the same, (T,H,W,3) uint8."""
+    """Two videos of three frames, the same in every call, (T,H,W,3) uint8."""
     generator = torch.Generator().manual_seed(0)
     return list(torch.randint(0, 256, (2, 3, 96, 128, 3), generator=generator, dtype=torch.uint8))
 
@@ -37,7 +37,7 @@ def noise_videos() -> list[torch.Tensor]:
 def fingerprint(model, processor) -> dict[str, str]:
     """SHA-256 of the float32 vectors of fixed noise videos and fixed captions. Needs no decoder and no tagger."""
     captions = [{"caption": caption} for caption in CAPTIONS]
-    torch.set_num_threads(1)  # how many threads share a sum decides how it is rounded
+    torch.set_num_threads(1)  # rounding depends on the number of threads
     inputs = processor(text=captions, videos=noise_videos(), return_tensors="pt")
     with torch.inference_mode():
         vectors = {
@@ -47,29 +47,29 @@ def fingerprint(model, processor) -> dict[str, str]:
     return {name: hashlib.sha256(v.float().numpy().tobytes()).hexdigest() for name, v in vectors.items()}
 
 
-def load_as_stranger(folder: str) -> dict[str, str]:
-    """Every Auto class and the pipeline, each from the folder alone; the fingerprint of what they load."""
+def load_release(folder: str) -> dict[str, str]:
+    """Load every Auto class and the pipeline from the folder alone; returns the model's fingerprint."""
     from transformers import AutoConfig, AutoModel, AutoProcessor, AutoVideoProcessor, pipeline
 
     AutoConfig.from_pretrained(folder, trust_remote_code=True)
     AutoVideoProcessor.from_pretrained(folder, trust_remote_code=True)
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    found = fingerprint(model, processor)
+    loaded = fingerprint(model, processor)
 
-    with tempfile.TemporaryDirectory() as again:  # what was loaded can be saved and loaded again
-        model.save_pretrained(again)
-        processor.save_pretrained(again)
-        second = AutoModel.from_pretrained(again, trust_remote_code=True).eval()
-        if fingerprint(second, AutoProcessor.from_pretrained(again, trust_remote_code=True)) != found:
-            raise ValueError("loaded, saved and loaded again, the model gives other vectors")
+    with tempfile.TemporaryDirectory() as copy:  # what was loaded can be saved and loaded again
+        model.save_pretrained(copy)
+        processor.save_pretrained(copy)
+        second = AutoModel.from_pretrained(copy, trust_remote_code=True).eval()
+        if fingerprint(second, AutoProcessor.from_pretrained(copy, trust_remote_code=True)) != loaded:
+            raise ValueError("after saving and loading again, the model gives other vectors")
 
     retrieval = pipeline("video-text-retrieval", model=folder, trust_remote_code=True, device="cpu")
     vectors = retrieval(noise_videos())  # (B,K)
     retrieval(noise_videos()[0], candidate_texts=[{"caption": caption} for caption in CAPTIONS])
     if importlib.util.find_spec("sentence_transformers") is not None:
         check_sentence_transformer(folder, vectors)
-    return found
+    return loaded
 
 
 def check_sentence_transformer(folder: str, vectors: torch.Tensor):
@@ -84,4 +84,4 @@ def check_sentence_transformer(folder: str, vectors: torch.Tensor):
 
 if __name__ == "__main__":
     sys.meta_path.insert(0, HideProject())
-    print(json.dumps(load_as_stranger(sys.argv[1])))
+    print(json.dumps(load_release(sys.argv[1])))

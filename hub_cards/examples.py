@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Example clips of a release: copied into it, with what the released model says about each of them.
+"""Example clips of a release, and what the released model says about each of them.
 
     example_1.mp4, example_2.mp4, ...
     examples.json   [{"clip": "example_1.mp4", "caption": "...", "candidates": [{"text", "score", "probability"}]}]
 
-Captions come from a metadata.jsonl beside the clips (a VideoFolder's). Every clip is compared with the captions of
-all; where fewer than two have one, with the card's own example sentences as well. The card and its widget are rendered
-from examples.json, and the Space offers the clips: examples, never a measurement.
+Captions come from a metadata.jsonl beside the clips, as in a VideoFolder. Every clip is compared with the captions of
+all clips; if fewer than two clips have one, also with the example sentences of the card. The card and its widget are
+rendered from examples.json, and the Space offers the clips. They are examples, not a measurement.
 """
 
 import json
@@ -32,14 +32,14 @@ def add_examples(folder: Path, retrieval, clips: list, sentences: list[str]):
         folder: of the release.
         retrieval: a [`CAMoEPipeline`] with the released model.
         clips: paths.
-        sentences: candidates where the clips have no captions.
+        sentences: candidates if the clips have too few captions.
 
     Raises:
-        ExampleError: too many clips, one that is missing, too large or cannot be decoded.
+        ExampleError: too many clips, or one is missing, too large or cannot be decoded.
     """
     if len(clips) > MAX_CLIPS:
-        raise ExampleError(f"--example_clips: {len(clips)} clips; a release shows {MAX_CLIPS} at most")
-    captions = [_caption_of(_checked(Path(clip))) for clip in clips]
+        raise ExampleError(f"--example_clips: {len(clips)} clips; a release shows at most {MAX_CLIPS}")
+    captions = [_caption_of(_check(Path(clip))) for clip in clips]
     candidates = list(dict.fromkeys(caption for caption in captions if caption))
     if len(candidates) < 2:
         candidates = list(dict.fromkeys([*candidates, *sentences]))
@@ -57,9 +57,9 @@ def add_examples(folder: Path, retrieval, clips: list, sentences: list[str]):
     (folder / "examples.json").write_text(json.dumps(examples, indent=2) + "\n", encoding="utf-8")
 
 
-def _checked(clip: Path) -> Path:
+def _check(clip: Path) -> Path:
     if clip.suffix.lower() not in CLIP_SUFFIXES:
-        raise ExampleError(f"--example_clips: {clip} is no {' or '.join(CLIP_SUFFIXES)} file, which browsers play")
+        raise ExampleError(f"--example_clips: {clip} is not a {' or '.join(CLIP_SUFFIXES)} file: browsers play these")
     if not clip.is_file():
         raise ExampleError(f"--example_clips: {clip} does not exist")
     if clip.stat().st_size > MAX_BYTES:
@@ -68,7 +68,7 @@ def _checked(clip: Path) -> Path:
 
 
 def _caption_of(clip: Path) -> str | None:
-    """The first caption of a clip in the table beside it. Without commas, which part the widget's candidates."""
+    """The first caption of a clip in the table beside it, without commas: they separate the widget's candidates."""
     table = clip.parent / "metadata.jsonl"
     if not table.is_file():
         return None

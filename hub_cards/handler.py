@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference Endpoint: texts and videos in, vectors or scores out. Exposed to strangers, so it trusts nothing.
+"""Inference Endpoint: texts and videos in, vectors or scores out. Every request is treated as untrusted.
 
 Request body (JSON):
 
     {"inputs": {"texts": ["a dog runs"]}}                           -> {"text_vectors": [[...]]}
     {"inputs": {"videos": ["<base64 of a video file>"]}}            -> {"video_vectors": [[...]]}
-    {"inputs": {"texts": [...], "videos": [...]}}                   -> {"scores": [[...]]}, rows texts, columns videos
-    {"inputs": "a dog runs"}                                        -> as one text
+    {"inputs": {"texts": [...], "videos": [...]}}                   -> {"scores": [[...]]}, texts x videos
+    {"inputs": "a dog runs"}                                        -> like one text
 
-A video is base64 of a file, {"frames": [base64 of an image, ...]}, or {"url": "https://..."} where the owner of the
-endpoint has set CAMOE_ALLOW_URLS=1. A mistake in the request is a RequestError, which the endpoint's server answers as
-HTTP 400 {"error": message}; the next request is served as if nothing had happened.
+A video is base64 of a file, {"frames": [base64 of an image, ...]}, or {"url": "https://..."} if the owner of the
+endpoint has set CAMOE_ALLOW_URLS=1. An invalid request raises RequestError, which the endpoint's server answers with
+HTTP 400 {"error": message}; later requests are not affected.
 """
 
 import os
@@ -24,12 +24,12 @@ from untrusted import MAX_BYTES, RequestError, check_video, decode_base64, downl
 
 
 MAX_TEXTS = 256
-MAX_CHARACTERS = 2_000  # of one text; CLIP reads 77 tokens at most
+MAX_CHARACTERS = 2_000  # of one text; CLIP reads at most 77 tokens
 MAX_VIDEOS = 8
 
 
 class EndpointHandler:
-    """What the inference toolkit calls.
+    """The class that the inference toolkit calls.
 
     Args:
         path: folder of this repository.
@@ -44,7 +44,7 @@ class EndpointHandler:
         self.probe_video = get_class_from_dynamic_module("frames.probe_video", path)
 
     def __call__(self, data: dict) -> dict:
-        """One request -> what is answered, made of lists and numbers.
+        """Answer one request, with lists and numbers only.
 
         Raises:
             RequestError: what is wrong with the request.
@@ -55,7 +55,7 @@ class EndpointHandler:
             if texts:
                 result["text_vectors"] = self._embed(text=texts)
             if videos:
-                # One after the other: a request of unpacked frames is large, one video of it is bearable.
+                # One at a time: the decoded frames of one video fit in memory, those of a whole request may not.
                 rows = [self._embed(videos=[video]) for video in self._read_videos(videos)]
                 result["video_vectors"] = torch.cat(rows)  # (B,K)
         if len(result) == 2:
@@ -66,7 +66,7 @@ class EndpointHandler:
         """Texts or videos -> vectors, (N,K) or (B,K)."""
         try:
             inputs = self.processor(**inputs, return_tensors="pt").to(self.model.device)
-        except ValueError as error:  # an empty caption, a video that breaks off
+        except ValueError as error:  # an empty caption, a truncated video
             raise RequestError(str(error)) from error
         if "input_ids" in inputs:
             return self.model.get_text_features(**inputs).pooler_output.float().cpu()
@@ -94,16 +94,14 @@ class EndpointHandler:
 
 
 def _read_inputs(data) -> tuple[list[str], list]:
-    """The request's texts and videos; at least one of them is not empty."""
+    """The texts and videos of a request; not both are empty."""
     inputs = data.get("inputs") if isinstance(data, dict) else None
     if isinstance(inputs, str):
         inputs = {"texts": [inputs]}
     elif isinstance(inputs, Image.Image):  # content type image/*: the toolkit has decoded it
         inputs = {"videos": [{"frames": [inputs]}]}
     if not isinstance(inputs, dict) or not inputs or not set(inputs) <= {"texts", "videos"}:
-        raise RequestError(
-            'the body must be {"inputs": {"texts": [...], "videos": [...]}}, with one of the two or both'
-        )
+        raise RequestError('the body must be {"inputs": {"texts": [...], "videos": [...]}}, with either or both')
     texts, videos = inputs.get("texts", []), inputs.get("videos", [])
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not isinstance(videos, list):
@@ -114,7 +112,7 @@ def _read_inputs(data) -> tuple[list[str], list]:
         raise RequestError(f"{len(texts)} texts, {len(videos)} videos; the limits are {MAX_TEXTS} and {MAX_VIDEOS}")
     for index, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise RequestError(f"texts[{index}] must be a text that is not empty")
+            raise RequestError(f"texts[{index}] must be a non-empty text")
         if len(text) > MAX_CHARACTERS:
             raise RequestError(f"texts[{index}] has {len(text)} characters; the limit is {MAX_CHARACTERS}")
     return texts, videos

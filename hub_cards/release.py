@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a finished run to a repository on the Hub that works for a stranger.
+"""Publish a finished run as a repository on the Hub that works without this project.
 
     python hub_cards/release.py runs/demo --repo_id org/camoe-motion --dry_run release
     python hub_cards/release.py runs/demo --repo_id org/camoe-motion [--create_pr] [--private]
     python hub_cards/release.py runs/demo --repo_id org/camoe-motion --example_clips data/motion_demo/test/*_0000*.mp4
 
-Makes the release folder (weights, code, processor, card, results), loads it in a fresh process in which this project
-cannot be imported, compares the vectors to the bit, shows what it holds, and uploads it in one commit: whoever
-interrupts the upload leaves the repository as it was. There is no release without a card, and no card shows results
-that eval_results.json of the run does not hold.
+Builds the release folder (weights, code, processor, card, results), loads it in a fresh process that cannot import
+this project, checks that the vectors are the same to the bit, lists the files, and uploads them in one commit, so that
+an interrupted upload leaves the repository as it was. A release always has a card, and a card shows only results that
+the run's eval_results.json holds.
 """
 
 import argparse
@@ -34,22 +34,22 @@ from modeling_camoe import CAMoEModel, CAMoEPipeline, CAMoEProcessor
 
 HERE = Path(__file__).parent
 
-# From the run, where it has them.
+# From the run, if it has them.
 RUN_FILES = ("query_bank.txt", "eval_results.json", "eval_ranks.safetensors", "all_results.json", "recipe.yaml")
-# From this folder, into every release.
+# From this folder, in every release.
 STATIC_FILES = ("handler.py", "untrusted.py", "requirements.txt")
-# What a release may hold: text, pictures, safetensors and example clips. A pickle can run code when it is loaded.
+# What a release may contain: text, pictures, safetensors and example clips, but no pickles, which can run code.
 SUFFIXES = frozenset({".json", ".md", ".png", ".py", ".safetensors", ".txt", ".yaml", *CLIP_SUFFIXES})
-# Of an earlier release; left there, old code or shards would go on being loaded.
+# Files of an earlier release to delete: old code or shards would still be loaded.
 STALE = re.compile(r"[^/]+\.(py|safetensors|safetensors\.index\.json)|examples\.json|example_\d+\.\w+")
 
 
 class ReleaseError(Exception):
-    """A mistake of the user's: one line, exit code 2."""
+    """A mistake of the user: one line and exit code 2."""
 
 
 def find_card(card: str | None, repo_id: str) -> Path:
-    """The card's source: the file given, or the one that is named like the repository."""
+    """The source of the card: the given file, or the one named like the repository."""
     source = Path(card) if card else HERE / f"{repo_id.split('/')[-1]}.md"
     if not source.is_file():
         names = ", ".join(sorted(path.stem for path in HERE.glob("camoe-*.md")))
@@ -60,14 +60,14 @@ def find_card(card: str | None, repo_id: str) -> Path:
 
 
 def assemble(run_dir: Path, folder: Path, source: Path, repo_id: str, example_clips=()) -> dict[str, str]:
-    """Fill `folder` with the release of a run; returns the fingerprint of its model.
+    """Build the release of a run in `folder`; returns the fingerprint of its model.
 
     Args:
         run_dir: output_dir of a finished run.
         folder: an empty folder.
         source: of the card.
-        repo_id: what the card calls the repository.
-        example_clips: paths of clips that the release shows.
+        repo_id: name of the repository in the card.
+        example_clips: paths of clips to include.
     """
     if not (run_dir / "config.json").is_file() or not list(run_dir.glob("*.safetensors")):
         raise ReleaseError(
@@ -89,15 +89,15 @@ def assemble(run_dir: Path, folder: Path, source: Path, repo_id: str, example_cl
         header, _ = read_source(source)
         add_examples(folder, retrieval, example_clips, [header["example"], header["other_example"]])
     (folder / "README.md").write_text(render_card(source, Run.read(folder), repo_id), encoding="utf-8")
-    foreign = sorted(path.name for path in folder.iterdir() if path.suffix not in SUFFIXES)
-    if foreign:
-        raise ReleaseError(f"the release would hold files of an unknown kind: {', '.join(foreign)}")
+    unknown = sorted(path.name for path in folder.iterdir() if path.suffix not in SUFFIXES)
+    if unknown:
+        raise ReleaseError(f"the release would contain files of an unknown kind: {', '.join(unknown)}")
     return fingerprint(model, processor)
 
 
 def verify(folder: Path, expected: dict[str, str]):
-    """Load the folder as a stranger does; the vectors must be the run's, to the bit."""
-    with tempfile.TemporaryDirectory() as modules:  # the copies of remote code that transformers makes
+    """Load the folder where this project is not installed; the vectors must equal the run's to the bit."""
+    with tempfile.TemporaryDirectory() as modules:  # where transformers copies remote code
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules}
         done = subprocess.run(
             [sys.executable, "-I", str(HERE / "check_release.py"), str(folder.resolve())],
@@ -111,27 +111,27 @@ def verify(folder: Path, expected: dict[str, str]):
 
 
 def describe(folder: Path, repo_id: str) -> str:
-    """What will be uploaded, a line per file."""
+    """What will be uploaded, one line per file."""
     files = sorted(path for path in folder.iterdir())
     total = sum(path.stat().st_size for path in files)
     lines = [f"{path.stat().st_size:>12,}  {path.name}" for path in files]
     if (folder / "config.json").is_file() and not (folder / "eval_results.json").is_file():
         lines.append("no eval_results.json: the card says that nothing was measured")
-    here = {str(Path.home()), str(HERE.parent.resolve())}
+    local = {str(Path.home()), str(HERE.parent.resolve())}
     for path in files:
-        if path.suffix in (".json", ".yaml") and any(place in path.read_text(encoding="utf-8") for place in here):
-            lines.append(f"note: {path.name} names folders of this machine")
+        if path.suffix in (".json", ".yaml") and any(place in path.read_text(encoding="utf-8") for place in local):
+            lines.append(f"note: {path.name} contains paths of this machine")
     return "\n".join([f"{repo_id}: {len(files)} files, {total / 1e6:.1f} MB", *lines])
 
 
 def upload(folder: Path, repo_id: str, private: bool, create_pr: bool, repo_type: str = "model") -> str:
-    """Upload everything in one commit; returns the address of the commit, or of the pull request.
+    """Upload everything in one commit; returns the URL of the commit or the pull request.
 
     Raises:
-        ReleaseError: no access, no connection, a broken upload.
+        ReleaseError: no access, no connection, or the upload failed.
 
-    Not `upload_folder`: with xet it may commit in parts, and a repository in between two releases would load old
-    weights with new code.
+    `upload_folder` is no alternative: with xet it may commit in parts, and in between users would load old weights
+    with new code.
     """
     api = HfApi()
     files = sorted(path for path in folder.iterdir())
@@ -147,23 +147,23 @@ def upload(folder: Path, repo_id: str, private: bool, create_pr: bool, repo_type
         commit = api.create_commit(
             repo_id, operations, commit_message=message, create_pr=create_pr, repo_type=repo_type
         )
-    except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: a large file did not get through
+    except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: a large file failed
         raise ReleaseError(f"the upload failed, and the repository is as it was: {error}") from error
     return commit.pr_url or commit.commit_url
 
 
-def kept_folder(dry_run: str | None) -> Path | None:
-    """The folder that a dry run leaves behind; it must be new."""
+def dry_run_folder(dry_run: str | None) -> Path | None:
+    """The folder that a dry run leaves behind; it must not exist yet."""
     kept = Path(dry_run) if dry_run else None
     if kept is not None and kept.exists():
-        raise ReleaseError(f"--dry_run: {kept} exists already; name a folder that does not")
+        raise ReleaseError(f"--dry_run: {kept} exists already; name a new folder")
     if kept is not None and not kept.parent.is_dir():
         raise ReleaseError(f"--dry_run: the folder {kept.parent} does not exist")
     return kept
 
 
 def release(arguments: argparse.Namespace):
-    """Everything that the program does."""
+    """Run the whole program."""
     try:
         validate_repo_id(arguments.repo_id)
     except HFValidationError as error:
@@ -172,7 +172,7 @@ def release(arguments: argparse.Namespace):
     if not run_dir.is_dir():
         raise ReleaseError(f"the run {run_dir} does not exist")
     source = find_card(arguments.card, arguments.repo_id)
-    kept = kept_folder(arguments.dry_run)
+    kept = dry_run_folder(arguments.dry_run)
     with tempfile.TemporaryDirectory(dir=kept.parent if kept else None, prefix=".release_") as temporary:
         folder = Path(temporary) / "release"
         folder.mkdir()
@@ -189,17 +189,17 @@ def release(arguments: argparse.Namespace):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", help="output_dir of a finished run")
-    parser.add_argument("--repo_id", required=True, help="repository on the Hub, as org/camoe-msrvtt")
+    parser.add_argument("--repo_id", required=True, help="repository on the Hub, for example org/camoe-msrvtt")
     parser.add_argument("--card", help="source of the card (default: the one in hub_cards/ named like the repository)")
     parser.add_argument(
-        "--dry_run", metavar="DIR", help="make and check the release in this new folder, upload nothing"
+        "--dry_run", metavar="DIR", help="build and check the release in this new folder; upload nothing"
     )
     parser.add_argument(
         "--example_clips", nargs="+", metavar="CLIP", default=[],
-        help="clips that the release shows, for its card and its Space; mind who owns them",
+        help="clips for the card and the Space; make sure that you may publish them",
     )  # fmt: skip
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

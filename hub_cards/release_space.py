@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a release on the Hub to a Space that shows it.
+"""Publish a Space that demonstrates a release on the Hub.
 
     python hub_cards/release_space.py --model org/camoe-motion --repo_id org/camoe-motion-demo --dry_run space
     python hub_cards/release_space.py --model org/camoe-motion --repo_id org/camoe-motion-demo [--private]
 
-Copies space/, names the release in its metadata, and uploads it in one commit. Where the model's repository is
-private, the Space needs a token to read it: a secret called HF_TOKEN.
+Copies space/, writes the name of the release into its metadata, and uploads it in one commit. If the model's
+repository is private, the Space needs a token to read it: a secret called HF_TOKEN.
 """
 
 import argparse
@@ -18,18 +18,18 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCard
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
-from release import ReleaseError, describe, kept_folder, upload
+from release import ReleaseError, describe, dry_run_folder, upload
 
 
 SOURCE = Path(__file__).parent / "space"
-NEEDED = ("config.json", "processor_config.json", "frames.py")  # of the model's repository, by the page
+NEEDED = ("config.json", "processor_config.json", "frames.py")  # files of the model's repository that the page loads
 
 
 def assemble_space(folder: Path, model: str):
-    """Fill `folder` with a Space that loads `model`."""
+    """Build a Space that loads `model` in `folder`."""
     for path in SOURCE.iterdir():
         if path.is_file():
-            shutil.copy(path, folder / path.name)  # links are followed: some files are shared with the release
+            shutil.copy(path, folder / path.name)  # follows links: some files are shared with the release
     card = SpaceCard.load(folder / "README.md")
     card.data.models = [model]
     card.text = card.text.replace("org/camoe-motion", model)
@@ -37,10 +37,10 @@ def assemble_space(folder: Path, model: str):
 
 
 def check_model(model: str):
-    """The page would not start without its model: better an error here.
+    """Check that the page will find its model.
 
     Raises:
-        ReleaseError: no such repository, or it holds no release.
+        ReleaseError: there is no such repository, or it is not a release.
     """
     try:
         files = HfApi().list_repo_files(model)
@@ -48,17 +48,17 @@ def check_model(model: str):
         raise ReleaseError(f"--model: {model} cannot be read: {error}") from error
     missing = [name for name in NEEDED if name not in files]
     if missing:
-        raise ReleaseError(f"--model: {model} lacks {', '.join(missing)}; release it with hub_cards/release.py first")
+        raise ReleaseError(f"--model: {model} has no {', '.join(missing)}; release it with hub_cards/release.py first")
 
 
 def release_space(arguments: argparse.Namespace):
-    """Everything that the program does."""
+    """Run the whole program."""
     for name in ("model", "repo_id"):
         try:
             validate_repo_id(getattr(arguments, name))
         except HFValidationError as error:
             raise ReleaseError(f"--{name}: {error}") from error
-    kept = kept_folder(arguments.dry_run)
+    kept = dry_run_folder(arguments.dry_run)
     with tempfile.TemporaryDirectory(dir=kept.parent if kept else None, prefix=".release_") as temporary:
         folder = Path(temporary) / "space"
         folder.mkdir()
@@ -75,10 +75,10 @@ def release_space(arguments: argparse.Namespace):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="repository of the release that the Space shows")
-    parser.add_argument("--repo_id", required=True, help="name of the Space, as org/camoe-motion-demo")
-    parser.add_argument("--dry_run", metavar="DIR", help="make the Space in this new folder, upload nothing")
-    parser.add_argument("--private", action="store_true", help="create the Space as a private one")
+    parser.add_argument("--model", required=True, help="repository of the release to demonstrate")
+    parser.add_argument("--repo_id", required=True, help="name of the Space, for example org/camoe-motion-demo")
+    parser.add_argument("--dry_run", metavar="DIR", help="build the Space in this new folder; upload nothing")
+    parser.add_argument("--private", action="store_true", help="create a private Space")
     arguments = parser.parse_args()
     try:
         release_space(arguments)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results measured by this project beside published ones, as a Markdown page.
+"""A Markdown page with results measured by this project beside published ones.
 
     python hub_cards/results_table.py [--results hub_cards/results] [--output docs/results.md]
 
-Measured: every `*.json` of the results folder, each the eval_results.json of a run of training/evaluate_retrieval.py,
-renamed after its system. Published: published_results.json beside this program, each row with its source; none of them
-was measured here. Rows of one table share data set and split; the correction is in every row.
+Measured: every `*.json` in the results folder, each an eval_results.json of training/evaluate_retrieval.py, renamed
+after its system. Published: published_results.json beside this program, each row with its source; none of them was
+measured here. The rows of a table share data set and split; every row names its correction.
 """
 
 import argparse
@@ -20,12 +20,12 @@ METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 DIRECTIONS = {
     "text_to_video": "text to video",
     "video_to_text": "video to text",
-    "video_to_text_caption_max": "video to text, caption max",
+    "video_to_text_caption_max": "video to text (caption max)",
 }
 
 
 class ResultsError(Exception):
-    """A file that is not a result: shown as one line, exit code 2."""
+    """A file that is not a result: one line and exit code 2."""
 
 
 def read_json(path: Path):
@@ -36,15 +36,15 @@ def read_json(path: Path):
 
 
 def measured_rows(folder: Path) -> Iterable[dict]:
-    """A row for each correction of each result in a folder, in the form of published_results.json."""
+    """One row per result and correction, in the form of published_results.json."""
     if not folder.is_dir():
         raise ResultsError(f"the results folder {folder} does not exist; set --results")
     for path in sorted(folder.glob("*.json")):
         run = read_json(path)
-        absent = [name for name in ("dataset", "split", "results") if name not in run]
-        if absent:
+        missing = [name for name in ("dataset", "split", "results") if name not in run]
+        if missing:
             raise ResultsError(
-                f"{path} has no {absent[0]!r}: copy there the eval_results.json of evaluate_retrieval.py"
+                f"{path} has no {missing[0]!r}: put the eval_results.json of evaluate_retrieval.py there"
             )
         for correction, directions in run["results"].items():
             yield {
@@ -58,12 +58,12 @@ def measured_rows(folder: Path) -> Iterable[dict]:
 
 
 def render(measured: Iterable[dict], published: Iterable[dict]) -> str:
-    """Markdown: for each data set, split and direction a table, measured rows first."""
+    """Markdown: one table per data set, split and direction, measured rows first."""
     rows = [(row, "measured") for row in measured] + [(row, "published") for row in published]
     lines = [
         "# Results",
         "",
-        "Rows marked *published* are quoted from the source named and were not measured by this project. Numbers with "
+        "Rows marked *published* are quoted from the source given and were not measured by this project. Numbers with "
         "dual softmax or sinkhorn are transductive: they use all test queries at once.",
     ]
     for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row, _ in rows):
@@ -77,22 +77,22 @@ def render(measured: Iterable[dict], published: Iterable[dict]) -> str:
             if not shown:
                 continue
             heads = ("", "system", "correction", *METRICS, "source")
-            lines += ["", f"### {title.capitalize()}", "", _line(heads), _line("---" for _ in heads)]
+            lines += ["", f"### {title.capitalize()}", "", _table_row(heads), _table_row("---" for _ in heads)]
             for row, origin in shown:
                 numbers = [_number(row[direction], metric) for metric in METRICS]
-                lines.append(_line((origin, row["system"], row["correction"], *numbers, row["source"])))
+                lines.append(_table_row((origin, row["system"], row["correction"], *numbers, row["source"])))
     return "\n".join(lines) + "\n"
 
 
 def _number(metrics: dict, name: str) -> str:
-    """One decimal, the 95 % interval where there is one, a dash where nothing was reported."""
+    """One decimal, with the 95 % interval if there is one; a dash if nothing was reported."""
     if name not in metrics:
         return "–"
     interval = metrics.get(f"{name}_ci95")
     return f"{metrics[name]:.1f}" + (f" ({interval[0]:.1f} to {interval[1]:.1f})" if interval else "")
 
 
-def _line(cells: Iterable[str]) -> str:
+def _table_row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos and images from strangers, read only after their cost is known to be bearable: for endpoint and Space.
+"""Reading untrusted videos and images, within fixed limits on their cost: for the endpoint and the Space.
 
-Nothing here opens a path, and addresses only where the caller has decided so. What is refused is a RequestError, whose
-message is for whoever sent it; it names the item (`videos[0]`) and the limit.
+Nothing here opens a path, and only `download` opens a URL. A refusal is a RequestError whose message is for the
+sender: it names the item (`videos[0]`) and the limit.
 """
 
 import base64
@@ -20,34 +20,34 @@ import av
 from PIL import Image
 
 
-MAX_FRAMES = 64  # sent as images, of one video
-MAX_BYTES = 64 * 2**20  # decoded, of all videos of a request
+MAX_FRAMES = 64  # of one video sent as images
+MAX_BYTES = 64 * 2**20  # after base64, of all videos of a request
 MAX_PIXELS = 4096 * 2304  # of one frame
 MAX_FRAME_PIXELS = 2**27  # of all images of one video: 0.4 GB as RGB, and as much again as a batch
 MAX_SECONDS = 600.0  # of one video
-MAX_STORED_FRAMES = 36_000  # of one video: as many as ten minutes at 60 a second
+MAX_STORED_FRAMES = 36_000  # of one video: ten minutes at 60 per second
 URL_SECONDS = 20.0  # for the whole download
 PORT = 443
 
-# Containers that hold their frames themselves. Others may name files and addresses (playlists, lists of files), or
-# draw a film from something that is none (text, patterns).
+# Containers that hold their frames themselves. Other formats can refer to files and URLs (playlists, file lists), or
+# generate frames from something else (text, patterns).
 FORMATS = "asf,avi,flv,gif,matroska,mov,mp4,mpeg,mpegts,ogg,webm"
 
 
 class RequestError(ValueError):
-    """The request is at fault; the message is for whoever sent it."""
+    """The request is invalid; the message is for its sender."""
 
 
 def check_video(content: bytes, where: str, probe_video) -> bytes:
-    """A video that can be decoded at a bearable cost. Its header is not believed about the size of its frames.
+    """Return `content` if it is a video within the limits. The size of its frames is checked on a decoded one, too.
 
     Args:
         content: the bytes of the file.
-        where: what a message calls it.
-        probe_video: that of the repository (frames.py): bytes -> what the header says.
+        where: its name in error messages.
+        probe_video: the function of the released code (frames.py): bytes -> what the header says.
 
     Raises:
-        RequestError: no video, too long, too many frames, frames too large.
+        RequestError: not a video, too long, too many frames, or frames too large.
     """
     try:
         with av.open(io.BytesIO(content), options={"format_whitelist": FORMATS}) as container:
@@ -78,16 +78,14 @@ def decode_base64(text: str, where: str, budget: int) -> bytes:
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RequestError(
-            f"{where} is not base64 ({error}); paths and addresses are refused, send the file"
-        ) from error
+        raise RequestError(f"{where} is not base64 ({error}); paths and URLs are refused, send the file") from error
     if not content:
         raise RequestError(f"{where} is empty")
     return content
 
 
 def read_frames(frames, where: str, budget: int) -> tuple[list[Image.Image], int]:
-    """Images, decoded only after their size is known to be bearable; and how many bytes they were."""
+    """Images, decoded only after their size was checked, and their number of bytes."""
     if not isinstance(frames, list) or not 1 <= len(frames) <= MAX_FRAMES:
         raise RequestError(f"{where}.frames must be a list of 1 to {MAX_FRAMES} images in base64")
     images, size, pixels = [], 0, 0
@@ -112,7 +110,7 @@ def read_frames(frames, where: str, budget: int) -> tuple[list[Image.Image], int
         except Image.DecompressionBombError as error:  # PIL's own limit comes before ours
             raise RequestError(f"{name} has too many pixels; the limit is {MAX_PIXELS}") from error
         except (OSError, ValueError, SyntaxError) as error:
-            raise RequestError(f"{name} is no JPEG, PNG or WebP image that can be decoded") from error
+            raise RequestError(f"{name} is not a JPEG, PNG or WebP image that can be decoded") from error
     if len({image.size for image in images}) > 1:
         raise RequestError(f"{where}.frames must all have the same size")
     return images, size
@@ -123,27 +121,27 @@ def check_pixels(width: int, height: int, where: str):
         raise RequestError(f"{where} has frames of {width} x {height} pixels; the limit is {MAX_PIXELS} pixels")
 
 
-# --- downloads, where their owner has switched them on ---------------------------------------------------------------
+# --- downloads, if the owner has enabled them ------------------------------------------------------------------------
 
 
 def download(url, where: str, budget: int) -> bytes:
-    """The body of an https address, at most `budget` bytes. No redirects, and no host inside the network.
+    """The body of an https URL, at most `budget` bytes. No redirects, and no hosts on private networks.
 
     Raises:
-        RequestError: another scheme, a host that resolves to a private address, too large, too slow, not found.
+        RequestError: another scheme, a host with a private address, too large, too slow, or not found.
     """
     try:
         parts = urlsplit(url) if isinstance(url, str) else None
-        is_plain = parts is not None and parts.scheme == "https" and parts.hostname and not parts.username
-        is_plain = is_plain and parts.port in (None, PORT)
-    except ValueError:  # half a bracket, a port that is no number
-        is_plain = False
-    if not is_plain:
-        raise RequestError(f"{where}.url must be an https:// address without user name and port")
+        is_valid = parts is not None and parts.scheme == "https" and parts.hostname and not parts.username
+        is_valid = is_valid and parts.port in (None, PORT)
+    except ValueError:  # an unclosed bracket, a port that is not a number
+        is_valid = False
+    if not is_valid:
+        raise RequestError(f"{where}.url must be an https:// URL without user name and port")
     connection = _PinnedConnection(parts.hostname, public_address(parts.hostname, where))
-    # A time limit of the socket starts anew with every byte; the whole download has one of its own.
-    watch = threading.Timer(URL_SECONDS, connection.cut)
-    watch.start()
+    # A socket's timeout restarts with every byte, so the whole download gets a time limit of its own.
+    timer = threading.Timer(URL_SECONDS, connection.abort)
+    timer.start()
     content = bytearray()
     try:
         connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
@@ -155,25 +153,25 @@ def download(url, where: str, budget: int) -> bytes:
                 content += chunk
                 if len(content) > budget:
                     raise RequestError(f"{where}: the videos of a request may have {MAX_BYTES // 2**20} MiB together")
-        is_whole = not response.length  # None where the server did not say
+        is_complete = not response.length  # None if the server did not announce a length
     except RequestError:
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a line break in the path
-        if connection.is_cut:
+        if connection.is_aborted:
             raise RequestError(f"{where}.url takes more than {URL_SECONDS:g} s") from error
         raise RequestError(f"{where}.url cannot be read: {type(error).__name__}") from error
     finally:
-        watch.cancel()
+        timer.cancel()
         connection.close()
-    if connection.is_cut:
+    if connection.is_aborted:
         raise RequestError(f"{where}.url takes more than {URL_SECONDS:g} s")
-    if not is_whole:
-        raise RequestError(f"{where}.url breaks off")
+    if not is_complete:
+        raise RequestError(f"{where}.url is truncated")
     return bytes(content)
 
 
 def public_address(host: str, where: str) -> str:
-    """The address of a host, if all its addresses are public."""
+    """An address of a host, if all its addresses are public."""
     try:
         found = {entry[4][0] for entry in socket.getaddrinfo(host, PORT, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError) as error:
@@ -189,25 +187,25 @@ def _is_public(address: str) -> bool:
 
 
 class _PinnedConnection(http.client.HTTPSConnection):
-    """Connects to the address that was checked: asked again, the name might resolve to another.
+    """Connects to the address that was checked: a second lookup of the name might return another one.
 
-    The certificate must still be the host's.
+    The certificate must still match the host name.
     """
 
     def __init__(self, host: str, address: str):
         super().__init__(host, PORT, timeout=URL_SECONDS, context=ssl.create_default_context())
         self.address = address
-        self.is_cut = False
-        self.channel = None  # as `sock`, which http.client forgets where the server announces that it will close
+        self.is_aborted = False
+        self.channel = None  # like `sock`, which http.client drops if the server announces that it will close
 
     def connect(self):
         self.channel = socket.create_connection((self.address, PORT), self.timeout)
         self.sock = self.channel = self._context.wrap_socket(self.channel, server_hostname=self.host)
-        if self.is_cut:
+        if self.is_aborted:
             raise TimeoutError
 
-    def cut(self):
-        """End it from another thread: whoever reads gets an error or the end."""
-        self.is_cut = True
+    def abort(self):
+        """Shut the connection down from another thread: a blocked read then fails or ends."""
+        self.is_aborted = True
         with contextlib.suppress(OSError, AttributeError):  # not connected yet, or closed already
             self.channel.shutdown(socket.SHUT_RDWR)

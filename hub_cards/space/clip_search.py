@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the page shows: clips as the model sees them, and for a sentence their ranking and each expert's part in it.
+"""What the page shows: clips as the model sees them, their ranking for a sentence, and what each expert contributed.
 
-Model, processor and code come from the release repository, by its id. T frames, E experts, D dims, N captions.
+Model, processor and code are loaded from the release repository. T frames, E experts, D dims, N captions.
 The score of a clip is a sum over experts, `gate[e] * <text[e], video[e]>`; its terms are what the page draws.
 """
 
@@ -20,14 +20,14 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from untrusted import MAX_BYTES, RequestError, check_video
 
 
-BANK_SIZE = 256  # captions of query_bank.txt: more cost time at the start and move the biases little
-DEFAULT_TAU = 0.05  # where the release chose none on validation data
+BANK_SIZE = 256  # captions of query_bank.txt: more slow down the start and hardly change the biases
+DEFAULT_TAU = 0.05  # for releases whose evaluation chose none
 MAX_CHARACTERS = 500  # of a query
 
 
 @dataclass(frozen=True)
-class SeenClip:
-    """A clip and what the model made of it."""
+class EncodedClip:
+    """A clip and the model's output for it."""
 
     name: str
     path: str
@@ -36,22 +36,22 @@ class SeenClip:
     duration: float  # seconds
     video_embeds: torch.Tensor  # (E,D), a unit vector per expert
     gate: torch.Tensor  # (E,), sums to 1
-    frame_weights: torch.Tensor  # (E,T), each frame's share in each expert
-    bias: float | None  # how near the clip comes to any query; None where the release has no query bank
+    frame_weights: torch.Tensor  # (E,T), weight of each frame in each expert
+    bias: float | None  # similarity to the whole query bank; None if the release has none
 
 
 @dataclass(frozen=True)
 class Hit:
     """A clip in a ranking."""
 
-    clip: SeenClip
-    score: float  # as ranked: the sum of the parts, less the bias if it was asked for
+    clip: EncodedClip
+    score: float  # the sum of the parts, minus the bias if corrected
     similarities: torch.Tensor  # (E,), <text, video>
     parts: torch.Tensor  # (E,), gate * similarity
 
 
 class Retrieval:
-    """A release, loaded.
+    """A loaded release.
 
     Args:
         model: id of the repository on the Hub, or a release folder.
@@ -70,19 +70,19 @@ class Retrieval:
         self.bank, self.tau = self._load_bank()
 
     def file(self, name: str) -> Path | None:
-        """A file of the release, or None where it has no such file."""
+        """A file of the release, or None if it has no such file."""
         if Path(self.repo).is_dir():
             path = Path(self.repo) / name
             return path if path.is_file() else None
         try:
             return Path(hf_hub_download(self.repo, name, revision=self.revision))
-        except LocalEntryNotFoundError:  # a kind of the next one, but this is a connection that failed
+        except LocalEntryNotFoundError:  # a subclass of EntryNotFoundError, but the connection failed
             raise
         except EntryNotFoundError:
             return None
 
     def example_clips(self) -> dict[str, str]:
-        """The clips that the release brings: {what they show: path}, in a folder of their own, which may be served."""
+        """The example clips of the release as {label: path}, in a folder of their own that can be served."""
         listed = self.file("examples.json")
         if listed is None:
             return {}
@@ -94,43 +94,43 @@ class Retrieval:
             clips[label] = str(shutil.copy(self.file(example["clip"]), folder / example["clip"]))
         return clips
 
-    def see(self, path: str, name: str | None = None) -> SeenClip:
+    def encode_clip(self, path: str, name: str | None = None) -> EncodedClip:
         """Decode and encode a clip.
 
         Raises:
-            RequestError: the file is no video, or too large or too long; the message names it.
+            RequestError: the file is not a video, or too large or too long; the message names it.
         """
         name = name or Path(path).name
         if Path(path).stat().st_size > MAX_BYTES:
             raise RequestError(f"{name} is larger than {MAX_BYTES // 2**20} MiB")
         content = check_video(Path(path).read_bytes(), name, self.probe_video)
         try:
-            seen = self.processor.video_processor.decode(content)
-        except ValueError as error:  # it breaks off
+            decoded = self.processor.video_processor.decode(content)
+        except ValueError as error:  # it is truncated
             raise RequestError(f"{name} cannot be decoded: {error}") from error
         with torch.inference_mode():
-            inputs = self.processor(videos=[seen], return_tensors="pt").to(self.model.device)
+            inputs = self.processor(videos=[decoded], return_tensors="pt").to(self.model.device)
             output = self.model.get_video_features(**inputs)
         vector = output.pooler_output.float().cpu()  # (1,E*D)
-        return SeenClip(
+        return EncodedClip(
             name=name,
             path=path,
-            frames=seen.frames,
-            times=seen.times,
-            duration=seen.duration,
+            frames=decoded.frames,
+            times=decoded.times,
+            duration=decoded.duration,
             video_embeds=output.video_embeds[0].float().cpu(),
             gate=output.gate_weights[0].float().cpu(),
-            frame_weights=output.frame_weights[0, :, : len(seen.frames)].float().cpu(),
+            frame_weights=output.frame_weights[0, :, : len(decoded.frames)].float().cpu(),
             bias=None if self.bank is None else self._bias(vector),
         )
 
-    def read(self, query: str) -> tuple[dict[str, str], torch.Tensor]:
-        """A sentence -> the text that each expert reads, and its vectors (E,D)."""
+    def encode_query(self, query: str) -> tuple[dict[str, str], torch.Tensor]:
+        """A sentence -> the text that each expert reads, and their vectors (E,D)."""
         texts = dict(zip(self.experts, self.processor.streams_of([query[:MAX_CHARACTERS]])[0], strict=True))
         return texts, self._text_embeds([texts])[0]
 
-    def rank(self, text_embeds: torch.Tensor, clips: list[SeenClip], is_corrected: bool = False) -> list[Hit]:
-        """Clips by score, best first. `text_embeds` (E,D) is from `read`; `is_corrected` subtracts the biases."""
+    def rank(self, text_embeds: torch.Tensor, clips: list[EncodedClip], is_corrected: bool = False) -> list[Hit]:
+        """Clips by score, best first. `text_embeds` (E,D) as from `encode_query`; `is_corrected` subtracts biases."""
         hits = []
         for clip in clips:
             similarities = (text_embeds * clip.video_embeds).sum(dim=1)  # (E,)
@@ -146,8 +146,8 @@ class Retrieval:
 
     def _load_bank(self) -> tuple[torch.Tensor | None, float]:
         """Vectors of training captions (N,E*D), and the temperature of the biases."""
-        listed, results = self.file("query_bank.txt"), self.file("eval_results.json")
-        captions = [] if listed is None else listed.read_text(encoding="utf-8").split("\n")[:BANK_SIZE]
+        bank, results = self.file("query_bank.txt"), self.file("eval_results.json")
+        captions = [] if bank is None else bank.read_text(encoding="utf-8").split("\n")[:BANK_SIZE]
         captions = [caption for caption in captions if caption.strip()]
         if not captions:
             return None, DEFAULT_TAU

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's HTML: the clips at hand, and a ranking with each expert's part in it.
+"""The page's HTML: the visitor's clips, and a ranking with what each expert contributed.
 
-Whatever a visitor wrote (file names, sentences) is escaped here.
+Everything that a visitor wrote (file names, sentences) is escaped here.
 """
 
 import base64
@@ -11,7 +11,7 @@ from html import escape
 from urllib.parse import quote
 
 import torch
-from clip_search import Hit, SeenClip
+from clip_search import EncodedClip, Hit
 from PIL import Image
 
 
@@ -20,7 +20,7 @@ COLORS = ("#6366f1", "#ec4899", "#f59e0b", "#10b981", "#06b6d4", "#8b5cf6", "#ef
 
 @dataclass(frozen=True)
 class Scale:
-    """What the bars of a ranking have in common: how far they reach below and above zero."""
+    """The common range of the bars of a ranking, below and above zero."""
 
     below: float
     above: float
@@ -30,15 +30,15 @@ class Scale:
         return max(self.below + self.above, 1e-6)
 
 
-def draw_wall(clips: list[SeenClip], problems: list[str]) -> str:
-    """The clips at hand as small pictures, and what could not be read."""
+def draw_gallery(clips: list[EncodedClip], problems: list[str]) -> str:
+    """The clips as small pictures, and the files that could not be read."""
     tiles = [
         f'<figure class="tile"><img src="{_jpeg(clip.frames[len(clip.frames) // 2])}" alt="">'
         f"<figcaption>{escape(clip.name)}<span>{clip.duration:.1f} s</span></figcaption></figure>"
         for clip in clips
     ]
     lines = [f'<p class="problem" role="alert">{escape(problem)}</p>' for problem in problems]
-    return f'<div class="wall">{"".join(tiles)}</div>{"".join(lines)}'
+    return f'<div class="gallery">{"".join(tiles)}</div>{"".join(lines)}'
 
 
 def draw_hint(message: str) -> str:
@@ -46,7 +46,7 @@ def draw_hint(message: str) -> str:
 
 
 def draw_ranking(texts: dict[str, str], hits: list[Hit], is_corrected: bool) -> str:
-    """What each expert read of the sentence, and the clips, best first; the best one is opened."""
+    """What each expert read of the sentence, and the clips, best first; the best one is open."""
     scale = Scale(
         below=max(-hit.parts.clamp(max=0).sum().item() for hit in hits),
         above=max(hit.parts.clamp(min=0).sum().item() for hit in hits),
@@ -72,20 +72,20 @@ def _draw_hit(rank: int, hit: Hit, experts: list[str], scale: Scale, is_correcte
 
 
 def _draw_bar(hit: Hit, experts: list[str], scale: Scale) -> str:
-    """The parts of a score end to end: what speaks against the clip to the left of zero, the rest to the right."""
-    sides = {"against": "", "for": ""}
+    """The parts of a score end to end: negative parts to the left of zero, positive ones to the right."""
+    sides = {"negative": "", "positive": ""}
     for e, part in enumerate(hit.parts.tolist()):
-        sides["for" if part > 0 else "against"] += (
+        sides["positive" if part > 0 else "negative"] += (
             f'<i style="background:{_color(e)};width:{100 * abs(part) / scale.length:.2f}%" '
             f'title="{escape(experts[e])} {part:+.3f}"></i>'
         )
     zero = 100 * scale.below / scale.length
     space = zero - 100 * -hit.parts.clamp(max=0).sum().item() / scale.length
-    return f'<i style="width:{space:.2f}%"></i>{sides["against"]}<i class="zero"></i>{sides["for"]}'
+    return f'<i style="width:{space:.2f}%"></i>{sides["negative"]}<i class="zero"></i>{sides["positive"]}'
 
 
 def _draw_experts(hit: Hit, experts: list[str], is_corrected: bool) -> str:
-    """The sum, a line per expert, with the share of each frame in it."""
+    """The sum, one row per expert, with the weight of each frame."""
     clip = hit.clip
     rows = []
     for e, expert in enumerate(experts):
@@ -98,7 +98,7 @@ def _draw_experts(hit: Hit, experts: list[str], is_corrected: bool) -> str:
     if is_corrected:
         rows.append(
             f'<tr class="sum"><th>bias</th><td></td><td></td><td>{-clip.bias:+.3f}</td>'
-            "<td>nearness to any sentence</td></tr>"
+            "<td>similarity to any sentence</td></tr>"
         )
     rows.append(
         f'<tr class="sum"><th>score</th><td></td><td></td><td>= {_number(hit.score)}</td>'
@@ -107,12 +107,12 @@ def _draw_experts(hit: Hit, experts: list[str], is_corrected: bool) -> str:
     return (
         f'<div class="inside"><video src="gradio_api/file={quote(clip.path)}" controls muted loop preload="none" '
         f'poster="{_jpeg(clip.frames[0])}"></video><table><thead><tr><th>expert</th><th>gate</th><th>match</th>'
-        f"<th>part</th><th>share of each frame</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<th>part</th><th>weight of each frame</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
-def _draw_weights(clip: SeenClip, expert: int) -> str:
-    """A column per frame, as high as the frame's share in the expert."""
+def _draw_weights(clip: EncodedClip, expert: int) -> str:
+    """One column per frame, as high as the frame's weight in the expert."""
     weights = clip.frame_weights[expert]
     heights = (100 * weights / weights.max().clamp(min=1e-6)).tolist()
     columns = "".join(
@@ -131,7 +131,7 @@ def _color(expert: int) -> str:
 
 
 def _jpeg(frame: torch.Tensor, size: int = 160) -> str:
-    """(3,H,W) uint8 -> an address that holds the picture itself."""
+    """(3,H,W) uint8 -> a data URL with the picture."""
     image = Image.fromarray(frame.permute(1, 2, 0).numpy())
     image.thumbnail((size, size))
     file = io.BytesIO()

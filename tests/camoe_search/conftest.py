@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny checkpoint with a query bank, and a folder of small real videos."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import CLIPConfig
@@ -44,7 +46,7 @@ def encoder(checkpoint):
 
 @pytest.fixture(scope="session")
 def some_videos(tmp_path_factory):
-    """Six clips that differ: each shows other grey levels, the last is the longest."""
+    """Six clips with different grey levels; the last one is twice as long."""
     folder = tmp_path_factory.mktemp("videos")
     for i in range(6):
         levels = [(40 * i + 20 * t) % 250 for t in range(12 + 12 * (i == 5))]
@@ -61,6 +63,4 @@ def _picture(i: int, level: int):
 @pytest.fixture
 def videos(some_videos, tmp_path):
     """A copy that a test may change."""
-    import shutil
-
     return shutil.copytree(some_videos, tmp_path / "videos")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Searching an index of files, and scoring the same files as a test split: the same ranks."""
+"""Searching an index ranks videos as evaluating the same files does."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def split(some_videos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scored(checkpoint, split, tmp_path_factory):
-    """What evaluate_retrieval.py says, written where `camoe index` looks for it."""
+    """The results of evaluate_retrieval.py, written where `camoe index` looks for them."""
     folder, _ = split
     run = shutil.copytree(checkpoint, tmp_path_factory.mktemp("runs") / "run")
     command = ["--checkpoint", run, "--dataset_name", folder.parent, "--split", "test", "--validation_split", "null"]
@@ -46,7 +46,7 @@ def recall(ranks: list[int], k: int) -> float:
 
 
 @pytest.mark.parametrize("correction", ["none", "query_bank"])
-def test_searching_finds_at_each_rank_what_the_evaluation_counts(split, scored, correction, tmp_path, capsys):
+def test_search_ranks_agree_with_the_evaluation(split, scored, correction, tmp_path, capsys):
     (folder, captions), (run, results) = split, scored
     (tmp_path / "queries.txt").write_text("\n".join(captions))
     place = ["--index", str(tmp_path / "index")]
@@ -61,7 +61,7 @@ def test_searching_finds_at_each_rank_what_the_evaluation_counts(split, scored, 
         return [1 + paths[i].index(str(folder / f"clip_{i}.mp4")) for i in range(6)]
 
     before, expected = ranks(), results[correction]["text_to_video"]
-    assert len(set(before)) > 1  # else this would show little
+    assert len(set(before)) > 1  # otherwise this test would prove little
     for k in (1, 5):
         assert recall(before, k) == pytest.approx(expected[f"R@{k}"])
     assert sum(before) / 6 == pytest.approx(expected["MnR"])

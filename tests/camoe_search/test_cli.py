@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `camoe` as a user meets it: results, pictures, and one line for a mistake."""
+"""The command `camoe`: results, pictures, and one-line errors."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from PIL import Image
 
 from camoe_search.cli import main
 from camoe_search.index import VideoIndex
-from camoe_search.show import clock
+from camoe_search.show import format_time
 
 
 QUERY = "a red star spins"
@@ -29,8 +29,8 @@ def run(capsys, *arguments) -> str:
     return capsys.readouterr().out
 
 
-def mistake(capsys, *arguments) -> str:
-    """The one line that a mistake gets."""
+def error_line(capsys, *arguments) -> str:
+    """The last line on stderr of a command that must fail with exit code 2."""
     with pytest.raises(SystemExit) as stop:
         main(list(map(str, arguments)))
     assert stop.value.code == 2
@@ -65,19 +65,19 @@ def test_options_reach_the_search(index, capsys):
     assert json.loads(run(capsys, "search", QUERY, "--index", index, "--json", "--min-seconds", "1.5"))[0]["end"] == 2
 
 
-def test_a_file_of_queries_gives_a_line_for_each(index, capsys, tmp_path):
+def test_a_file_of_queries_prints_one_line_per_query(index, capsys, tmp_path):
     (tmp_path / "queries.txt").write_text(f"{QUERY}\ntwo kids\n")
     lines = run(capsys, "search", "--queries", tmp_path / "queries.txt", "--index", index, "-k", "2").splitlines()
     assert [json.loads(line)["query"] for line in lines] == [QUERY, "two kids"]
     assert len(json.loads(lines[1])["hits"]) == 2
 
 
-def test_like_a_video(index, some_videos, capsys):
+def test_search_like_a_video(index, some_videos, capsys):
     rows = json.loads(run(capsys, "search", "--like", some_videos / "clip_2.mp4", "--index", index, "--json"))
     assert rows[0]["path"].endswith("clip_2.mp4")
 
 
-def test_the_grid_shows_the_videos_and_says_what_is_missing(videos, checkpoint, tmp_path, capsys):
+def test_the_grid_shows_thumbnails_or_the_cause_of_a_missing_file(videos, checkpoint, tmp_path, capsys):
     folder = tmp_path / "index"
     run(capsys, "index", videos, "--model", checkpoint, "--index", folder, "--num-workers", "0")
     best = json.loads(run(capsys, "search", QUERY, "--index", folder, "--json"))
@@ -95,28 +95,30 @@ def test_odd_queries_get_an_answer(index, capsys, query):
 
 
 def test_mistakes_are_one_line_each(index, capsys, tmp_path, some_videos, checkpoint):
-    assert "the query is empty" in mistake(capsys, "search", "  ", "--index", index)
-    assert "holds no index" in mistake(capsys, "search", QUERY, "--index", tmp_path)
-    assert "did you mean action" in mistake(capsys, "search", QUERY, "--index", index, "--expert", "acton=2")
-    assert "NAME=WEIGHT" in mistake(capsys, "search", QUERY, "--index", index, "--expert", "action")
-    assert "one of them" in mistake(capsys, "search", "--index", index)
-    assert "nothing.mp4" in mistake(capsys, "search", "--like", tmp_path / "nothing.mp4", "--index", index)
+    assert "the query is empty" in error_line(capsys, "search", "  ", "--index", index)
+    assert "holds no index" in error_line(capsys, "search", QUERY, "--index", tmp_path)
+    assert "did you mean action" in error_line(capsys, "search", QUERY, "--index", index, "--expert", "acton=2")
+    assert "NAME=WEIGHT" in error_line(capsys, "search", QUERY, "--index", index, "--expert", "action")
+    assert "one of them" in error_line(capsys, "search", "--index", index)
+    assert "nothing.mp4" in error_line(capsys, "search", "--like", tmp_path / "nothing.mp4", "--index", index)
     like = ("search", "--like", some_videos / "clip_2.mp4", "--index", index)
-    assert "is for texts" in mistake(capsys, *like, "--correction", "query_bank")
-    assert "--model is missing" in mistake(capsys, "index", some_videos, "--index", tmp_path / "new")
-    assert "does not exist" in mistake(
+    assert "is for texts" in error_line(capsys, *like, "--correction", "query_bank")
+    assert "--model is missing" in error_line(capsys, "index", some_videos, "--index", tmp_path / "new")
+    assert "does not exist" in error_line(
         capsys, "index", tmp_path / "no", "--model", checkpoint, "--index", tmp_path / "new"
     )
-    assert "cannot load the model" in mistake(
+    assert "cannot load the model" in error_line(
         capsys, "index", some_videos, "--model", tmp_path, "--index", tmp_path / "new"
     )
-    assert "--stride needs" in mistake(capsys, "index", some_videos, "--index", index, "--stride", "2")
-    assert "name it .parquet" in mistake(capsys, "export", "out.xls", "--index", index)
+    assert "--stride needs" in error_line(capsys, "index", some_videos, "--index", index, "--stride", "2")
+    assert "name it .parquet" in error_line(capsys, "export", "out.xls", "--index", index)
     (tmp_path / "blank.txt").write_text("\n\n")
-    assert "query bank is empty" in mistake(capsys, "calibrate", "--queries", tmp_path / "blank.txt", "--index", index)
+    assert "query bank is empty" in error_line(
+        capsys, "calibrate", "--queries", tmp_path / "blank.txt", "--index", index
+    )
 
 
-def test_stats_say_what_is_in_the_index(index, capsys):
+def test_stats_describe_the_index(index, capsys):
     stats = json.loads(run(capsys, "stats", "--index", index, "--json"))
     assert (stats["files"], stats["moments"], stats["skipped"]) == (6, 6, 0)
     assert stats["hours"] == pytest.approx((5 * 1 + 2) / 3600)
@@ -125,7 +127,7 @@ def test_stats_say_what_is_in_the_index(index, capsys):
     assert "moments" in run(capsys, "stats", "--index", index)
 
 
-def test_export_writes_every_column_or_a_table_to_read(index, capsys, tmp_path):
+def test_export_writes_all_columns_to_parquet_and_no_vectors_to_csv(index, capsys, tmp_path):
     from datasets import Dataset
 
     run(capsys, "export", tmp_path / "all.parquet", "--index", index)
@@ -136,7 +138,7 @@ def test_export_writes_every_column_or_a_table_to_read(index, capsys, tmp_path):
     assert len(rows) == 6 and {"path", "start", "end", "bias"} <= rows[0].keys() and "vector" not in rows[0]
 
 
-def test_calibrate_says_what_the_bank_is(videos, checkpoint, tmp_path, capsys):
+def test_calibrate_prints_the_size_and_temperature_of_the_bank(videos, checkpoint, tmp_path, capsys):
     run(capsys, "index", videos, "--model", checkpoint, "--index", tmp_path / "index", "--num-workers", "0")
     (tmp_path / "log.txt").write_text("a blue disc\ntwo kids\n")
     said = run(capsys, "calibrate", "--queries", tmp_path / "log.txt", "--tau", "0.2", "--index", tmp_path / "index")
@@ -146,5 +148,5 @@ def test_calibrate_says_what_the_bank_is(videos, checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0, "0:00.0"), (83.46, "1:23.5"), (59.97, "1:00.0"), (3723, "1:02:03.0")]
 )
-def test_times_are_shown_as_a_player_does(seconds, shown):
-    assert clock(seconds) == shown
+def test_times_are_formatted_as_in_a_player(seconds, shown):
+    assert format_time(seconds) == shown

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An index in Milvus, here the embedded milvus-lite, against the flat FAISS index of the same vectors."""
+"""An index in Milvus (the embedded milvus-lite) compared with a flat FAISS index of the same vectors."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from camoe_search.cli import main
 from camoe_search.errors import SearchError
 from camoe_search.index import VideoIndex
 from camoe_search.milvus_store import MilvusStore
-from camoe_search.serve import Served
+from camoe_search.serve import SearchService
 from tests.camoe_search.random_index import random_index, random_texts
 
 
@@ -52,7 +52,7 @@ def places(found):
         {"path": "nothing_%"},
     ],
 )
-def test_the_ranking_is_that_of_the_flat_index(flat, milvus, options):
+def test_the_ranking_equals_that_of_the_flat_index(flat, milvus, options):
     texts = random_texts(12).numpy()
     expected, found = (index.search_vectors(texts, COUNT, **options) for index in (flat, milvus))
     assert places(found) == places(expected)
@@ -60,30 +60,30 @@ def test_the_ranking_is_that_of_the_flat_index(flat, milvus, options):
         assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], abs=1e-6)
 
 
-def test_a_moment_and_what_the_experts_add_are_found_by_its_key(flat, milvus):
+def test_a_moment_and_its_expert_scores_are_found_by_key(flat, milvus):
     text = random_texts(1).numpy()
     ours, theirs = milvus.search_vectors(text, 1)[0][0], flat.search_vectors(text, 1)[0][0]
-    assert milvus.store.moment(ours.row) == ours._replace(score=0.0)
+    assert milvus.store.locate(ours.row) == ours._replace(score=0.0)
     assert milvus.expert_scores(text[0], ours.row) == pytest.approx(flat.expert_scores(text[0], theirs.row), abs=1e-6)
     with pytest.raises(KeyError):
-        milvus.store.moment('x" or key like "%')
+        milvus.store.locate('x" or key like "%')
     with pytest.raises(SearchError, match="Milvus gives 16384 results at most"):
         milvus.search_vectors(text, 20_000)
 
 
-def test_the_page_finds_moments_of_milvus_by_their_keys(flat, milvus):
-    served, best = Served(milvus, page_size=3), milvus.search_vectors(random_texts(1).numpy(), 1)[0][0]
-    found = served.search({"like": f"milvus.{best.row}"})["hits"]
+def test_the_page_finds_moments_in_milvus_by_key(flat, milvus):
+    service, best = SearchService(milvus, page_size=3), milvus.search_vectors(random_texts(1).numpy(), 1)[0][0]
+    found = service.search({"like": f"milvus.{best.row}"})["hits"]
     row = next(i for i, path in enumerate(flat.moments["path"]) if path == best.path)
     expected = flat.search_similar(row, 3)
     assert [f"{hit['folder']}/{hit['name']}" for hit in found] == [hit.path for hit in expected]
-    assert served.moment(found[0]["key"]).path == expected[0].path
+    assert service.locate(found[0]["key"]).path == expected[0].path
     for key in ("milvus.0", 'milvus.x" or key like "%', f"other.{best.row}", best.row):
         with pytest.raises(SearchError, match="not in the index"):
-            served.moment(key)
+            service.locate(key)
 
 
-def test_a_filter_takes_every_character_for_itself(tmp_path, flat):
+def test_a_path_filter_matches_special_characters_literally(tmp_path, flat):
     uri = str(tmp_path / "videos.db")
     description = dataclasses.replace(flat.description, store="milvus", uri=uri, collection="camoe")
     table = flat.moments.data.table.slice(0, 7)
@@ -98,7 +98,7 @@ def test_a_filter_takes_every_character_for_itself(tmp_path, flat):
     store.close()
 
 
-def test_two_folders_fill_one_collection_and_each_changes_only_its_rows(tmp_path, flat):
+def test_two_folders_share_a_collection_and_each_changes_only_its_own_rows(tmp_path, flat):
     uri = str(tmp_path / "videos.db")
     one, two = (
         dataclasses.replace(flat.description, store="milvus", uri=uri, collection="films", source=source)
@@ -124,8 +124,8 @@ def run(capsys, *arguments) -> str:
     return capsys.readouterr().out
 
 
-def test_the_commands_index_and_search_in_milvus(videos, checkpoint, tmp_path, capsys):
-    """From files: added, changed, removed and calibrated, always as in the flat index."""
+def test_commands_index_and_search_in_milvus(videos, checkpoint, tmp_path, capsys):
+    """Files are added, changed, removed, and the index calibrated: results always equal those of a flat index."""
     flat, milvus, uri = tmp_path / "flat", tmp_path / "milvus", tmp_path / "videos.db"
     settings = ["--model", checkpoint, "--num-workers", "0"]
     place = ["--store", "milvus", "--uri", uri]
@@ -146,7 +146,7 @@ def test_the_commands_index_and_search_in_milvus(videos, checkpoint, tmp_path, c
 
     (videos / "clip_1.mp4").unlink()
     (videos / "clip_2.mp4").rename(videos / "renamed.mp4")
-    for folder in (flat, milvus):  # the second run finds the store in the folder
+    for folder in (flat, milvus):  # later runs find the store in the folder
         report = json.loads(run(capsys, "index", videos, "--index", folder, "--prune", *settings[2:], "--json"))
     assert report["deleted"] == 2 and report["written"] >= 1 and len(agree()) == 5
 
@@ -155,7 +155,7 @@ def test_the_commands_index_and_search_in_milvus(videos, checkpoint, tmp_path, c
         run(capsys, "calibrate", "--queries", tmp_path / "log.txt", "--index", folder)
     agree()
     run(capsys, "index", videos, "--index", milvus, "--rebuild", *settings, *place, "--queries", tmp_path / "log.txt")
-    agree()  # its rows took the place of the old ones
+    agree()  # its rows replaced the old ones
     index = VideoIndex.load(milvus, device="cpu")
     assert index.remove([videos / "clip_3.mp4"]) == 1 and len(index.search("a star")) == 4
     index.add([videos / "clip_3.mp4"], num_workers=0)
@@ -163,7 +163,7 @@ def test_the_commands_index_and_search_in_milvus(videos, checkpoint, tmp_path, c
     agree()
 
 
-def test_what_a_killed_run_did_not_send_the_next_one_sends(videos, checkpoint, tmp_path, capsys, monkeypatch):
+def test_the_next_run_sends_what_a_killed_run_did_not(videos, checkpoint, tmp_path, capsys, monkeypatch):
     command = ["index", videos, "--model", checkpoint, "--index", tmp_path / "index", "--num-workers", "0", "--json"]
     command += ["--store", "milvus", "--uri", tmp_path / "videos.db"]
     upsert, sent = pymilvus.MilvusClient.upsert, []
@@ -175,29 +175,29 @@ def test_what_a_killed_run_did_not_send_the_next_one_sends(videos, checkpoint, t
         return upsert(client, collection, rows)
 
     monkeypatch.setattr(pymilvus.MilvusClient, "upsert", interrupted)
-    monkeypatch.setattr("camoe_search.milvus_store.BATCH_BYTES", 1)  # a row a request
+    monkeypatch.setattr("camoe_search.milvus_store.BATCH_BYTES", 1)  # one row per request
     with pytest.raises(SystemExit) as stop:
         run(capsys, *command)
     assert stop.value.code == 130
     capsys.readouterr()
     monkeypatch.setattr(pymilvus.MilvusClient, "upsert", upsert)
     report = json.loads(run(capsys, *command))
-    assert (report["unchanged"], report["written"]) == (6, 5)  # one row had come through, with the description
+    assert (report["unchanged"], report["written"]) == (6, 5)  # one row was sent, and the description
 
 
-def test_mistakes_are_named(tmp_path, checkpoint, videos, capsys, monkeypatch):
-    def mistake(*arguments):
+def test_mistakes_are_one_line_each(tmp_path, checkpoint, videos, capsys, monkeypatch):
+    def error_line(*arguments):
         with pytest.raises(SystemExit) as stop:
             main(list(map(str, arguments)))
         assert stop.value.code == 2
         return capsys.readouterr().err.splitlines()[-1]
 
     index = ["index", videos, "--model", checkpoint, "--index", tmp_path / "index", "--num-workers", "0"]
-    assert "needs --uri" in mistake(*index, "--store", "milvus")
-    assert "give --store milvus" in mistake(*index, "--uri", "videos.db")
-    assert "has no collection" in mistake("search", "a star", "--uri", tmp_path / "empty.db")
-    assert "--index DIR, or --uri" in mistake("search", "a star")
-    assert "one of them" in mistake("search", "a star", "--index", tmp_path, "--uri", "videos.db")
+    assert "needs --uri" in error_line(*index, "--store", "milvus")
+    assert "give --store milvus" in error_line(*index, "--uri", "videos.db")
+    assert "has no collection" in error_line("search", "a star", "--uri", tmp_path / "empty.db")
+    assert "--index DIR, or --uri" in error_line("search", "a star")
+    assert "one of them" in error_line("search", "a star", "--index", tmp_path, "--uri", "videos.db")
     nobody = "http://127.0.0.1:1"
     monkeypatch.setattr("camoe_search.milvus_store.TIMEOUT", 0.5)
-    assert f"Milvus cannot open {nobody}" in mistake("search", "a star", "--uri", nobody)
+    assert f"Milvus cannot open {nobody}" in error_line("search", "a star", "--uri", nobody)

@@ -30,7 +30,7 @@ def _template(url: str) -> str:
     return url + "/{repo_id}/resolve/{revision}/{filename}"
 
 
-def test_an_index_that_was_pushed_is_opened_from_the_hub(hub, tmp_path):
+def test_a_pushed_index_opens_from_the_hub(hub, tmp_path):
     index = random_index(tmp_path / "index")
     (tmp_path / "index" / ".lock").touch()
     index.push_to_hub(REPO)
@@ -47,13 +47,13 @@ def test_an_index_that_was_pushed_is_opened_from_the_hub(hub, tmp_path):
     index.remove(["/videos/1"])
     index.push_to_hub(REPO, private=False)
     names = set(hub.files(f"datasets/{REPO}"))
-    assert not any(name.startswith(generation) for name in names)  # the old one went with the same commit
+    assert not any(name.startswith(generation) for name in names)  # deleted by the same commit
     assert repository.messages[repository.commits[-1]] == "Index of 30 moments"
     assert json.loads(hub.files(f"datasets/{REPO}")["index.json"])["generation"] == index.description.generation
     assert VideoIndex.load(REPO).search_vectors(text) == index.search_vectors(text)
 
 
-def test_what_is_neither_a_folder_nor_on_the_hub_is_named(hub):
+def test_the_error_names_what_is_neither_a_folder_nor_on_the_hub(hub):
     for name in ("me/nothing", "no such/place/at all"):
         with pytest.raises(SearchError, match=f"{name} is neither a folder nor a data set on the Hub"):
             VideoIndex.load(name)

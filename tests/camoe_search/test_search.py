@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a search returns, against the explicit formulas on the full matrix."""
+"""What a search returns, compared with the explicit formulas on the full matrix."""
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ def index(tmp_path_factory):
 
 
 def explicit(index, correction: str, texts: torch.Tensor) -> torch.Tensor:
-    """The (N,B) matrix that DESIGN writes down, in the index's order of rows."""
+    """The full (N,B) score matrix, in the index's row order."""
     vectors = torch.tensor(column_matrix(index.moments.data.table, "vector"))
     bank_scores = similarity(torch.tensor(read_bank(index.folder, index.description).vectors), vectors)
     scores, bias = similarity(texts, vectors), query_bank_bias(bank_scores, TAU)
@@ -38,7 +38,7 @@ def explicit(index, correction: str, texts: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("correction", ["none", "query_bank", "dynamic"])
-def test_one_query_at_a_time_ranks_as_the_formula_on_the_full_matrix(index, correction):
+def test_single_queries_rank_like_the_formula_on_the_full_matrix(index, correction):
     texts = random_texts(25)
     expected = explicit(index, correction, texts)
     for n, text in enumerate(texts):
@@ -48,12 +48,12 @@ def test_one_query_at_a_time_ranks_as_the_formula_on_the_full_matrix(index, corr
 
 
 def test_the_three_corrections_differ_on_these_queries(index):
-    """Else the test above would show nothing."""
+    """Otherwise the test above would prove nothing."""
     best = {c: explicit(index, c, random_texts(25)).argmax(dim=1).tolist() for c in ("none", "query_bank", "dynamic")}
     assert best["none"] != best["query_bank"] and best["query_bank"] != best["dynamic"] != best["none"]
 
 
-def test_a_batch_gives_what_single_queries_give(index):
+def test_a_batch_returns_the_same_as_single_queries(index):
     texts = random_texts(7).numpy()
     batch = index.search_vectors(texts, k=5, correction="dynamic")
     for text, hits in zip(texts, batch, strict=True):
@@ -75,7 +75,7 @@ def test_the_default_correction_is_the_bank_where_there_is_one(index, tmp_path):
         without.search_vectors(text, correction="query_bank")
 
 
-def test_expert_weights_weigh_the_parts_of_the_score(index):
+def test_expert_weights_scale_the_parts_of_the_score(index):
     text = random_texts(1)
     weighted = text.clone().view(len(EXPERTS), DIM)
     weighted[EXPERTS.index("action")] *= 2
@@ -93,7 +93,7 @@ def test_expert_scores_add_up_to_the_score(index):
 
 
 @pytest.mark.parametrize("faiss", ["flat", "hnsw", "ivf"])
-def test_filters_keep_the_best_of_what_passes(tmp_path, faiss):
+def test_filters_keep_the_best_of_the_moments_that_pass(tmp_path, faiss):
     index = random_index(tmp_path / "index", COUNT, TAU, faiss)
     text = random_texts(1).numpy()
     everything = index.search_vectors(text, COUNT, correction="none")[0]
@@ -103,17 +103,17 @@ def test_filters_keep_the_best_of_what_passes(tmp_path, faiss):
     assert index.search_vectors(text, 5, path="nothing is called so") == [[]]
 
 
-def test_rows_shared_out_to_threads_give_what_one_thread_gives(index, monkeypatch):
+def test_splitting_rows_between_threads_does_not_change_the_results(index, monkeypatch):
     texts = random_texts(2).numpy()
     expected = index.search_vectors(texts, k=15)
-    monkeypatch.setattr(faiss_store, "SHARED_ROWS", 0)
+    monkeypatch.setattr(faiss_store, "MIN_ROWS_TO_SPLIT", 0)
     monkeypatch.setattr(faiss_store.faiss, "omp_get_max_threads", lambda: 3)  # parts of 13 or 14: fewer than k
     found = index.search_vectors(texts, k=15)
     assert [[hit.row for hit in hits] for hits in found] == [[hit.row for hit in hits] for hits in expected]
     assert [hit.score for hit in found[0]] == pytest.approx([hit.score for hit in expected[0]], abs=1e-6)
 
 
-def test_equal_moments_come_in_the_order_of_their_paths_from_every_way_of_searching(tmp_path, monkeypatch):
+def test_ties_are_ordered_by_path_however_many_threads_search(tmp_path, monkeypatch):
     index = random_index(tmp_path / "index", COUNT)
     table = index.moments.data.table
     same = pa.concat_tables([table.slice(3, 1)] * 6)  # one vector six times
@@ -123,13 +123,13 @@ def test_equal_moments_come_in_the_order_of_their_paths_from_every_way_of_search
     text = index.similar_vector(3)[None]
     names = [f"/videos/{c}.mp4" for c in "abcdef"]
     for rows in (10**9, 0):
-        monkeypatch.setattr(faiss_store, "SHARED_ROWS", rows)
+        monkeypatch.setattr(faiss_store, "MIN_ROWS_TO_SPLIT", rows)
         monkeypatch.setattr(faiss_store.faiss, "omp_get_max_threads", lambda: 4)
         hits = [hit for hit in index.search_vectors(text, k=12)[0] if hit.path in names]
         assert [hit.path for hit in hits] == names and len({hit.score for hit in hits}) == 1
 
 
-def test_more_results_than_moments_gives_all_of_them(index):
+def test_k_above_the_number_of_moments_returns_all_of_them(index):
     assert len(index.search_vectors(random_texts(1).numpy(), k=1000)[0]) == COUNT
 
 
@@ -141,12 +141,12 @@ def test_more_results_than_moments_gives_all_of_them(index):
         ({"k": 0}, "ask for one result or more"),
     ],
 )
-def test_wrong_options_are_errors_that_say_what_is_right(index, options, message):
+def test_errors_about_wrong_options_name_the_right_ones(index, options, message):
     with pytest.raises(SearchError, match=message):
         index.search_vectors(random_texts(1).numpy(), **options)
 
 
-def test_biases_and_hubs_in_blocks_are_those_of_the_whole(monkeypatch):
+def test_biases_and_hubs_do_not_depend_on_the_block_size(monkeypatch):
     monkeypatch.setattr(bank_module, "BLOCK", 7)
     queries, (vectors, _) = random_texts(30), random_videos(COUNT)
     bias, is_hub = hub_bias(QueryBank([], queries.numpy(), TAU), vectors.numpy())

@@ -37,7 +37,7 @@ def test_queries_and_documents_are_the_folded_vectors(sentence_model, encoder, p
     np.testing.assert_allclose(sentence_model.similarity(texts, videos), texts @ expected.numpy().T, atol=1e-6)
 
 
-def test_a_video_may_come_in_every_form(sentence_model, encoder, paths):
+def test_every_form_of_video_gives_the_same_vectors(sentence_model, encoder, paths):
     model, processor = encoder.model, encoder.processor
     window = Clip(paths[5], 0.5, 1.5)
     frames = sample_frames(paths[0], 2, size=32).frames  # (T,3,H,W)
@@ -48,7 +48,7 @@ def test_a_video_may_come_in_every_form(sentence_model, encoder, paths):
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
 
-def test_a_document_that_is_no_video_is_an_error_that_names_it(sentence_model, tmp_path):
+def test_the_error_names_a_document_that_is_not_a_video(sentence_model, tmp_path):
     with pytest.raises(VideoDecodingError, match="missing.mp4"):
         sentence_model.encode_document([str(tmp_path / "missing.mp4")])
     (tmp_path / "broken.webm").write_bytes(b"no video")
@@ -56,7 +56,7 @@ def test_a_document_that_is_no_video_is_an_error_that_names_it(sentence_model, t
         sentence_model.encode_document([str(tmp_path / "broken.webm")])
 
 
-def test_a_batch_of_texts_and_videos_is_an_error_and_so_is_an_empty_text(sentence_model, paths):
+def test_a_mixed_batch_and_an_empty_text_are_errors(sentence_model, paths):
     with pytest.raises(ValueError, match="video"):
         sentence_model.encode_document(["a red star", paths[0]])
     with pytest.raises(ValueError, match="texts and videos cannot share a batch"):

@@ -19,14 +19,14 @@ QUERY = "a red star spins"
 
 
 class Server:
-    """An application on a free port, and a client that sends what it is told, unchanged."""
+    """The application on a free port, and a client that sends requests exactly as given."""
 
     def __init__(self, index, **options):
-        self.bound = serve.listen("127.0.0.1", 0)
-        self.port = self.bound.getsockname()[1]
+        self.listener = serve.listen("127.0.0.1", 0)
+        self.port = self.listener.getsockname()[1]
         config = uvicorn.Config(serve.make_app(index, **options), log_level="warning", lifespan="off")
         self.uvicorn = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.uvicorn.run, kwargs={"sockets": [self.bound]})
+        self.thread = threading.Thread(target=self.uvicorn.run, kwargs={"sockets": [self.listener]})
 
     def __enter__(self):
         self.thread.start()
@@ -75,7 +75,7 @@ def key(server) -> str:
     return server.search(text=QUERY)[1]["hits"][0]["key"]
 
 
-def test_pages_are_the_search_of_the_index_in_parts(server, index):
+def test_pages_split_the_results_of_one_search(server, index):
     expected = index.search(QUERY, k=8, correction="none")
     pages = [server.search(text=QUERY, correction="none", page=page)[1] for page in range(4)]
     hits = [hit for page in pages for hit in page["hits"]]
@@ -98,10 +98,10 @@ def test_experts_and_correction_add_up_to_the_score(server, index, correction):
             assert hit["correction"] == pytest.approx(-index.moments[wanted.row]["bias"], abs=1e-6)
 
 
-def test_similar_moments_are_those_of_the_file_without_itself(server, index, key):
+def test_similar_moments_leave_out_the_query_moment(server, index, key):
     moment = index.moments[int(key.split(".")[1])]
     place = (moment["path"], moment["start"])
-    is_window = moment["path"].endswith("clip_5.mp4")  # the others are moments as a whole
+    is_window = moment["path"].endswith("clip_5.mp4")  # the other files are one moment each
     source = Clip(moment["path"], moment["start"], moment["end"]) if is_window else moment["path"]
     expected = [hit.score for hit in index.search_like(source, k=4) if (hit.path, hit.start) != place]
     found = server.search(like=key)[1]["hits"]
@@ -114,7 +114,7 @@ def test_filters_narrow_the_search(server):
     assert server.search(text=QUERY, min_seconds=5)[1]["hits"] == []
 
 
-def test_the_file_of_a_moment_comes_whole_and_in_ranges(server, index, key):
+def test_the_file_of_a_moment_is_served_whole_and_in_ranges(server, index, key):
     path = index.moments[int(key.split(".")[1])]["path"]
     content = open(path, "rb").read()
     status, headers, whole = server.ask("GET", f"/media/{key}")
@@ -141,7 +141,7 @@ def test_the_file_of_a_moment_comes_whole_and_in_ranges(server, index, key):
         "/media/{generation}.99999999999999999999999",
         "/media/{generation}.0x1",
         "/media/{generation}.1.5",
-        "/media/{generation}.%D9%A1",  # a one that is no ASCII
+        "/media/{generation}.%D9%A1",  # the digit 1 in Arabic
         "/media/{generation}.%00",
         "/media/0123456789ab.0",  # of another generation
         "/media/0",
@@ -164,13 +164,13 @@ def test_nothing_but_moments_of_the_index_can_be_read(server, index, key, target
     assert status == 404 and len(content) < 200 and b"root:" not in content
 
 
-def test_a_web_site_cannot_read_along_under_a_name_of_its_own(server, key):
+def test_requests_under_another_host_name_are_refused(server, key):
     for name, expected in (("evil.example", 400), ("localhost", 200)):
         status, _, content = server.ask("GET", f"/media/{key}", headers={"Host": f"{name}:{server.port}"})
         assert status == expected and (b"ftyp" in content) == (expected == 200)
 
 
-def test_a_browser_is_told_to_load_nothing_from_elsewhere(server):
+def test_the_page_may_load_nothing_from_other_hosts(server):
     for target in ("/", "/page.css", "/page.js"):
         status, headers, content = server.ask("GET", target)
         assert status == 200 and headers["Content-Security-Policy"].startswith("default-src 'self'")
@@ -194,12 +194,12 @@ def test_a_browser_is_told_to_load_nothing_from_elsewhere(server):
         ({"like": ["x"]}, "search again"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_the_reason(server, asked, message):
+def test_invalid_searches_are_refused_with_the_reason(server, asked, message):
     status, answer = server.search(**asked)
     assert status == 400 and message in answer["error"]
 
 
-def test_odd_requests_do_no_harm(server):
+def test_odd_requests_are_answered(server):
     for query in ("dog " * 10_000, "🐕🥏", "ein Hund fängt eine Scheibe", "<script>alert(1)</script>"):
         assert len(server.search(text=query)[1]["hits"]) == 3
     assert server.ask("POST", "/api/search", b"no JSON")[0] == 400
@@ -207,8 +207,8 @@ def test_odd_requests_do_no_harm(server):
     assert server.ask("POST", "/api/search", b'{"text": "' + b"x" * serve.MAX_BODY + b'"}')[0] == 413
 
 
-def test_an_index_that_changes_is_opened_at_the_next_search(videos, checkpoint, tmp_path):
-    (videos / "clip_0.mp4").rename(videos / "clip_0.dat")  # a name that says nothing of a video
+def test_the_next_search_opens_an_index_that_changed(videos, checkpoint, tmp_path):
+    (videos / "clip_0.mp4").rename(videos / "clip_0.dat")  # not a video extension
     paths = [videos, videos / "clip_0.dat"]
     index = VideoIndex.build(paths, tmp_path / "index", str(checkpoint), device="cpu", num_workers=0)
     with Server(index, page_size=20) as server:
@@ -218,7 +218,7 @@ def test_an_index_that_changes_is_opened_at_the_next_search(videos, checkpoint, 
         assert (status, headers["Content-Type"], headers["X-Content-Type-Options"]) == (200, "video/mp4", "nosniff")
         (videos / "clip_0.dat").unlink()
         status, _, content = server.ask("GET", f"/media/{dat}")
-        assert status == 404 and "not there any more" in json.loads(content)["error"]
+        assert status == 404 and "no longer exists" in json.loads(content)["error"]
         VideoIndex.load(tmp_path / "index", index.encoder).remove([videos / "clip_0.dat"])
         after = server.search(text=QUERY)[1]["hits"]
         assert len(before) == 6 and len(after) == 5
@@ -226,7 +226,7 @@ def test_an_index_that_changes_is_opened_at_the_next_search(videos, checkpoint, 
         assert server.ask("GET", f"/media/{after[0]['key']}")[0] == 200
 
 
-def test_a_port_that_is_taken_is_one_line(server, index, capsys):
+def test_a_port_in_use_is_a_one_line_error(server, index, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["serve", "--index", str(index.folder), "--port", str(server.port)])
     assert stop.value.code == 2 and "choose another --port" in capsys.readouterr().err

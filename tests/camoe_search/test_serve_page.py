@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`camoe serve` in a real browser: type, see, play, switch the correction, find similar, turn the page."""
+"""`camoe serve` in a real browser: search, play, switch the correction, find similar moments, turn pages."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from camoe_search.index import VideoIndex
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 QUERY = "a red star spins"
-PATIENCE = 30_000  # milliseconds: what a busy machine may take
+TIMEOUT = 30_000  # milliseconds; a busy machine is slow
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
@@ -28,7 +28,7 @@ def index(some_videos, checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(index):
-    """Of `camoe serve`, run as a user does."""
+    """Address of `camoe serve`, started from the command line."""
     command = [sys.executable, "-m", "camoe_search", "serve", "--index", str(index.folder), "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     serving = subprocess.Popen(
@@ -43,29 +43,29 @@ def address(index):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    expect.set_options(timeout=PATIENCE)
+    expect.set_options(timeout=TIMEOUT)
     with sync_playwright() as playwright:
         profile = tmp_path_factory.mktemp("profile")
         context = playwright.chromium.launch_persistent_context(
             str(profile), executable_path=CHROMIUM, headless=True, args=[*FLAGS, "--disable-sync"]
         )
-        context.set_default_timeout(PATIENCE)
+        context.set_default_timeout(TIMEOUT)
         yield context
         context.close()
 
 
 @pytest.fixture
 def page(browser, address):
-    """The page, opened; whatever it asked of other machines or complained about fails the test."""
-    page, elsewhere, complaints = browser.new_page(), [], []
+    """The open page. Requests to other hosts and messages on the console fail the test."""
+    page, elsewhere, errors = browser.new_page(), [], []
     page.on("request", lambda request: None if request.url.startswith(address) else elsewhere.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(address)
-    page.complaints = complaints
+    page.errors = errors
     yield page
     page.close()
-    assert [url for url in elsewhere if not url.startswith("data:")] == [] and complaints == []
+    assert [url for url in elsewhere if not url.startswith("data:")] == [] and errors == []
 
 
 def ask(page, text: str):
@@ -82,8 +82,8 @@ def expect_scores(page, hits):
     expect(page.locator(".score")).to_have_text([f"{hit.score:.3f}" for hit in hits])
 
 
-def test_type_see_play_switch_turn_and_find_similar(page, index):
-    ask(page, QUERY)  # before the page knows what the index is
+def test_search_correction_paging_and_similar_moments(page, index):
+    ask(page, QUERY)  # before the page has loaded /api/about
     expect(page.locator("#about")).to_contain_text("8 moments, indexed with checkpoint")
     expected = index.search(QUERY, k=8)
     expect_scores(page, expected[:3])
@@ -114,8 +114,8 @@ def test_type_see_play_switch_turn_and_find_similar(page, index):
     expect_scores(page, uncorrected[3:6])
 
 
-def test_a_clip_plays_from_the_second_at_which_it_starts_to_the_one_at_which_it_ends(page, index):
-    """H.264 in Chromium: time goes on, and stays within the moment."""
+def test_a_clip_plays_from_its_start_to_its_end(page, index):
+    """H.264 in Chromium: playback advances and stays within the moment."""
     page.click("#filters summary")
     page.fill("#path", "clip_5")
     ask(page, QUERY)
@@ -128,7 +128,7 @@ def test_a_clip_plays_from_the_second_at_which_it_starts_to_the_one_at_which_it_
         v.addEventListener("timeupdate", () => times.push(v.currentTime));
         v.addEventListener("pause", () => done({times, error: v.error && v.error.message, width: v.videoWidth}));
         v.addEventListener("error", () => done({times, error: v.error.message}));
-        setTimeout(() => done({times, error: "it did not come to its end"}), 20000);
+        setTimeout(() => done({times, error: "it did not reach its end"}), 20000);
     })"""
     page.evaluate(f"void (window.seen = ({seen})(document.querySelectorAll('video')[{late}]))")
     card.locator(".play").click()
@@ -141,6 +141,6 @@ def test_mistakes_and_markup_are_shown_as_text(page):
     page.fill("#text", "   ")
     page.click("button.primary")
     expect(page.locator("#status.bad")).to_contain_text("the query is empty")
-    page.complaints.clear()  # the browser notes the answer 400
+    page.errors.clear()  # the browser logs the 400
     ask(page, "<img src=x onerror=alert(1)>")
     assert page.locator("main img").count() == 0 and page.locator(".card").count() == 3

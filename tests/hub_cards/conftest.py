@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs in hub_cards/ import their siblings by plain name; so do their tests. And what several test files share."""
+"""Fixtures shared by several test files. Tests import modules of hub_cards/ by plain name, as its programs do."""
 
 import sys
 from pathlib import Path

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Hub on loopback, small and strict: the parts of the API that the real client uses for repositories.
+"""A small, strict Hub on loopback: the parts of the API that the real client uses for repositories.
 
 Repositories live in memory as commits, each a whole mapping path -> bytes. Large files go the LFS way (batch, PUT, and
-a commit that names their SHA-256), small ones travel in the commit. A request that it does not know is answered 404
-and kept in `unknown`, so that a test can tell what the client asked for in vain.
+a commit that names their SHA-256), small ones travel in the commit. An unknown request is answered with 404
+and kept in `unknown`, so that a test can see what the client asked for in vain.
 """
 
 import base64
@@ -54,7 +54,7 @@ class FakeHub:
 
     Args:
         fail_on: part of a path; a POST to it is cut off without an answer, as by a broken connection, and a PUT is
-            refused (the client would try it again for half a minute).
+            refused (the client would retry for half a minute).
     """
 
     def __init__(self, fail_on: str | None = None):
@@ -183,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _lfs_put(self, sha):
         if hashlib.sha256(self.body).hexdigest() != sha:
-            self._error(400, "BadRequest", "the content is not the one that was announced")
+            self._error(400, "BadRequest", "the content does not match its hash")
             return
         self.hub.lfs[sha] = self.body
         self._send(200, b"")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A virtual environment of its own that has what ours has, but not this project: a stranger's machine.
+"""A virtual environment with the packages of this one, but without this project: a new user's machine.
 
-Nothing is installed: its site-packages names one folder, of links to the packages of the environment that runs the
-tests. What is left out there does not exist, for `import` and for `importlib.metadata` alike.
+Nothing is installed: its site-packages points to a folder of links to the packages of the environment that runs the
+tests. A package without a link does not exist, neither for `import` nor for `importlib.metadata`.
 """
 
 import subprocess
@@ -15,7 +15,7 @@ PROJECT = ("modeling_camoe", "camoe_search", "camoe", "__editable__")
 
 
 def make_environment(folder: Path, without: tuple[str, ...] = ()) -> Path:
-    """Its interpreter. `without` names packages that are missing as well, by the start of their names."""
+    """Make it; returns its interpreter. Packages whose names start with one of `without` are missing, too."""
     packages = folder / "packages"
     packages.mkdir(parents=True)
     for place in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:

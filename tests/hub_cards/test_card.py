@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cards say what the run measured, and nothing else."""
+"""Cards show what the run measured, and nothing else."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def run(run_dir):
     return Run.read(run_dir)
 
 
-def test_every_metric_reaches_the_model_index_to_the_last_digit(run):
+def test_every_metric_is_in_the_model_index_with_all_digits(run):
     card = ModelCard(render_card(MOTION, run, "org/camoe-motion"))
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}
     expected = {
@@ -36,20 +36,20 @@ def test_every_metric_reaches_the_model_index_to_the_last_digit(run):
     assert card.data.eval_results[0].dataset_split == "test"
 
 
-def test_the_metadata_is_what_the_hub_understands(run):
+def test_the_metadata_uses_values_the_hub_knows(run):
     data = ModelCard(render_card(MOTION, run, "org/camoe-motion")).data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "feature-extraction")
     assert "video-text-retrieval" in data.tags and data.license == "apache-2.0"
     assert data.base_model == "openai/clip-vit-base-patch32" and data.model_name == "camoe-motion"
 
 
-def test_a_base_model_that_is_a_folder_is_not_named(run):
+def test_a_local_base_model_is_not_named(run):
     run = replace(run, recipe={**run.recipe, "model_name_or_path": "/home/me/clip"})
     assert ModelCard(render_card(MOTION, run, "org/camoe-motion")).data.base_model is None
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_without_results_a_card_says_not_measured_and_holds_no_number(source, run):
+def test_without_results_a_card_says_not_measured_and_has_no_numbers(source, run):
     text = render_card(source, replace(run, results=None), f"org/{source.stem}")
     card = ModelCard(text)
     assert card.data.eval_results is None
@@ -60,7 +60,7 @@ def test_without_results_a_card_says_not_measured_and_holds_no_number(source, ru
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_every_benchmark_has_a_card_of_its_own(source, run):
+def test_every_benchmark_has_its_own_card(source, run):
     header, _ = read_source(source)
     run = replace(run, results={**run.results, "dataset": f"{header['benchmark']}_1k"})
     card = ModelCard(render_card(source, run, f"org/{source.stem}"))
@@ -78,27 +78,27 @@ def test_results_on_another_benchmark_are_refused(run):
 @pytest.mark.parametrize(
     "line", ["R@1 is 47.3 in the paper.", "| model | R@1 |\n|---|---|\n| CAMoE | 47.3 |", "Recall@5: 47.3 %"]
 )
-def test_numbers_that_the_run_does_not_hold_are_refused(line, run, tmp_path):
+def test_numbers_that_are_not_in_the_results_are_refused(line, run, tmp_path):
     source = tmp_path / "card.md"
     source.write_text(MOTION.read_text().replace("{% block data %}", "{% block data %}\n" + line + "\n"))
-    with pytest.raises(CardError, match="47.3, which eval_results.json of the run does not hold"):
+    with pytest.raises(CardError, match="47.3, which the run's eval_results.json does not hold"):
         render_card(source, run, "org/camoe-motion")
 
 
-def test_a_number_of_the_run_may_be_repeated_in_the_text(run, tmp_path):
+def test_numbers_from_the_results_may_appear_in_the_text(run, tmp_path):
     value = run.results["results"]["none"]["text_to_video"]["R@5"]
     source = tmp_path / "card.md"
     source.write_text(MOTION.read_text().replace("{% block data %}", f"{{% block data %}}\nR@5 is {value:.1f}.\n"))
     assert f"R@5 is {value:.1f}." in render_card(source, run, "org/camoe-motion")
 
 
-def test_a_source_without_header_is_one_line_of_cause(run, tmp_path):
+def test_a_source_without_header_is_an_error(run, tmp_path):
     (tmp_path / "card.md").write_text("# nothing\n")
     with pytest.raises(CardError, match="does not begin with a YAML header"):
         render_card(tmp_path / "card.md", run, "org/camoe-motion")
 
 
-def test_the_query_bank_is_explained_with_the_temperature_of_the_run(run):
+def test_the_query_bank_example_uses_the_temperature_of_the_run(run):
     text = render_card(MOTION, run, "org/camoe-motion")
     assert f"tau = {json.dumps(run.results['settings']['tau'])}  # chosen on validation data" in text
     assert "query_bank.txt" not in render_card(MOTION, replace(run, files=frozenset()), "org/camoe-motion")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos from addresses: the production path, against a TLS server on loopback that plays a public host.
+"""Downloading videos: the production code, with a TLS server on loopback in place of a public host.
 
 Three things are replaced, none of them in the code that is tested: what a name resolves to, where a connection to the
 public address ends up, and which certificate authority is trusted.
@@ -25,7 +25,7 @@ LIMIT = 100_000  # bytes
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A certificate of HOST, signed by itself."""
+    """A certificate of HOST, self-signed."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl makes the certificate")
     folder = tmp_path_factory.mktemp("tls")
@@ -61,7 +61,7 @@ def tls_server(certificate, clip):
                 self.wfile.write(bytes(LIMIT // 5))
 
         def drip(self):
-            """A byte of a header now and then: no single wait is long."""
+            """One byte of a header at a time: no single wait is long."""
             for _ in range(100):
                 self.wfile.write(b"H")
                 time.sleep(0.05)
@@ -79,7 +79,7 @@ def tls_server(certificate, clip):
         def handle(self):
             try:
                 super().handle()
-            except OSError:  # the client has gone
+            except OSError:  # the client disconnected
                 pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
@@ -94,7 +94,7 @@ def tls_server(certificate, clip):
 
 @pytest.fixture
 def internet(tls_server, certificate, monkeypatch):
-    """Names resolve as `answers` says, one answer a question; the last one stays. Returns it and the connections."""
+    """Names resolve to the next of `answers`, the last of which is repeated. Returns it and the connections made."""
     answers, connections = [[PUBLIC]], []
     connect, look_up, trust = socket.create_connection, socket.getaddrinfo, ssl.create_default_context
 
@@ -118,7 +118,7 @@ def get(path: str, budget: int = LIMIT) -> bytes:
     return download(f"https://{HOST}{path}", "videos[0]", budget)
 
 
-def test_a_video_at_an_address_gives_the_vectors_of_its_bytes(internet, run_dir, clip):
+def test_a_video_url_gives_the_vectors_of_its_bytes(internet, run_dir, clip):
     endpoint = EndpointHandler(str(run_dir), allow_urls=True)
     found = endpoint({"inputs": {"videos": [{"url": f"https://{HOST}/clip.mp4?x=1"}]}})["video_vectors"]
     with torch.inference_mode():
@@ -130,7 +130,7 @@ def test_a_video_at_an_address_gives_the_vectors_of_its_bytes(internet, run_dir,
 
 def test_the_connection_goes_to_the_address_that_was_checked(internet, clip):
     answers, connections = internet
-    answers[:] = [[PUBLIC], ["127.0.0.1"]]  # another answer, should anybody ask again
+    answers[:] = [[PUBLIC], ["127.0.0.1"]]  # another answer to a second lookup
     assert get("/clip.mp4?x=1") == clip.read_bytes()
     assert connections == [(PUBLIC, 443)]
 
@@ -138,7 +138,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(internet, clip):
 @pytest.mark.parametrize(
     "found", [["127.0.0.1"], [PUBLIC, "127.0.0.1"], ["10.1.2.3"], ["169.254.169.254"], ["::1"], []]
 )
-def test_a_name_with_any_address_inside_is_refused_unasked(internet, found):
+def test_a_name_with_any_private_address_is_refused_without_connecting(internet, found):
     answers, connections = internet
     answers[:] = [found]
     with pytest.raises(RequestError, match="not on the public internet"):
@@ -153,7 +153,7 @@ def test_redirects_are_not_followed(internet, path):
     assert internet[1] == [(PUBLIC, 443)]
 
 
-def test_a_certificate_of_another_host_is_refused(internet):
+def test_a_certificate_for_another_host_is_refused(internet):
     with pytest.raises(RequestError, match="cannot be read: SSLCertVerificationError"):
         download("https://other.example/clip.mp4", "videos[0]", LIMIT)
 
@@ -163,16 +163,16 @@ def test_a_certificate_of_another_host_is_refused(internet):
     [
         ("/endless", "64 MiB together"),
         ("/nothing", "answers 404"),
-        ("/broken", "breaks off|cannot be read"),
+        ("/broken", "is truncated|cannot be read"),
         ("/a\r\nHost: evil", "must be an https|cannot be read"),
     ],
 )
-def test_what_is_too_large_missing_or_cut_off_is_named(internet, path, message):
+def test_errors_say_what_is_too_large_missing_or_truncated(internet, path, message):
     with pytest.raises(RequestError, match=message):
         get(path)
 
 
-def test_a_server_that_drips_is_cut_off(internet, monkeypatch):
+def test_a_slow_server_is_disconnected(internet, monkeypatch):
     monkeypatch.setattr("untrusted.URL_SECONDS", 0.3)
     start = time.monotonic()
     with pytest.raises(RequestError, match="takes more than 0.3 s"):
@@ -201,6 +201,6 @@ def test_a_server_that_drips_is_cut_off(internet, monkeypatch):
         (7, "must be an https"),
     ],
 )
-def test_addresses_inside_and_other_schemes_are_refused(url, message):
+def test_private_addresses_and_other_schemes_are_refused(url, message):
     with pytest.raises(RequestError, match=message):
         download(url, "videos[0]", LIMIT)

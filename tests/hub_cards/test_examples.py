@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Example clips: what the released model says about them, in examples.json, the card and its widget."""
+"""Example clips: the model's answers in examples.json, the card and its widget."""
 
 import json
 import shutil
@@ -43,10 +43,10 @@ def folder(tmp_path):
     return tmp_path / "release"
 
 
-def test_examples_are_what_the_pipeline_says(retrieval, clips, folder):
+def test_examples_hold_the_output_of_the_pipeline(retrieval, clips, folder):
     add_examples(folder, retrieval, clips, SENTENCES)
     examples = json.loads((folder / "examples.json").read_text())
-    captions = ["A star is spinning", "two kids playing"]  # no commas, which part the widget's candidates
+    captions = ["A star is spinning", "two kids playing"]  # no commas: they separate the widget's candidates
     assert [example["caption"] for example in examples] == captions
     for example, clip in zip(examples, clips, strict=True):
         assert (folder / example["clip"]).read_bytes() == clip.read_bytes()
@@ -75,10 +75,10 @@ def test_the_widget_and_the_card_show_the_examples(retrieval, clips, folder, run
 def test_without_examples_there_is_no_widget_and_the_card_asks_for_a_clip(run_dir):
     card = ModelCard(render_card(MOTION, Run.read(run_dir), REPO))
     assert not hasattr(card.data, "widget") or card.data.widget is None
-    assert "## Examples" not in card.text and 'clip = "clip.mp4"  # a video of yours' in card.text
+    assert "## Examples" not in card.text and 'clip = "clip.mp4"  # your own video' in card.text
 
 
-def test_clips_without_captions_are_compared_with_the_sentences_of_the_card(retrieval, clip, folder):
+def test_clips_without_captions_are_compared_with_the_example_sentences(retrieval, clip, folder):
     header, _ = read_source(MOTION)
     add_examples(folder, retrieval, [clip], [header["example"], header["other_example"]])
     [example] = json.loads((folder / "examples.json").read_text())
@@ -89,13 +89,13 @@ def test_clips_without_captions_are_compared_with_the_sentences_of_the_card(retr
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.avi", b"x", "is no .mp4 or .webm file"),
+        ("a.avi", b"x", "is not a .mp4 or .webm file"),
         ("a.mp4", None, "does not exist"),
         ("a.mp4", b"hello", "no video"),
         ("a.mp4", 20 * 2**20 + 1, "larger than 20 MiB"),
     ],
 )
-def test_a_clip_that_cannot_be_an_example_is_named(retrieval, folder, tmp_path, name, content, message):
+def test_the_error_names_a_clip_that_cannot_be_an_example(retrieval, folder, tmp_path, name, content, message):
     if isinstance(content, int):
         with open(tmp_path / name, "wb") as file:
             file.truncate(content)
@@ -106,5 +106,5 @@ def test_a_clip_that_cannot_be_an_example_is_named(retrieval, folder, tmp_path, 
 
 
 def test_too_many_clips_are_refused(retrieval, clip, folder):
-    with pytest.raises(ExampleError, match="9 clips; a release shows 8 at most"):
+    with pytest.raises(ExampleError, match="9 clips; a release shows at most 8"):
         add_examples(folder, retrieval, [clip] * 9, SENTENCES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The endpoint's handler behind a real HTTP server: what it answers, and what it refuses without falling over."""
+"""The endpoint's handler behind a real HTTP server: what it answers, and what it refuses without failing."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ def png(width: int, height: int, color=(200, 30, 40)) -> bytes:
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """A few bytes that would unpack to width * height pixels."""
+    """A few bytes that would decode to width * height pixels."""
     content = bytearray(png(8, 8))
     content[16:24] = struct.pack(">II", width, height)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
@@ -112,7 +112,7 @@ def ten_hours(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("video") / "long.mp4", 2, times=[0.0, 36_000.0]).read_bytes()
 
 
-def test_texts_and_videos_become_the_vectors_that_the_model_gives(server, run_dir, video):
+def test_texts_and_videos_become_the_vectors_of_the_model(server, run_dir, video):
     model, processor = CAMoEModel.from_pretrained(run_dir).eval(), CAMoEProcessor.from_pretrained(run_dir)
     with torch.inference_mode():
         texts = model.get_text_features(**processor(text=["a red star spins"], return_tensors="pt")).pooler_output
@@ -125,7 +125,7 @@ def test_texts_and_videos_become_the_vectors_that_the_model_gives(server, run_di
     assert found["scores"] == (texts @ videos.T).tolist()
 
 
-def test_frames_data_addresses_a_bare_text_and_images_are_understood(server, video):
+def test_frames_data_urls_a_single_text_and_images_are_accepted(server, video):
     frames = [base64_of(png(40, 30)), base64_of(png(40, 30, (0, 0, 0)))]
     status, found = post(server, {"inputs": {"videos": [{"frames": frames}]}})
     assert status == 200 and len(found["video_vectors"][0]) == 64
@@ -136,7 +136,7 @@ def test_frames_data_addresses_a_bare_text_and_images_are_understood(server, vid
     assert post(server, png(40, 30), "image/png") == post(server, {"inputs": {"videos": [{"frames": frames[:1]}]}})
 
 
-def test_several_videos_are_answered_in_their_order_and_as_each_alone(server, video):
+def test_several_videos_give_the_same_vectors_as_each_alone_in_order(server, video):
     other = base64_of(png(40, 30, (0, 90, 200)))
     videos = [base64_of(video), {"frames": [other] * 3}]
     together = post(server, {"inputs": {"videos": videos}})[1]["video_vectors"]
@@ -144,7 +144,7 @@ def test_several_videos_are_answered_in_their_order_and_as_each_alone(server, vi
 
 
 @pytest.mark.parametrize("kind", ["audio/mpeg", "audio/wav", "video/mp4", "text/plain", "application/octet-stream"])
-def test_other_content_types_are_a_message(server, video, kind):
+def test_other_content_types_are_refused_with_a_message(server, video, kind):
     status, answer = post(server, video, kind)
     assert status == 400 and ("the body must be" in answer["error"] or "not supported" in answer["error"])
     assert post(server, {"inputs": "a red star"})[0] == 200
@@ -164,9 +164,9 @@ REFUSED = {
     "more pixels than FFmpeg allows": ({"videos": [base64_of(gif_that_claims(20_000, 20_000))]}, "videos[0]"),
     "a playlist": ({"videos": [base64_of(PLAYLIST)]}, "not a video"),
     "a list of files": ({"videos": [base64_of(b"ffconcat version 1.0\nfile '/etc/passwd'\n")]}, "not a video"),
-    "text that FFmpeg would film": ({"videos": [base64_of(b"\x1b[1;31m hello\n" * 500)]}, "not a video"),
+    "text that FFmpeg would render": ({"videos": [base64_of(b"\x1b[1;31m hello\n" * 500)]}, "not a video"),
     "no video": ({"videos": [base64_of(b"hello" * 1000)]}, "not a video"),
-    "no image": ({"videos": [{"frames": [base64_of(b"hello" * 1000)]}]}, "no JPEG, PNG or WebP"),
+    "no image": ({"videos": [{"frames": [base64_of(b"hello" * 1000)]}]}, "not a JPEG, PNG or WebP"),
     "too many frames": ({"videos": [{"frames": ["AAAA"] * 65}]}, "1 to 64 images"),
     "too many videos": ({"videos": ["AAAA"] * 9}, "the limits are 256 and 8"),
     "frames of different sizes": (
@@ -187,20 +187,20 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_is_a_message_and_the_next_request_is_served(server, name):
+def test_a_refusal_has_a_message_and_the_next_request_is_served(server, name):
     inputs, message = REFUSED[name]
     status, answer = post(server, {"inputs": inputs})
     assert status == 400 and answer["type"] == "RequestError" and message in answer["error"]
     assert post(server, {"inputs": "a red star"})[0] == 200
 
 
-def test_a_video_of_ten_hours_is_refused_by_its_header(server, ten_hours):
+def test_a_video_of_ten_hours_is_refused_from_its_header(server, ten_hours):
     status, answer = post(server, {"inputs": {"videos": [base64_of(ten_hours)]}})
     assert status == 400 and "the limit is 600 s" in answer["error"]
     assert post(server, {"inputs": "a red star"})[0] == 200
 
 
-def test_a_few_kilobytes_do_not_unpack_to_gigabytes_of_frames(server, monkeypatch):
+def test_a_few_kilobytes_cannot_decode_to_gigabytes_of_frames(server, monkeypatch):
     monkeypatch.setattr("untrusted.MAX_FRAME_PIXELS", 3 * 40 * 30)
     frames = [base64_of(png(40, 30))] * 4
     status, answer = post(server, {"inputs": {"videos": [{"frames": frames}]}})
@@ -209,19 +209,19 @@ def test_a_few_kilobytes_do_not_unpack_to_gigabytes_of_frames(server, monkeypatc
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{}", b"null", b'{"instances": 1}', b"{", b"\xff", b'{"inputs": null}'])
-def test_json_of_another_form_is_refused(server, body):
+def test_json_of_another_structure_is_refused(server, body):
     status, answer = post(server, body)
     assert status == 400 and answer["error"]
     assert post(server, {"inputs": "a red star"})[0] == 200
 
 
-def test_half_a_gigabyte_of_base64_is_refused_before_it_is_decoded(endpoint, monkeypatch):
+def test_half_a_gigabyte_of_base64_is_refused_before_decoding(endpoint, monkeypatch):
     monkeypatch.setattr("untrusted.base64.b64decode", None)
     with pytest.raises(RequestError, match="64 MiB together"):
         endpoint({"inputs": {"videos": ["A" * 500_000_000]}})
 
 
-def test_the_limit_on_bytes_is_for_all_videos_together(endpoint, video, monkeypatch):
+def test_the_byte_limit_is_for_all_videos_together(endpoint, video, monkeypatch):
     monkeypatch.setattr("handler.MAX_BYTES", len(video) + 10)
     endpoint({"inputs": {"videos": [base64_of(video)]}})
     with pytest.raises(RequestError, match=r"videos\[1\]"):

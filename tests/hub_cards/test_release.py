@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a run to the Hub, against a Hub on loopback and the real client. What a stranger gets: test_stranger.py."""
+"""Publishing a run with the real client to a Hub on loopback. Loading it elsewhere: test_fresh_install.py."""
 
 import json
 import pickletools
@@ -14,7 +14,7 @@ from check_release import fingerprint
 from fake_hub import FakeHub
 from huggingface_hub import ModelCard, constants
 from release import ReleaseError, assemble, find_card, main, upload
-from stranger import environment
+from run_elsewhere import environment
 from tiny_run import write_run
 
 from modeling_camoe import CAMoEModel, CAMoEProcessor
@@ -22,12 +22,12 @@ from modeling_camoe import CAMoEModel, CAMoEProcessor
 
 ROOT = Path(__file__).parents[2]
 REPO = "org/camoe-motion"
-NOT_RELEASED = {"__init__.py", "export_onnx.py"}  # a repository is flat, and holds what runs a model
+NOT_RELEASED = {"__init__.py", "export_onnx.py"}  # a repository is flat, and has only what runs a model
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As in the stranger's process."""
+    """As in the process that checks the release."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -52,7 +52,7 @@ def folder(second_run, clip, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hub(run_dir, clip, tmp_path_factory):
-    """A Hub to which the first run was released, as a user does it."""
+    """A Hub with the first run, released from the command line."""
     home = tmp_path_factory.mktemp("home")
     with FakeHub() as hub:
         done = subprocess.run(
@@ -74,7 +74,7 @@ def client(hub, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def test_a_release_is_one_commit_that_was_shown_before(hub, run_dir):
+def test_a_release_is_one_commit_of_the_listed_files(hub, run_dir):
     repository = hub.repositories[REPO]
     assert len(repository.commits) == 2 and repository.messages[repository.commits[-1]] == f"Release {REPO}"
     files = hub.files(REPO)
@@ -88,8 +88,8 @@ def test_a_release_is_one_commit_that_was_shown_before(hub, run_dir):
     assert json.loads(files["config.json"])["auto_map"]["AutoModel"] == "modeling_camoe.CAMoEModel"
 
 
-def test_the_published_numbers_are_those_of_the_run(hub, run_dir):
-    index = ModelCard(hub.files(REPO)["README.md"].decode()).data.eval_results  # by the client's own parser
+def test_the_published_numbers_equal_those_of_the_run(hub, run_dir):
+    index = ModelCard(hub.files(REPO)["README.md"].decode()).data.eval_results  # parsed by the client
     results = json.loads((run_dir / "eval_results.json").read_text())["results"]
     rankings = [metrics for directions in results.values() for metrics in directions.values() if metrics]
     measured = [value for metrics in rankings for value in metrics.values() if not isinstance(value, list)]
@@ -107,8 +107,8 @@ def test_nothing_in_a_release_is_a_pickle(folder):
         elif path.suffix in starts:
             assert content.startswith(starts[path.suffix])
         else:
-            content.decode()  # text, which an archive of torch.save is not
-            with pytest.raises(Exception):  # noqa: B017 — pickletools raises whatever it stumbles over
+            content.decode()  # text, unlike a torch.save archive
+            with pytest.raises(Exception):  # noqa: B017 — pickletools raises many kinds of errors
                 list(pickletools.genops(content))
 
 
@@ -116,25 +116,25 @@ def test_nothing_in_a_release_is_a_pickle(folder):
 def test_an_interrupted_upload_leaves_the_repository_as_it_was(hub, client, folder, monkeypatch, fail_on):
     before = dict(hub.files(REPO))
     monkeypatch.setattr(hub, "fail_on", fail_on)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its tries
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between retries
     with pytest.raises(ReleaseError, match="the repository is as it was"):
         upload(folder, REPO, private=False, create_pr=False)
     assert hub.files(REPO) == before and len(hub.repositories[REPO].commits) == 2
 
 
-def test_a_pull_request_leaves_main_alone(hub, client, folder):
+def test_a_pull_request_does_not_change_main(hub, client, folder):
     before = dict(hub.files(REPO))
     address = upload(folder, REPO, private=False, create_pr=True)
     assert address.endswith("/discussions/1") and hub.files(REPO) == before
     assert hub.files(REPO, "refs/pr/1")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
-def test_a_private_release_makes_a_private_repository(hub, client, folder):
+def test_a_private_release_creates_a_private_repository(hub, client, folder):
     upload(folder, "org/secret", private=True, create_pr=False)
     assert hub.repositories["org/secret"].private and not hub.repositories[REPO].private
 
 
-def test_a_second_release_replaces_code_weights_and_examples_and_leaves_other_files(hub, client, folder):
+def test_a_second_release_replaces_code_weights_and_examples_and_keeps_other_files(hub, client, folder):
     repository = hub.repositories[REPO]
     stale = {"old_experts.py": b"raise SystemExit", "example_7.mp4": b"?", "notes.txt": b"the owner's"}
     repository.add_commit("by hand", dict(hub.files(REPO)) | stale)
@@ -155,9 +155,7 @@ def test_a_second_release_replaces_code_weights_and_examples_and_leaves_other_fi
         (["RUN", "--repo_id", REPO, "--example_clips", "nowhere.mp4"], "nowhere.mp4 does not exist"),
     ],
 )
-def test_a_wrong_release_is_one_line_with_cause_and_exit_code_2(
-    run_dir, tmp_path, monkeypatch, capsys, arguments, message
-):
+def test_mistakes_are_one_line_and_exit_code_2(run_dir, tmp_path, monkeypatch, capsys, arguments, message):
     (tmp_path / "empty").mkdir()
     places = {"RUN": str(run_dir), "EMPTY": str(tmp_path / "empty")}
     for name, place in places.items():

@@ -17,7 +17,7 @@ def table(results: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_measured_rows_stand_beside_published_ones_of_the_same_split(tmp_path):
+def test_measured_and_published_rows_of_a_split_share_a_table(tmp_path):
     metrics = {"R@1": 12.34, "R@1_ci95": [10.0, 14.5], "R@5": 30.0, "R@10": 41.0, "MdR": 17.0, "MnR": 60.5}
     directions = {"text_to_video": metrics, "video_to_text": metrics}
     run = {"dataset": "msrvtt", "split": "test_1k", "results": {"none": directions, "dual_softmax": directions}}
@@ -43,7 +43,7 @@ def test_every_published_row_names_its_source():
     assert {row["dataset"] for row in rows} == {"msrvtt", "msvd", "lsmdc", "didemo", "activitynet"}
 
 
-def test_a_file_that_is_no_result_is_one_line_with_remedy(tmp_path):
+def test_a_file_that_is_not_a_result_is_a_one_line_error(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     done = table(tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1

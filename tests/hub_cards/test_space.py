@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Space: what it computes, and the page itself in a browser, started from the Hub by an environment without us."""
+"""The Space: what it computes, and its page in a browser, run from the Hub in an environment without this project."""
 
 import json
 import math
@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from clip_search import Retrieval
-from draw import draw_ranking, draw_wall
+from draw import draw_gallery, draw_ranking
 from fake_hub import FakeHub
 from huggingface_hub import SpaceCard, constants
 from release import assemble, find_card, upload
 from release_space import main
-from stranger import environment
+from run_elsewhere import environment
 from untrusted import RequestError
 
 from modeling_camoe import CAMoEModel, CAMoEPipeline, CAMoEProcessor
@@ -63,9 +63,9 @@ def retrieval(release):
     return Retrieval(str(release))
 
 
-def test_the_parts_of_a_score_sum_up_to_the_score_of_the_pipeline(retrieval, clips, expected):
-    seen = [retrieval.see(str(path)) for path in clips]
-    texts, embeds = retrieval.read(QUERY)
+def test_the_parts_add_up_to_the_score_of_the_pipeline(retrieval, clips, expected):
+    seen = [retrieval.encode_clip(str(path)) for path in clips]
+    texts, embeds = retrieval.encode_query(QUERY)
     assert list(texts) == ["fusion", "entity", "action", "scene"]
     assert texts["fusion"] == QUERY and texts["entity"].startswith("red star")
     hits = retrieval.rank(embeds, seen)
@@ -77,11 +77,11 @@ def test_the_parts_of_a_score_sum_up_to_the_score_of_the_pipeline(retrieval, cli
         assert hit.clip.frames.shape == (3, 3, 32, 32) and hit.clip.frame_weights.shape == (4, 3)
 
 
-def test_the_bias_is_the_one_of_the_card(retrieval, release, clips):
-    clip = retrieval.see(str(clips[0]))
+def test_the_bias_follows_the_formula_of_the_card(retrieval, release, clips):
+    clip = retrieval.encode_clip(str(clips[0]))
     captions = (release / "query_bank.txt").read_text().splitlines()
     tau = json.loads((release / "eval_results.json").read_text())["settings"]["tau"]
-    embeds = [retrieval.read(caption)[1] for caption in captions]
+    embeds = [retrieval.encode_query(caption)[1] for caption in captions]
     scores = torch.tensor([retrieval.rank(e, [clip])[0].score for e in embeds])
     bias = tau * (torch.logsumexp(scores / tau, dim=0).item() - math.log(len(captions)))
     assert clip.bias == pytest.approx(bias, abs=1e-5)
@@ -89,40 +89,40 @@ def test_the_bias_is_the_one_of_the_card(retrieval, release, clips):
     assert plain - corrected == pytest.approx(bias, abs=1e-5)
 
 
-def test_a_release_without_bank_and_examples_has_no_correction_and_no_clips(release, clips, tmp_path):
+def test_a_release_without_bank_and_examples_works_without_them(release, clips, tmp_path):
     for path in release.iterdir():
         if path.name not in ("query_bank.txt", "examples.json"):
             (tmp_path / path.name).symlink_to(path)
     retrieval = Retrieval(str(tmp_path))
     assert retrieval.bank is None and retrieval.example_clips() == {}
-    assert retrieval.see(str(clips[0])).bias is None
+    assert retrieval.encode_clip(str(clips[0])).bias is None
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"hello" * 100, "is not a video"), (b"", "is not a video")])
-def test_a_file_that_is_no_video_is_named(retrieval, tmp_path, content, message):
+def test_the_error_names_a_file_that_is_not_a_video(retrieval, tmp_path, content, message):
     (tmp_path / "broken.mp4").write_bytes(content)
     with pytest.raises(RequestError, match=f"broken.mp4 {message}"):
-        retrieval.see(str(tmp_path / "broken.mp4"))
+        retrieval.encode_clip(str(tmp_path / "broken.mp4"))
 
 
-def test_a_large_file_is_refused_unread(retrieval, tmp_path):
+def test_a_large_file_is_refused_without_reading_it(retrieval, tmp_path):
     with open(tmp_path / "large.mp4", "wb") as file:
-        file.truncate(2**31)  # a hole: no byte of it is stored
+        file.truncate(2**31)  # sparse: nothing is stored on disk
     with pytest.raises(RequestError, match="large.mp4 is larger than 64 MiB"):
-        retrieval.see(str(tmp_path / "large.mp4"))
+        retrieval.encode_clip(str(tmp_path / "large.mp4"))
 
 
-def test_what_visitors_write_is_escaped(retrieval, clips):
+def test_visitors_text_is_escaped(retrieval, clips):
     evil = "<script>alert(1)</script>"
-    clip = retrieval.see(str(clips[0]), name=evil)
-    texts, embeds = retrieval.read(f"a dog {evil}")
-    page = draw_wall([clip], [evil]) + draw_ranking(texts, retrieval.rank(embeds, [clip], True), True)
+    clip = retrieval.encode_clip(str(clips[0]), name=evil)
+    texts, embeds = retrieval.encode_query(f"a dog {evil}")
+    page = draw_gallery([clip], [evil]) + draw_ranking(texts, retrieval.rank(embeds, [clip], True), True)
     assert "<script" not in page and page.count("&lt;script&gt;") >= 4
 
 
 @pytest.fixture
 def hub(release, tmp_path, monkeypatch):
-    """A Hub with the release, and the Space beside it, released by the program."""
+    """A Hub with the release."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -153,7 +153,8 @@ def test_a_space_names_its_model_and_is_one_commit(hub, monkeypatch):
     }
     data = SpaceCard(files["README.md"].decode()).data
     assert (data.models, data.sdk, data.app_file) == ([MODEL], "gradio", "app.py")
-    assert b"handler" not in files["app.py"] and files["untrusted.py"].startswith(b"# Copyright")  # no link, the file
+    assert b"handler" not in files["app.py"]
+    assert files["untrusted.py"].startswith(b"# SPDX-License-Identifier")  # the file, not a link
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_a_space_names_its_model_and_is_one_commit(hub, monkeypatch):
         (["--model", MODEL, "--repo_id", SPACE, "--dry_run", "."], "exists already"),
     ],
 )
-def test_a_wrong_space_is_one_line_and_exit_code_2(hub, monkeypatch, capsys, arguments, message):
+def test_mistakes_are_one_line_and_exit_code_2(hub, monkeypatch, capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_:
         publish(monkeypatch, *arguments)
     lines = capsys.readouterr().err.strip().splitlines()
@@ -208,7 +209,7 @@ def _answers(port: int) -> bool:
 
 
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium")
-def test_a_visitor_uploads_clips_types_and_sees_the_ranking(address, retrieval, clips, expected, tmp_path):
+def test_a_visitor_uploads_clips_and_sees_the_ranking(address, retrieval, clips, expected, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     (tmp_path / "broken.mp4").write_bytes(b"hello" * 100)
     elsewhere = []
@@ -238,7 +239,7 @@ def test_a_visitor_uploads_clips_types_and_sees_the_ranking(address, retrieval, 
         scores = [float(text) for text in page.locator(".hit .score").all_inner_texts()]
         assert scores == pytest.approx(list(expected.values()), abs=6e-4)
         legend = page.locator(".legend li").all_inner_texts()
-        texts, embeds = retrieval.read(QUERY)
+        texts, embeds = retrieval.encode_query(QUERY)
         assert legend == [f"{expert} reads “{text}”" for expert, text in texts.items()]
         best = page.locator(".hit[open]")
         assert best.count() == 1 and best.locator(".strip img").count() == 3
@@ -247,9 +248,9 @@ def test_a_visitor_uploads_clips_types_and_sees_the_ranking(address, retrieval, 
         video = page.request.get(f"{address}/{best.locator('video').get_attribute('src')}")
         assert video.status == 200 and video.body() in [path.read_bytes() for path in clips]
 
-        page.get_by_label("query bank").check()  # now less the bias, which the table shows
+        page.get_by_label("query bank").check()  # now minus the bias, which the table shows
         best.locator("tr.sum", has_text="bias").wait_for()
-        hits = retrieval.rank(embeds, [retrieval.see(str(path)) for path in clips], True)
+        hits = retrieval.rank(embeds, [retrieval.encode_clip(str(path)) for path in clips], True)
         assert page.locator(".hit .name").all_inner_texts() == [hit.clip.name for hit in hits]
 
         page.get_by_label("example_1.mp4").check()  # a clip that came with the release

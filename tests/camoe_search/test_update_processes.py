@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes share a build."""
+"""Several processes index together."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from camoe_search.index import VideoIndex
 from tests.video_files import cut_off, write_video
 
 
-# Shards of one batch, so that six clips are three shards; each process writes down which it encoded.
+# Shards of one batch, so that six clips make three shards; each process leaves a mark for every shard that it writes.
 PROGRAM = """
 import os, sys
 from camoe_search import shards
 from camoe_search.cli import main
-shards.BATCHES_A_SHARD = 1
+shards.BATCHES_PER_SHARD = 1
 write_shard = shards._write_shard
 def note(path, todo, batches):
     with open(f"{sys.argv[1]}/process-{os.environ['RANK']}", "a") as file:
@@ -29,10 +29,10 @@ main(sys.argv[2:])
 """
 
 
-def test_two_processes_make_the_index_of_one(videos, checkpoint, encoder, tmp_path, monkeypatch):
+def test_two_processes_make_the_same_index_as_one(videos, checkpoint, encoder, tmp_path, monkeypatch):
     cut_off(write_video(videos / "broken.mp4", 48))
     (tmp_path / "program.py").write_text(PROGRAM)
-    # `accelerate launch` without GPUs starts one process only; this is what it runs where there are some.
+    # Without GPUs `accelerate launch` starts one process only; with GPUs it runs this.
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     launch += [str(tmp_path / "program.py"), str(tmp_path)]
     index = ["index", str(videos), "--model", str(checkpoint), "--index", str(tmp_path / "two"), "--json"]
@@ -48,14 +48,14 @@ def test_two_processes_make_the_index_of_one(videos, checkpoint, encoder, tmp_pa
         [sys.executable, *launch, *index, *options], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)  # one process speaks
+    report = json.loads(done.stdout)  # only one process prints
     assert (report["added"], report["moments"], len(report["skipped"])) == (6, 6, 1)
     assert [(tmp_path / f"process-{rank}").read_text() for rank in (0, 1)] == [
         "xx",
         "x",
     ]  # the broken file has no moment
 
-    monkeypatch.setattr(shards, "BATCHES_A_SHARD", 1)
+    monkeypatch.setattr(shards, "BATCHES_PER_SHARD", 1)
     one = VideoIndex.build([videos], tmp_path / "one", encoder, num_workers=0, batch_size=2)
     two = VideoIndex.load(tmp_path / "two", encoder)
     assert two.moments["path"][:] == one.moments["path"][:]

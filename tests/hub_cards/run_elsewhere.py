@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a script as a stranger does: in an environment without this project, with a Hub on loopback or none."""
+"""Run a script in an environment without this project, with a Hub on loopback or none."""
 
 import json
 import os
@@ -10,15 +10,15 @@ from fake_hub import FakeHub
 
 
 def environment(home: Path, hub: FakeHub | None) -> dict:
-    """A user's environment with an empty cache, in which the Hub is on loopback or out of reach."""
+    """Environment variables of a user with an empty cache; the Hub is on loopback or unreachable."""
     settings = {"HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test", "NO_PROXY": "127.0.0.1"}
-    settings["OMP_NUM_THREADS"] = "1"  # to the bit: how many threads share a sum decides how it is rounded
+    settings["OMP_NUM_THREADS"] = "1"  # rounding depends on the number of threads
     settings |= {"HF_ENDPOINT": hub.url} if hub else {"HF_HUB_OFFLINE": "1"}
     return {**{k: v for k, v in os.environ.items() if not k.startswith("HF_")}, **settings}
 
 
-def stranger(python: Path, script: str, cwd: Path, hub: FakeHub | None = None, **names) -> dict:
-    """The JSON that a script prints; `names` are its variables. `-I`: not even the current folder is on the path."""
+def run_elsewhere(python: Path, script: str, cwd: Path, hub: FakeHub | None = None, **names) -> dict:
+    """The JSON that a script prints; `names` are its variables. `-I` keeps the current folder off the path."""
     setup = "".join(f"{name} = {value!r}\n" for name, value in names.items())
     done = subprocess.run(
         [str(python), "-I", "-c", setup + script],
