@@ -59,8 +59,9 @@ def tiny_backbone(folder, kind: str, layout: str = "v5", seed: int = 0) -> Path:
     """Write weights, tokenizer and image processor of one kind, and return the folder.
 
     Args:
-        folder: is made if it does not exist. kind: of KINDS ("siglip2" is SigLIP 2 at a fixed resolution: the library's
-            `siglip` with another tokenizer). layout: "v4" has preprocessor_config.json, "v5" processor_config.json.
+        folder: is made if it does not exist. kind: of KINDS ("siglip2" is SigLIP 2 at a fixed resolution: the
+            library's `siglip` with another tokenizer). layout: "v4" has preprocessor_config.json, "v5"
+            processor_config.json.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
