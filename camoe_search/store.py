@@ -41,8 +41,6 @@ except ImportError:
     fcntl = None
 
 FORMAT = 1
-FAISS_KINDS = ("flat", "hnsw", "ivf")
-STORES = ("faiss", "milvus")
 # How much of an approximate index a query visits. With FAISS's defaults (1 and 16) recall against flat is too low.
 NPROBE, EF_SEARCH = 16, 64
 

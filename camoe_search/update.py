@@ -87,7 +87,7 @@ class Plan:
     found: list[VideoFile]  # all videos under the paths
     pending: list[VideoFile]  # those that are new or changed
     windows: list[Window]  # of `pending`, to encode
-    skipped: list[dict]  # files whose header cannot be read
+    skipped: list[dict]  # files and folders that cannot be read: {"path", "cause"}
     not_videos: Counter  # extension -> number of files
 
 
@@ -104,7 +104,7 @@ def update_index(paths, folder: str | os.PathLike, encoder: Encoder, options: In
         SearchError: a path does not exist, the index was made with another model or other settings, or Milvus does
             not answer.
     """
-    folder, begin, group = Path(folder), time.perf_counter(), process_group()
+    folder, start, group = Path(folder), time.perf_counter(), process_group()
     with write_lock(folder) if group.is_main_process else contextlib.nullcontext():
         plan = _plan(paths, folder, encoder, options)
         shards = Shards(folder, plan.description, plan.windows, options.batch_size)
@@ -119,7 +119,7 @@ def update_index(paths, folder: str | os.PathLike, encoder: Encoder, options: In
             _publish(plan, folder, encoder, options, rows, report)
             shutil.rmtree(folder / "shards", ignore_errors=True)
     group.wait_for_everyone()  # the other processes open what the main one wrote
-    report.seconds = time.perf_counter() - begin
+    report.seconds = time.perf_counter() - start
     return report
 
 
