@@ -3,9 +3,9 @@
 
 Two runs should be compared query by query: at R@1 = 45 on 1,000 queries the interval of one run is 6 points wide, and
 this field argues about half a point. So evaluate_retrieval.py writes eval_ranks.safetensors: of every correction and
-direction the ranks, and of every direction the video of each query (captions of one video are resampled together) and
-a key, a hash of the caption and the video's id. By their keys the queries of two runs are brought into one order; runs
-whose queries differ are not compared.
+direction (2,Q), how many candidates are above each query's right one and how many equal it; of every direction the
+video of each query (captions of one video are resampled together) and a key, a hash of the caption and the video's id.
+Keys bring the queries of two runs into one order; runs whose queries differ are not compared.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ from safetensors.numpy import load_file, save
 
 from data.errors import UserError
 
-from .scoring import RECALL_AT, paired_test, recalls, write_whole
+from .recalls import RECALL_AT, Ranks, paired_test, recalls
+from .scoring import plain_table, write_whole
 
 
 RANKS_FILE = "eval_ranks.safetensors"
@@ -37,11 +38,11 @@ class RunRanks:
     """One run, query by query.
 
     Args:
-        ranks: correction -> direction -> (Q,). groups: direction -> (Q,), the video of each query, a number.
+        ranks: correction -> direction -> ranks of Q queries. groups: direction -> (Q,), the video of each query, a number.
         keys: direction -> (Q,) int64, what each query is known by.
     """
 
-    ranks: dict[str, dict[str, np.ndarray]]
+    ranks: dict[str, dict[str, Ranks]]
     groups: dict[str, np.ndarray]
     keys: dict[str, np.ndarray]
 
@@ -49,9 +50,11 @@ class RunRanks:
         """Write them, whole or not at all."""
         tables = {**self.ranks, "groups": self.groups, "keys": self.keys}
         arrays = {
-            f"{name}/{direction}": np.ascontiguousarray(array)
+            f"{name}/{direction}": np.stack([of.above, of.equal])
+            if isinstance(of, Ranks)
+            else np.ascontiguousarray(of)
             for name, by_direction in tables.items()
-            for direction, array in by_direction.items()
+            for direction, of in by_direction.items()
         }
         write_whole(path, lambda file: file.write(save(arrays)))
 
@@ -61,7 +64,7 @@ class RunRanks:
         tables: dict[str, dict[str, np.ndarray]] = {}
         for name, array in load_file(path).items():
             table, direction = name.split("/")
-            tables.setdefault(table, {})[direction] = array
+            tables.setdefault(table, {})[direction] = array if table in ("groups", "keys") else Ranks(*array)
         return cls(groups=tables.pop("groups"), keys=tables.pop("keys"), ranks=tables)
 
 
@@ -86,7 +89,7 @@ def load_run(results_path: str | os.PathLike) -> RunRanks:
         )
     try:
         run = RunRanks.load(path)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read the ranks {path}: {error}; score that run again") from error
     for correction, directions in results.items():
         for direction, metrics in directions.items():
@@ -137,8 +140,7 @@ def comparison_table(tests: dict) -> str:
     for correction, directions in tests.items():
         for direction, by_metric in directions.items():
             rows.append((correction, direction.replace("_", " "), *(_cell(by_metric[name]) for name in metrics)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return plain_table(rows)
 
 
 def _cell(test: dict) -> str:
