@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save
 
 from data.errors import UserError
 
-from .recalls import RECALL_AT, Ranks, paired_test, recalls
+from .protocol import RECALL_AT, Ranks, paired_test, recalls
 from .scoring import plain_table, write_whole
 
 
@@ -48,14 +48,12 @@ class RunRanks:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write them, whole or not at all."""
-        tables = {**self.ranks, "groups": self.groups, "keys": self.keys}
-        arrays = {
-            f"{name}/{direction}": np.stack([of.above, of.equal])
-            if isinstance(of, Ranks)
-            else np.ascontiguousarray(of)
-            for name, by_direction in tables.items()
-            for direction, of in by_direction.items()
+        ranks = {
+            name: {direction: np.stack([of.above, of.equal]) for direction, of in directions.items()}
+            for name, directions in self.ranks.items()
         }
+        tables = {**ranks, "groups": self.groups, "keys": self.keys}
+        arrays = {f"{name}/{key}": np.ascontiguousarray(x) for name, by in tables.items() for key, x in by.items()}
         write_whole(path, lambda file: file.write(save(arrays)))
 
     @classmethod

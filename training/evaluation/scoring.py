@@ -10,13 +10,11 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from .protocol import RECALL_AT, RetrievalRanks, recall_intervals, recalls
 from .ranks import rank_retrieval
-from .recalls import RECALL_AT, Ranks, recall_intervals, recalls
 
 
 logger = logging.getLogger(__name__)
@@ -33,26 +31,18 @@ COLUMNS = (*(f"R@{k}" for k in RECALL_AT), "MdR", "MnR", "Rsum")
 
 
 @dataclass
-class RetrievalResults:
-    """What `score_retrieval` returns.
+class RetrievalResults(RetrievalRanks):
+    """What `score_retrieval` returns: the ranks, for `paired_test`, and what they come to.
 
     Attributes:
         results: correction -> direction -> metric -> value, as in eval_results.json.
-        ranks: correction -> direction -> ranks of the queries, for `paired_test`.
-        groups: direction -> the video of each query: captions of one video are resampled together.
-        protocol: what was ranked against what, in words.
-        notes: correction -> what it uses, in words.
+        protocol: what was ranked against what, in words. notes: correction -> what it uses, in words.
         settings: temperatures, sizes of the banks, resamples and seed.
     """
 
     results: dict[str, dict[str, dict]]
-    ranks: dict[str, dict[str, Ranks]] = field(repr=False)
-    groups: dict[str, np.ndarray] = field(repr=False)
     protocol: str
     notes: dict[str, str]
-    settings: dict[str, float | int]
-    num_texts: int
-    num_videos: int
 
     def to_dict(self) -> dict:
         """What eval_results.json holds of it; the caller adds the data set, the split and the checkpoint."""
