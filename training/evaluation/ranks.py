@@ -107,8 +107,7 @@ def rank_retrieval(
         bank = Scores(bank, None if scores.exact else candidates, device, (f"bank {query}", candidate))
         if bank.shape[1] != scores.shape[1 if by_text else 0]:
             raise ValueError(f"The {query} bank scores {bank.shape[1]} {candidate}s, not every {candidate}.")
-        bias, hub = (x if by_text else x[order] for x in bank_bias_and_hubs(bank, blocks, temp))
-        hubs[by_text] = hub
+        bias, hubs[by_text] = (x if by_text else x[order] for x in bank_bias_and_hubs(bank, blocks, temp))
         rankings["query_bank", by_text] = Ranking(scores, own, video_of_text, by_text, bias, temp)
         settings |= {tau_name: temp, f"{query}_bank": bank.shape[0]}
 
@@ -121,12 +120,11 @@ def rank_retrieval(
     videos = given_video_of_text.cpu().numpy(), asked.nonzero().flatten().cpu().numpy()
     ranks, groups = {correction: {} for correction in corrections}, {}
     for (correction, by_text), count in counts.items():
-        count = count[:2, order.argsort()] if by_text else count[: 4 if grouped else 2, asked]
-        directions = ("text_to_video",) if by_text else ("video_to_text", "video_to_text_caption_max")
-        for direction, (above, below) in zip(
-            directions, count.long().cpu().numpy().reshape(-1, 2, count.shape[1]), strict=False
-        ):
-            total = {"text_to_video": num_videos, "video_to_text": num_texts}.get(direction, len(videos[1]))
+        count = count[:, order.argsort() if by_text else asked].long().cpu().numpy()
+        directions = {"text_to_video": num_videos} if by_text else {"video_to_text": num_texts}
+        if grouped and not by_text:
+            directions["video_to_text_caption_max"] = len(videos[1])
+        for (direction, total), above, below in zip(directions.items(), count[::2], count[1::2], strict=False):
             groups[direction] = videos[0 if by_text else 1]
             if correction in ranks:
                 ranks[correction][direction] = Ranks(above, total - above - below)
@@ -232,26 +230,23 @@ class Ranking:
 def count_candidates(scores, rankings: dict, blocks, strips, video_of_text) -> dict:
     """Key of a ranking -> (4,Q): candidates above and below, and groups of captions above and below."""
 
-    def empty(by_text: bool, num_rows: int) -> torch.Tensor:
-        size = num_rows if by_text else scores.shape[1]
-        return torch.zeros(4, size, dtype=torch.float64, device=scores.device)
+    def zeros() -> dict:
+        return {key: scores.full(0 if key[1] else 1, 0.0).repeat(4, 1) for key in rankings}
 
     def of_strip(rows: slice) -> dict:
-        video = video_of_text[rows]
+        video, counts = video_of_text[rows], zeros()
         group = video.unique_consecutive(return_inverse=True)[1]
-        counts = {key: empty(key[1], len(video)) for key in rankings}
         for columns, s, scratch in scores.tiles(rows, blocks):
             own_row = ((video >= columns.start) & (video < columns.stop)).nonzero().flatten()
             own = own_row, video[own_row] - columns.start
             for key, ranking in rankings.items():
                 of_tile = ranking.count(scores, s, rows, columns, own, group, scratch)
-                counts[key][:, slice(None) if key[1] else columns] += of_tile
+                counts[key][:, rows if key[1] else columns] += of_tile
         return counts
 
-    counts = {key: empty(key[1], scores.shape[0]) for key in rankings}
-    for rows, of_rows in blocks.each(of_strip, strips):
-        for key in rankings:
-            counts[key][:, rows if key[1] else slice(None)] += of_rows[key]
+    counts = zeros()
+    for _, of_rows in blocks.each(of_strip, strips):
+        counts = {key: count + of_rows[key] for key, count in counts.items()}
     return {key: blocks.merge(count, "sum") for key, count in counts.items()}
 
 
@@ -314,10 +309,10 @@ def best_is_hub(scores, blocks, strips, hubs: torch.Tensor, by_text: bool) -> to
     axis = 1 if by_text else 0  # of the candidates
     best = scores.full(1 - axis, -math.inf).repeat(2, 1)  # of all candidates, and of the hubs
     for rows in strips:
-        for columns, s, scratch in scores.tiles(rows, blocks):
+        for columns, s, _ in scores.tiles(rows, blocks):
             query, is_hub = (rows, hubs[columns]) if by_text else (columns, hubs[rows, None])
-            of_hubs = scratch[0].copy_(s).masked_fill_(~is_hub, -math.inf)
-            best[:, query] = best[:, query].maximum(torch.stack([s.amax(axis), of_hubs.amax(axis)]))
+            tops = torch.stack([s.amax(axis), s.masked_fill_(~is_hub, -math.inf).amax(axis)])
+            best[:, query] = best[:, query].maximum(tops)
     of_all, of_hubs = blocks.merge(best, "amax")
     return of_hubs >= of_all
 
@@ -374,18 +369,24 @@ class Scores:
             self.shape, wide = tuple(self.left.shape), self.left.dtype in (torch.float64, torch.int32, torch.int64)
             rows = self.left.split(max(1, 2**22 // self.shape[1]))
             self.bound = float(torch.stack([x.abs().max() for x in rows]).max())  # not-a-number, if one is
-            if not math.isfinite(self.bound):
-                bad_row = next(n for n, row in enumerate(self.left) if not row.isfinite().all())
-                raise _not_finite(names, bad_row, int((~self.left[bad_row].isfinite()).nonzero()[0]))
+            bad_rows = (
+                () if math.isfinite(self.bound) else [n for n, x in enumerate(self.left) if not x.isfinite().all()]
+            )
+            bad_columns = (~self.left[bad_rows[0]].isfinite()).nonzero()[0].tolist() if bad_rows else ()
+            bad = (*bad_rows[:1], *bad_columns)
         else:
             self.left, self.right = (x.to(device).float() for x in given)
             self.shape, norms = (len(self.left), len(self.right)), [x.norm(dim=1) for x in (self.left, self.right)]
-            bad_rows, bad_columns = ((~x.isfinite()).nonzero().flatten().tolist() for x in norms)
-            if bad_rows or bad_columns:  # a bad column spoils all rows, the first is row 0
-                row = 0 if bad_columns else bad_rows[0]
-                raise _not_finite(names, row, 0 if row in bad_rows else bad_columns[0])
             self.bound = float(norms[0].max()) * float(norms[1].max())
-            # 32 roundings of |x||y|; 13 was the most in 240 million products, K from 64 to 2,048
+            bad_rows, bad_columns = ((~x.isfinite()).nonzero().flatten().tolist() for x in norms)
+            row = 0 if bad_columns or not bad_rows else bad_rows[0]  # a bad column spoils all rows, the first is row 0
+            bad = (row, 0 if row in bad_rows else bad_columns[0]) if bad_rows or bad_columns else ()
+        if bad:
+            raise ValueError(
+                f"The score of ({names[0]} {bad[0]}, {names[1]} {bad[1]}) is not a finite number, and it is the first. "
+                "A rank among such scores means nothing: look for damaged frames or overflow in half precision."
+            )
+        if not self.exact:  # 32 roundings of |x||y|; 13 was the most in 240 million products, K from 64 to 2,048
             self.rounding = min(self.left.shape[1], 32) * torch.finfo(torch.float32).eps / 2 * self.bound
             part = slice(0, 512)
             error = self.tile(part, part, torch.float32) - self.tile(part, part, torch.float64)
@@ -396,9 +397,9 @@ class Scores:
         self.dtype = torch.float64 if small or wide else torch.float32
 
     def reorder(self, order: torch.Tensor):
-        """Bring the rows into another order."""
+        """Bring the rows into another order; of a matrix, which may be a large file, when they are read."""
         if self.exact:
-            self.order = order.to(self.left.device)  # the matrix may be a large file
+            self.order = order.to(self.left.device)
         else:
             self.left = self.left[order]
 
@@ -431,10 +432,3 @@ class Scores:
             return self.left[rows, columns.to(self.left.device)].to(self.device, torch.float64)
         chunks = zip(rows.split(2048), columns.split(2048), strict=True)
         return torch.cat([(self.left[row].double() * self.right[column].double()).sum(1) for row, column in chunks])
-
-
-def _not_finite(names: tuple[str, str], row: int, column: int) -> ValueError:
-    return ValueError(
-        f"The score of ({names[0]} {row}, {names[1]} {column}) is not a finite number, and it is the first such. "
-        "A rank among such scores means nothing: look for damaged frames or overflow in half precision."
-    )

@@ -71,32 +71,32 @@ def score_retrieval(
             intervals = recall_intervals(ranks, ranked.groups[direction], bootstrap, seed) if bootstrap else {}
             results[correction][direction] = recalls(ranks) | intervals
     return RetrievalResults(
-        results=results,
-        ranks=ranked.ranks,
-        groups=ranked.groups,
-        protocol=_protocol(ranked),
-        notes={correction: NOTES[correction] for correction in results},
-        settings=ranked.settings | {"bootstrap": bootstrap, "seed": seed},
-        num_texts=ranked.num_texts,
-        num_videos=ranked.num_videos,
+        ranked.ranks,
+        ranked.groups,
+        ranked.settings | {"bootstrap": bootstrap, "seed": seed},
+        ranked.num_texts,
+        ranked.num_videos,
+        results,
+        _protocol(ranked),
+        {correction: NOTES[correction] for correction in results},
     )
 
 
 def _protocol(ranked) -> str:
-    num_texts, num_videos = ranked.num_texts, ranked.num_videos
-    asked = len(ranked.groups["video_to_text"])
+    num_texts, num_videos, asked = ranked.num_texts, ranked.num_videos, len(ranked.groups["video_to_text"])
     distractors = f" ({num_videos - asked} of them without a text, distractors only)" if asked < num_videos else ""
-    protocol = f"text_to_video: each of {num_texts} texts ranks {num_videos} videos{distractors}. "
+    to_text = f"video_to_text: each of {asked} videos ranks {num_texts} texts. "
     if "video_to_text_caption_max" in ranked.groups:
-        protocol += (
+        to_text = (
             f"video_to_text, best caption: each of {asked} videos ranks {num_texts} texts, the best of its own "
             "captions counts and the others are no distractors. "
             f"video_to_text_caption_max: each of {asked} videos ranks {asked} groups of captions by their highest "
             "score (CLIP4Clip's protocol). "
         )
-    else:
-        protocol += f"video_to_text: each of {asked} videos ranks {num_texts} texts. "
-    return protocol + "Equal scores are in random order: R@K is the expectation, MdR and MnR use the middle rank."
+    return (
+        f"text_to_video: each of {num_texts} texts ranks {num_videos} videos{distractors}. {to_text}"
+        "Equal scores are in random order: R@K is the expectation, MdR and MnR use the middle rank."
+    )
 
 
 def choose_temperature(
@@ -129,10 +129,6 @@ def choose_temperature(
         tried[temp] = metrics["R@1"], metrics["Rsum"]
     logger.info("%s on validation data, temperature: (R@1, Rsum): %s", correction, tried)
     return max(tried, key=tried.get)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Terminal and files
 
 
 def results_table(results: Mapping) -> str:
