@@ -6,7 +6,6 @@ longest of them rather than to CLIP's 77 tokens: streams are short, and padding 
 """
 
 import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
 
 from transformers.feature_extraction_utils import BatchFeature
@@ -14,13 +13,13 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.utils import logging
 
 from .captions import CUSTOM, STREAMS, caption_streams, closest, tagger_name
-from .sentence_camoe import save_sentence_files
+from .saving import SavesRelease
 
 
 logger = logging.get_logger(__name__)
 
 
-class CAMoEProcessor(ProcessorMixin):
+class CAMoEProcessor(SavesRelease, ProcessorMixin):
     """Prepares captions and videos for [`CAMoEModel`].
 
     Args:
@@ -34,6 +33,7 @@ class CAMoEProcessor(ProcessorMixin):
         max_length: tokens read of each text, including the start and end tokens.
     """
 
+    _auto_class = "AutoProcessor"  # also where this class was imported by another class's code
     text_kwargs = {"padding": "longest", "truncation": True}
 
     def __init__(
@@ -131,8 +131,6 @@ class CAMoEProcessor(ProcessorMixin):
             logger.warning(
                 f"The tagger {self.tagger!r} is a callable, which is not saved: set `processor.tagger` after loading."
             )
-        os.makedirs(save_directory, exist_ok=True)
-        save_sentence_files(save_directory)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
