@@ -27,6 +27,7 @@ from .configuration_camoe import CAMoEConfig
 from .experts import IdentityLinear, PositionEmbedding, PriorLinear, ZeroLinear
 from .losses import contrastive_loss, expert_contrastive_loss
 from .retrieval import CAMoERetrievalHead, expert_scores, fold_text, fold_video, similarity
+from .saving import SavesModel
 from .text_groups import encode_in_groups, may_group
 
 
@@ -98,7 +99,7 @@ class CAMoEOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-class CAMoEPreTrainedModel(PreTrainedModel):
+class CAMoEPreTrainedModel(SavesModel, PreTrainedModel):
     """Weight initialisation, loading and saving. The prefix "clip" lets plain CLIP checkpoints load unchanged."""
 
     config: CAMoEConfig

@@ -78,6 +78,10 @@ class CAMoEPipeline(Pipeline):
         inputs["num_workers"] = num_workers or self._num_workers or 0
         return super().__call__(inputs, top_k=top_k)
 
+    def save_pretrained(self, save_directory, **kwargs):
+        self.processor.save_pretrained(save_directory)  # first: a model beside a processor does not look for one
+        super().save_pretrained(save_directory, **kwargs)
+
     def _sanitize_parameters(self, top_k=None):
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")

@@ -11,9 +11,9 @@ last position of a padded text, so its texts are always padded to that tower's l
 """
 
 import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer
@@ -24,7 +24,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from .captions import CUSTOM, STREAMS, caption_streams, closest, tagger_name
 from .configuration_camoe import HUB_OPTIONS, CAMoEConfig, image_statistics, load_image_processor
-from .sentence_camoe import save_sentence_files
+from .saving import SavesRelease, register
 from .video_processing_camoe import CAMoEVideoProcessor
 
 
@@ -36,7 +36,7 @@ IMAGE_SETTINGS = ("do_resize", "size", "do_center_crop", "crop_size", "do_conver
 IMAGE_SETTINGS += ("do_normalize", "image_mean", "image_std", "resample", "default_to_square")
 
 
-class CAMoEProcessor(ProcessorMixin):
+class CAMoEProcessor(SavesRelease, ProcessorMixin):
     """Prepares captions and videos for [`CAMoEModel`].
 
     Args:
@@ -50,6 +50,7 @@ class CAMoEProcessor(ProcessorMixin):
             takes if that is less.
     """
 
+    _auto_class = "AutoProcessor"  # also where this class was imported by another class's code
     text_kwargs = {"padding": "longest", "truncation": True}
 
     def __init__(
@@ -258,20 +259,23 @@ class CAMoEProcessor(ProcessorMixin):
             logger.warning(
                 f"The tagger {self.tagger!r} is a callable, which is not saved: set `processor.tagger` after loading."
             )
-        os.makedirs(save_directory, exist_ok=True)
-        self._save_config(save_directory)
-        save_sentence_files(save_directory)
+        self._check_neighbour(Path(save_directory))
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
-    def _save_config(self, folder: str | os.PathLike):
-        """Write the configuration where the model has not written it yet; refuse to stand beside another model."""
-        if os.path.isfile(os.path.join(folder, CONFIG_NAME)):
+    def _check_neighbour(self, folder: Path):
+        """Refuse to stand beside another model."""
+        if (folder / CONFIG_NAME).is_file():
             config = PreTrainedConfig.get_config_dict(folder)[0]
             if config.get("model_type") != CAMoEConfig.model_type:
                 raise ValueError(f"{folder} holds a {config.get('model_type')!r} model: save the processor elsewhere.")
             self.check(CAMoEConfig.from_dict(config))
-        else:
+
+    def _complete(self, folder: Path):
+        """Also write the configuration, which the processor is made from, where no model has written it yet."""
+        if not (folder / CONFIG_NAME).is_file():
+            register(self.config)
             self.config.save_pretrained(folder)
+        super()._complete(folder)
 
 
 __all__ = ["CAMoEProcessor"]

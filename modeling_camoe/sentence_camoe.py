@@ -10,14 +10,12 @@ that inner product. So anything built on sentence-transformers can use a CAMoE.
 Notable features:
 - videos are read by CAMoE's own video processor, not through the library's `video` modality, which would decode whole
   files into memory and sample different frames than training did;
-- saved checkpoints carry modules.json and this file: the processor writes them (`save_sentence_files`);
+- saved checkpoints carry modules.json and this file (saving.py);
 - the class follows the library's protocol for input modules without importing it, so only its users need it.
 """
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -69,8 +67,8 @@ class CAMoESentenceModule(nn.Module):
 
     def save(self, output_path: str, *args, **kwargs):
         """Weights, processor and code; the library adds its own two files."""
-        self.model.save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
+        self.model.save_pretrained(output_path)
 
     @property
     def tokenizer(self):
@@ -138,17 +136,4 @@ def _video_of(item, task: str | None):
     return item if has_video_suffix and (task == "document" or os.path.isfile(item)) else None
 
 
-def save_sentence_files(folder: str | os.PathLike):
-    """Write the two files by which SentenceTransformer recognises a checkpoint."""
-    module = {"idx": 0, "name": "0", "path": "", "type": f"sentence_camoe.{CAMoESentenceModule.__name__}"}
-    config = {
-        "model_type": "SentenceTransformer",
-        "prompts": {"query": "", "document": ""},
-        "default_prompt_name": None,
-        "similarity_fn_name": "dot",  # the score; cosine would divide by the length that the gate gives a vector
-    }
-    for name, content in (("modules.json", [module]), ("config_sentence_transformers.json", config)):
-        Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-__all__ = ["CAMoESentenceModule", "save_sentence_files"]
+__all__ = ["CAMoESentenceModule"]
