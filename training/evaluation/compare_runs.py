@@ -38,7 +38,7 @@ class RunRanks:
     """One run, query by query.
 
     Args:
-        ranks: correction -> direction -> ranks of Q queries. groups: direction -> (Q,) the number of each query's video.
+        ranks: correction -> direction -> ranks of Q queries. groups: direction -> (Q,) number of a query's video.
         keys: direction -> (Q,) int64, what each query is known by.
     """
 
@@ -115,9 +115,9 @@ def compare_runs(mine: RunRanks, other: RunRanks, other_name: str = "the other r
             order = [np.argsort(of_run, kind="stable") for of_run in keys]
             if not np.array_equal(keys[0][order[0]], keys[1][order[1]]):
                 raise UserError(
-                    f"{other_name} was scored on other queries ({direction}: {len(keys[0])} here, {len(keys[1])} there, "
-                    f"{len(np.intersect1d(*keys))} in both): a paired test needs the same split, captions and videos; "
-                    "score both on the same data"
+                    f"{other_name} was scored on other queries ({direction}: {len(keys[0])} here, "
+                    f"{len(keys[1])} there, {len(np.intersect1d(*keys))} in both): a paired test needs the same "
+                    "split, captions and videos; score both on the same data"
                 )
             ranks = mine.ranks[correction][direction][order[0]], other.ranks[correction][direction][order[1]]
             groups = mine.groups[direction][order[0]]

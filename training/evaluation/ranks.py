@@ -368,7 +368,7 @@ class Scores:
         if self.exact:
             self.shape, wide = tuple(self.left.shape), self.left.dtype in (torch.float64, torch.int32, torch.int64)
             rows = self.left.split(max(1, 2**22 // self.shape[1]))
-            self.bound = float(torch.stack([x.abs().max() for x in rows]).max())  # not-a-number, if one is
+            self.bound = float(torch.stack([x.double().abs().max() for x in rows]).max())  # not-a-number, if one is
             bad_rows = (
                 () if math.isfinite(self.bound) else [n for n, x in enumerate(self.left) if not x.isfinite().all()]
             )
@@ -383,8 +383,8 @@ class Scores:
             bad = (row, 0 if row in bad_rows else bad_columns[0]) if bad_rows or bad_columns else ()
         if bad:
             raise ValueError(
-                f"The score of ({names[0]} {bad[0]}, {names[1]} {bad[1]}) is not a finite number, and it is the first. "
-                "A rank among such scores means nothing: look for damaged frames or overflow in half precision."
+                f"The score of ({names[0]} {bad[0]}, {names[1]} {bad[1]}) is not a finite number, and it is the first "
+                "such. A rank among such scores means nothing: look for damaged frames or overflow in half precision."
             )
         if not self.exact:  # 32 roundings of |x||y|; 13 was the most in 240 million products, K from 64 to 2,048
             self.rounding = min(self.left.shape[1], 32) * torch.finfo(torch.float32).eps / 2 * self.bound
