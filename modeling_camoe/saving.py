@@ -32,7 +32,7 @@ TASKS = ("video-text-retrieval", "zero-shot-image-classification")
 # Small files that a push uploads with whatever was saved, also if they were in the folder before.
 SMALL_FILES = re.compile(
     r".+\.(py|model|jinja)|(merges|vocab)\.txt|modules\.json|config_sentence_transformers\.json"
-    r"|(processor_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|(config|processor_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
 )
 IS_REMOTE = __name__.startswith("transformers_modules.")
 SOURCE_OPTIONS = ("revision", "subfolder", "cache_dir", "local_files_only", "zero_shot")  # no token: it is a secret
