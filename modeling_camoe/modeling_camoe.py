@@ -169,7 +169,10 @@ class CAMoEModel(CAMoEPreTrainedModel):
         super().__init__(config)
         self.clip = AutoModel.from_config(config.clip_config)
         if hasattr(self.clip, "logit_bias"):
-            self.clip.logit_bias.requires_grad_(False)  # DDP waits for the gradient of every parameter that needs one
+            # Kept, but no parameter: it gets no gradient, for which DDP would wait.
+            bias = self.clip.logit_bias.detach()
+            del self.clip.logit_bias
+            self.clip.logit_bias = nn.Buffer(bias)
         self.head = CAMoERetrievalHead(
             dim=config.projection_dim,
             experts={name: config.frame_aggregation[name] for name in config.experts},
