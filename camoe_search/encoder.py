@@ -45,13 +45,14 @@ class Encoder:
 
     @classmethod
     def from_pretrained(cls, name: str, device: str | None = None, sampling: str | None = None) -> "Encoder":
-        """Load a checkpoint, onto the GPU if there is one.
+        """Load a CAMoE checkpoint, or a plain dual encoder as it is (zero-shot), onto the GPU if there is one.
 
         Raises:
             SearchError: it cannot be loaded.
         """
         try:
-            model, processor = CAMoEModel.from_pretrained(name), CAMoEProcessor.from_pretrained(name)
+            # Without effect on a CAMoE checkpoint.
+            model, processor = (cls.from_pretrained(name, zero_shot=True) for cls in (CAMoEModel, CAMoEProcessor))
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise SearchError(f"cannot load the model {name}: {reason}") from error
