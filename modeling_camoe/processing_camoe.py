@@ -13,18 +13,17 @@ last position of a padded text, so its texts are always padded to that tower's l
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import logging
 
 from .captions import CUSTOM, STREAMS, caption_streams, closest, tagger_name
 from .configuration_camoe import HUB_OPTIONS, CAMoEConfig, image_statistics, load_image_processor
-from .saving import SavesRelease, register
+from .saving import SavesProcessor
 from .video_processing_camoe import CAMoEVideoProcessor
 
 
@@ -36,7 +35,7 @@ IMAGE_SETTINGS = ("do_resize", "size", "do_center_crop", "crop_size", "do_conver
 IMAGE_SETTINGS += ("do_normalize", "image_mean", "image_std", "resample", "default_to_square")
 
 
-class CAMoEProcessor(SavesRelease, ProcessorMixin):
+class CAMoEProcessor(SavesProcessor, ProcessorMixin):
     """Prepares captions and videos for [`CAMoEModel`].
 
     Args:
@@ -259,23 +258,7 @@ class CAMoEProcessor(SavesRelease, ProcessorMixin):
             logger.warning(
                 f"The tagger {self.tagger!r} is a callable, which is not saved: set `processor.tagger` after loading."
             )
-        self._check_neighbour(Path(save_directory))
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-    def _check_neighbour(self, folder: Path):
-        """Refuse to stand beside another model."""
-        if (folder / CONFIG_NAME).is_file():
-            config = PreTrainedConfig.get_config_dict(folder)[0]
-            if config.get("model_type") != CAMoEConfig.model_type:
-                raise ValueError(f"{folder} holds a {config.get('model_type')!r} model: save the processor elsewhere.")
-            self.check(CAMoEConfig.from_dict(config))
-
-    def _complete(self, folder: Path):
-        """Also write the configuration, which the processor is made from, where no model has written it yet."""
-        if not (folder / CONFIG_NAME).is_file():
-            register(self.config)
-            self.config.save_pretrained(folder)
-        super()._complete(folder)
 
 
 __all__ = ["CAMoEProcessor"]

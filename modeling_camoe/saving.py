@@ -16,12 +16,14 @@ remote code, where this file then runs.
 
 import filecmp
 import json
+import math
 import re
 import shutil
 from pathlib import Path
 
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils import PROCESSOR_NAME, logging
+from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, logging
 
 
 logger = logging.get_logger(__name__)
@@ -32,7 +34,7 @@ TASKS = ("video-text-retrieval", "zero-shot-image-classification")
 # Small files that a push uploads with whatever was saved, also if they were in the folder before.
 SMALL_FILES = re.compile(
     r".+\.(py|model|jinja)|(merges|vocab)\.txt|modules\.json|config_sentence_transformers\.json"
-    r"|(config|processor_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|(processor_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
 )
 IS_REMOTE = __name__.startswith("transformers_modules.")
 SOURCE_OPTIONS = ("revision", "subfolder", "cache_dir", "local_files_only", "zero_shot")  # no token: it is a secret
@@ -98,6 +100,7 @@ class SavesRelease:
     """Mixin before a class of transformers that can be saved and pushed: every save completes the folder."""
 
     def save_pretrained(self, save_directory, *args, **kwargs):
+        register(self.config)
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         if self._saves_here(*args, **kwargs):
             self._complete(Path(save_directory))
@@ -117,6 +120,43 @@ class SavesRelease:
         write_sentence_files(folder)
 
 
+class SavesProcessor(SavesRelease):
+    """The processor's half: it is made from a model's configuration, and saves that where there is none.
+
+    A configuration that is already there is the model's. It stays as it is, and must be one that the processor fits.
+    """
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        if not self._has_model(save_directory):
+            register(self.config)
+            self.config.save_pretrained(save_directory)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _upload_modified_files(self, working_dir, repo_id, files_timestamps, *args, **kwargs):
+        where = {name: kwargs[name] for name in ("token", "revision") if kwargs.get(name) is not None}
+        # Only what is newer than this is uploaded.
+        files_timestamps = files_timestamps | {CONFIG_NAME: math.inf if self._has_model(repo_id, **where) else 0.0}
+        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
+
+    def _has_model(self, place, **where) -> bool:
+        """Whether a folder or repository has a configuration.
+
+        Raises:
+            ValueError: it is that of another model.
+        """
+        config_class = _classes()[0]["AutoConfig"]
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(place, **where)
+        except OSError:
+            config = None
+        if not config:
+            return False
+        if config.get("model_type") != config_class.model_type:
+            raise ValueError(f"{place} holds a {config.get('model_type')!r} model: save the processor elsewhere.")
+        self.check(config_class.from_dict(config))
+        return True
+
+
 class SavesModel(SavesRelease):
     """The model's half: it remembers where it was loaded from, and takes the processor from there."""
 
@@ -131,10 +171,6 @@ class SavesModel(SavesRelease):
             model._loaded_from = (str(pretrained_model_name_or_path), options)
         return loaded
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        register(self.config)
-        return super().save_pretrained(save_directory, *args, **kwargs)
-
     def _saves_here(self, is_main_process: bool = True, *args, **kwargs) -> bool:
         return self.should_save_on_this_rank(is_main_process)
 
@@ -147,10 +183,13 @@ class SavesModel(SavesRelease):
         try:
             if self._loaded_from is None:
                 raise OSError("the model was made, not loaded")
-            by_auto_class, _, _ = _classes()
             name, options = self._loaded_from
             # Remote code of that place is what runs here: it was trusted before.
-            processor = by_auto_class["AutoProcessor"].from_pretrained(name, trust_remote_code=IS_REMOTE, **options)
+            loaded = _classes()[0]["AutoProcessor"].from_pretrained(name, trust_remote_code=IS_REMOTE, **options)
+            # Experts may have been chosen anew when the model was loaded: the processor follows.
+            processor = type(loaded)(
+                loaded.video_processor, loaded.tokenizer, self.config, loaded.tagger, loaded.max_length
+            )
             processor.save_pretrained(folder)
         except Exception as error:  # whatever it is, the model itself is saved
             logger.warning(
@@ -160,4 +199,4 @@ class SavesModel(SavesRelease):
             )
 
 
-__all__ = ["SavesModel", "SavesRelease"]
+__all__ = ["SavesModel", "SavesProcessor", "SavesRelease"]

@@ -22,6 +22,7 @@ CLASSES = {
     "AutoProcessor": "processing_camoe.CAMoEProcessor",
     "AutoVideoProcessor": "video_processing_camoe.CAMoEVideoProcessor",
 }
+REORDERED = ["scene", "action", "entity", "fusion"]
 TASKS = {"video-text-retrieval", "zero-shot-image-classification"}
 
 # Loads FOLDER as a model, a pipeline and a SentenceTransformer, saves each of them, and loads and saves these again:
@@ -132,6 +133,40 @@ def test_a_processor_beside_the_model_is_kept(model, processor, tmp_path):
     assert CAMoEProcessor.from_pretrained(tmp_path).max_length == 7
 
 
+def test_a_processor_alone_saves_the_configuration_it_was_made_from(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == CLASSES
+    assert CAMoEProcessor.from_pretrained(tmp_path).experts == processor.experts
+
+
+def test_a_model_with_experts_chosen_anew_saves_a_processor_for_these(run_dir, tmp_path):
+    CAMoEModel.from_pretrained(run_dir, experts=REORDERED).save_pretrained(tmp_path)
+    assert CAMoEProcessor.from_pretrained(tmp_path).experts == REORDERED
+    release_files(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["folder", "repository"])
+def test_a_processor_does_not_take_the_place_of_another_models(hub, run_dir, processor, tmp_path, place):
+    other = CAMoEModel.from_pretrained(run_dir, experts=REORDERED)
+    with pytest.raises(ValueError, match="The processor is not this model's: `experts`"):
+        if place == "folder":
+            other.save_pretrained(tmp_path)
+            processor.save_pretrained(tmp_path)
+        else:
+            other.push_to_hub("org/other")
+            processor.push_to_hub("org/other")
+
+
+def test_a_pushed_processor_leaves_the_models_configuration_as_it_is(hub, model, processor):
+    model.config.dual_softmax_temp = 7.0
+    model.push_to_hub("org/both")
+    before = hub.files("org/both")["config.json"]
+    processor.push_to_hub("org/both")
+    assert hub.files("org/both")["config.json"] == before and b"7.0" in before
+    processor.push_to_hub("org/alone")
+    assert json.loads(hub.files("org/alone")["config.json"])["auto_map"] == CLASSES
+
+
 @pytest.fixture
 def hub(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -139,6 +174,9 @@ def hub(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with FakeHub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # transformers keeps the client of the last hub
         yield hub
 
