@@ -160,6 +160,11 @@ def _parser() -> argparse.ArgumentParser:
         "--milvus-params", type=_json_object, metavar="JSON", help="""of that index, for example '{"M": 32}'"""
     )
     index.add_argument("--milvus-dtype", choices=("float32", "float16"), help="of a new collection (default: float32)")
+    index.add_argument(
+        "--milvus-bias", choices=("folded", "column"),
+        help="the correction as one more entry of the vector, exact (default), or as a column: for quantised vectors; "
+        "then the best 10 k are fetched and ranked",
+    )  # fmt: skip
     index.add_argument("--no-text-tower", action="store_true", help="do not export the text tower into the index")
     index.add_argument("--batch-size", type=_count, default=16, help="moments per forward pass (default: 16)")
     index.add_argument("--num-workers", type=_count_or_zero, default=2, help="processes that decode (default: 2)")
@@ -354,7 +359,7 @@ def _settings(options, milvus: dict | None) -> dict:
 def _milvus_settings(options) -> dict | None:
     """What --store milvus and its options say; None without it."""
     if options.store is None:
-        for name in ("uri", "collection", "source", "milvus_index", "milvus_params", "milvus_dtype"):
+        for name in ("uri", "collection", "source", "milvus_index", "milvus_params", "milvus_dtype", "milvus_bias"):
             if getattr(options, name) is not None:
                 raise SearchError(f"--{name.replace('_', '-')} is for Milvus: give --store milvus with it")
         return None
@@ -368,6 +373,7 @@ def _milvus_settings(options) -> dict | None:
         options.milvus_index,
         options.milvus_params,
         options.milvus_dtype,
+        options.milvus_bias,
     )
 
 

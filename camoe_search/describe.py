@@ -12,9 +12,10 @@ from .local_store import LocalStore
 from .rows import Rows
 
 
+# One line per moment and file.
 MOMENTS = f"""
 SELECT windows.row, contents.hash || '.' || windows.number, roots.path || '{os.sep}' || files.path AS path,
-       windows.start, windows.end, files.size, files.mtime_ns, contents.hash
+       windows.start, windows.end, files.size, files.mtime_ns, contents.hash, files.id, windows.id, windows.number
 FROM windows JOIN contents ON contents.id = windows.content JOIN files ON files.content = contents.id
      JOIN roots ON roots.id = files.root
 WHERE windows.row IS NOT NULL ORDER BY path, windows.number
@@ -27,7 +28,8 @@ def info(folder: Path, store: LocalStore) -> dict:
     with store.state() as rows:
         description = store.description
         ((files, seconds),) = store.select(
-            "SELECT count(*), total(duration) FROM files JOIN contents ON contents.id = content WHERE contents.cause IS NULL"
+            "SELECT count(*), total(duration) FROM files JOIN contents ON contents.id = content "
+            "WHERE contents.cause IS NULL"
         )
         ((pending,),) = store.select("SELECT count(*) FROM windows WHERE row IS NULL AND cause IS NULL")
         ((skipped,),) = store.select(
@@ -36,7 +38,7 @@ def info(folder: Path, store: LocalStore) -> dict:
         )
         ((mean_seconds,),) = store.select("SELECT avg(end - start) FROM windows WHERE row IS NOT NULL")
         ((queries,),) = store.select("SELECT count(*) FROM bank")
-        gates = _gates(_some_vectors(rows), len(description.experts))
+        mean_gates = gates(_some_vectors(rows), len(description.experts))
         hubs = len(store.hubs(rows))
         return {
             "files": files,
@@ -55,7 +57,7 @@ def info(folder: Path, store: LocalStore) -> dict:
             "stride": description.stride,
             "width": description.width,
             "dtype": description.dtype,
-            "mean_gates": dict(zip(description.experts, gates.mean(axis=0).tolist(), strict=True))
+            "mean_gates": dict(zip(description.experts, mean_gates.mean(axis=0).tolist(), strict=True))
             if len(gates)
             else {},
             "query_bank": None if description.tau is None else {"queries": queries, "tau": description.tau},
@@ -81,7 +83,7 @@ def _some_vectors(rows: Rows) -> np.ndarray:
     return np.concatenate(found).astype(np.float32) if found else np.empty((0, 1), np.float32)
 
 
-def _gates(vectors: np.ndarray, num_experts: int) -> np.ndarray:
+def gates(vectors: np.ndarray, num_experts: int) -> np.ndarray:
     """(B,K) -> (B,E): a gate is the length of its expert's part, whose vector has length 1."""
     if not len(vectors):
         return np.empty((0, num_experts), np.float32)
@@ -106,7 +108,7 @@ def table(store: LocalStore):
             columns
             | {
                 "vector": _lists(vectors),
-                "gate_weights": _lists(_gates(vectors, experts)),
+                "gate_weights": _lists(gates(vectors, experts)),
                 "bias": pa.array([rows.bias(row) for row in numbers], pa.float32()),
                 "is_hub": pa.array([row in hubs for row in numbers], pa.bool_()),
             }

@@ -331,7 +331,7 @@ class VideoIndex:
 
     def similar_vector(self, key: str) -> np.ndarray:
         """The query vector (K,) that finds moments like one of the index: its experts, each of length 1."""
-        experts = self.store.vector(key).reshape(len(self.description.experts), -1)  # (E,D), gated
+        experts = self._vector(key).reshape(len(self.description.experts), -1)  # (E,D), gated
         lengths = np.linalg.norm(experts, axis=1, keepdims=True)
         return (experts / np.maximum(lengths, 1e-12)).reshape(-1)
 
@@ -372,9 +372,23 @@ class VideoIndex:
         )
 
     def expert_scores(self, vector: np.ndarray, key: str) -> dict[str, float]:
-        """What each expert adds to the uncorrected score of a moment for a query vector (K,)."""
-        parts = (vector * self.store.vector(key)).reshape(len(self.description.experts), -1).sum(axis=1)
+        """What each expert adds to the uncorrected score of a moment for a query vector (K,).
+
+        Raises:
+            KeyError: there is no such moment.
+        """
+        return self.split_score(vector, self._vector(key))
+
+    def split_score(self, text_vector: np.ndarray, video_vector: np.ndarray) -> dict[str, float]:
+        """The inner product of two folded vectors (K,), by expert."""
+        parts = (text_vector * video_vector).reshape(len(self.description.experts), -1).sum(axis=1)
         return dict(zip(self.description.experts, parts.tolist(), strict=True))
+
+    def _vector(self, key: str) -> np.ndarray:
+        found = self.store.vectors([key])
+        if key not in found:
+            raise KeyError(key)
+        return found[key]
 
     def _check_correction(self, correction: str | None) -> str:
         correction = correction or self.default_correction

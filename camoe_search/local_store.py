@@ -189,21 +189,20 @@ class LocalStore:
             raise KeyError(key)
         return content, int(number)
 
-    def vector(self, key: str) -> np.ndarray:
-        """(K,), without the bias.
-
-        Raises:
-            KeyError: there is no such moment.
-        """
+    def vectors(self, keys: list[str]) -> dict[str, np.ndarray]:
+        """(K,) of each key that there is, without the bias."""
+        found = {}
         with self.state() as rows:
-            found = self.connection.execute(
-                "SELECT row FROM windows JOIN contents ON contents.id = content "
-                "WHERE hash = ? AND number = ? AND row IS NOT NULL",
-                self._parse(key),
-            ).fetchone()
-            if found is None:
-                raise KeyError(key)
-            return rows.vectors(found)[0]
+            for key in keys:
+                with contextlib.suppress(KeyError):
+                    row = self.connection.execute(
+                        "SELECT row FROM windows JOIN contents ON contents.id = content "
+                        "WHERE hash = ? AND number = ? AND row IS NOT NULL",
+                        self._parse(key),
+                    ).fetchone()
+                    if row is not None:
+                        found[key] = rows.vectors(row)[0]
+        return found
 
     # --- everything --------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from .database import Description
+
 
 class Hit(NamedTuple):
     """A moment that was found."""
@@ -14,7 +16,7 @@ class Hit(NamedTuple):
     path: str
     start: float  # seconds
     end: float
-    key: str  # of the moment: hash of the file's content, a dot, the number of the window; it survives moves
+    key: str  # of the moment: hash of the file's content, a dot, number of the window (a hash in Milvus)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Filters:
 
 class VectorStore(Protocol):
     """What finds vectors: `LocalStore` or `MilvusStore`. N queries, K entries a folded vector."""
+
+    description: Description  # of the index, as of the last look at it
+
+    def refresh(self):
+        """Look whether the index has changed."""
 
     def __len__(self) -> int:
         """How many moments can be found."""
@@ -52,8 +59,8 @@ class VectorStore(Protocol):
             KeyError: there is no such moment.
         """
 
-    def vector(self, key: str) -> np.ndarray:
-        """(K,), without the bias."""
+    def vectors(self, keys: list[str]) -> dict[str, np.ndarray]:
+        """(K,) of each key that there is, without the bias."""
 
     def close(self):
         """Release connections. The store cannot be used afterwards."""

@@ -116,19 +116,19 @@ class SearchService:
             with self._encode_lock:
                 vector = index.encode_texts([query["text"]])[0]
             hits = index.search_vectors(vector[None], k, **options)[0]
-        shown = []
-        for hit in hits[page * self.page_size : k - 1]:
-            with contextlib.suppress(KeyError):  # removed since it was found
-                shown.append(self._as_json(index, vector, weights, hit))
+        shown = hits[page * self.page_size : k - 1]
+        vectors = index.store.vectors([hit.key for hit in shown])  # without those removed since they were found
         return {
-            "hits": shown,
+            "hits": [
+                self._as_json(index, vector, vectors[hit.key], weights, hit) for hit in shown if hit.key in vectors
+            ],
             "page": page,
             "more": len(hits) == k and page + 1 < MAX_PAGES,
             "milliseconds": round(1000 * (time.perf_counter() - begin)),
         }
 
-    def _as_json(self, index: VideoIndex, vector, weights: dict, hit: Hit) -> dict:
-        parts = index.expert_scores(vector, hit.key)
+    def _as_json(self, index: VideoIndex, text_vector, video_vector, weights: dict, hit: Hit) -> dict:
+        parts = index.split_score(text_vector, video_vector)
         experts = {name: part * weights.get(name, 1.0) for name, part in parts.items()}
         return {
             "key": hit.key,

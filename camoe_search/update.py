@@ -107,7 +107,10 @@ def update_index(paths, folder: str | os.PathLike, encoder: Encoder, options: In
     with write_lock(folder) if group.is_main_process else contextlib.nullcontext():
         if group.is_main_process:
             _prepare(folder, encoder, options)
-            with IndexWriter(folder) as writer, open_copy(writer):  # an address is tried before encoding
+            with IndexWriter(folder) as writer:
+                with open_copy(writer) as store:
+                    if store is not None:
+                        store.prepare(writer.description)  # what does not fit is said before anything is encoded
                 scan = _scan(writer, paths, options)
                 registered = _register(writer, scan, options, report, progress)
         group.wait_for_everyone()
@@ -151,6 +154,10 @@ def check_model(encoder: Encoder, description: Description):
 
 def _prepare(folder: Path, encoder: Encoder, options: IndexOptions):
     """Make the index if there is none, or check that the settings are its own."""
+    if options.milvus is not None:
+        from .milvus_store import MilvusStore
+
+        MilvusStore(options.milvus["uri"], options.milvus["collection"]).close()  # it answers
     if exists(folder) and not options.rebuild:
         with contextlib.closing(connect(folder, write=True)) as connection:
             old = read_description(connection)
@@ -158,6 +165,8 @@ def _prepare(folder: Path, encoder: Encoder, options: IndexOptions):
             if description != old:
                 with transaction(connection):
                     write_description(connection, description)
+                    if old.milvus is not None and description.milvus["id"] != old.milvus["id"]:
+                        connection.execute("DELETE FROM sent")  # another collection, or another name in it
         if options.queries is not None or options.tau is not None:
             with IndexWriter(folder) as writer:
                 writer.set_bank(choose_bank(encoder, writer.bank, options.queries, options.tau))
@@ -167,6 +176,9 @@ def _prepare(folder: Path, encoder: Encoder, options: IndexOptions):
     bank = choose_bank(encoder, None, options.queries, options.tau)
     description = _settings(encoder, None, options)
     if exists(folder):
+        with contextlib.closing(connect(folder)) as connection:
+            old = read_description(connection)  # its rows in Milvus stay its own
+        description = dataclasses.replace(description, milvus=_copy_settings(options, old))
         _empty(folder, description)
     else:
         create(folder, description)
@@ -188,7 +200,7 @@ def _settings(encoder: Encoder, old: Description | None, options: IndexOptions) 
         stride=options.stride,
         dtype=options.dtype or "float32",
         exclude=list(options.exclude or ()),
-        milvus=options.milvus,
+        milvus=_copy_settings(options, old),
     )
     if wanted.dtype not in ("float32", "float16"):
         raise SearchError(f"dtype is {wanted.dtype!r}: choose float32 or float16")
@@ -205,8 +217,17 @@ def _settings(encoder: Encoder, old: Description | None, options: IndexOptions) 
         old,
         model=encoder.name,
         exclude=old.exclude if options.exclude is None else list(options.exclude),
-        milvus=options.milvus or old.milvus,
+        milvus=wanted.milvus,
     )
+
+
+def _copy_settings(options: IndexOptions, old: Description | None) -> dict | None:
+    """Where Milvus holds a copy, None if nowhere."""
+    if options.milvus is None:
+        return None if old is None else old.milvus
+    from .milvus_store import with_id
+
+    return with_id(options.milvus, None if old is None else old.milvus)
 
 
 def _empty(folder: Path, description: Description):
