@@ -113,9 +113,11 @@ def iter_encoded_videos(
 
     Raises:
         VideoDecodingError: naming the file and the cause.
+        ValueError: the processor is not this model's; names what differs.
     """
     if on_bad_video not in ("raise", "skip"):
         raise ValueError(f"`on_bad_video` is {on_bad_video!r}; choose 'raise' or 'skip'.")
+    processor.check(model.config)
     loader = DataLoader(
         ClipFrames(clips, decoder or processor.video_processor),
         batch_size=batch_size,
@@ -159,6 +161,7 @@ def encode_texts(
 
     Captions of similar length are encoded together, so that little is padding; rows stay in the given order.
     """
+    processor.check(model.config)
     streams = processor.streams_of(captions)
     order = sorted(range(len(streams)), key=lambda n: max(len(text) for text in streams[n]))
     num_dims = model.config.projection_dim * len(model.config.experts)

@@ -120,6 +120,10 @@ class CAMoEPipeline(Pipeline):
             return next(results)
         return torch.stack(list(results)) if labels is None else list(results)
 
+    def save_pretrained(self, save_directory, **kwargs):
+        self.processor.save_pretrained(save_directory)  # first: a model beside a processor does not look for one
+        super().save_pretrained(save_directory, **kwargs)
+
     def _sanitize_parameters(self, candidate_labels=None, hypothesis_template=None, top_k=None):
         """Called for the arguments of the constructor, too."""
         if candidate_labels is not None and not isinstance(candidate_labels, str) and not len(candidate_labels):

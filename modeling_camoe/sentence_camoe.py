@@ -10,16 +10,14 @@ that inner product. So anything built on sentence-transformers can use a CAMoE.
 Notable features:
 - a video is whatever [`CAMoEVideoProcessor`] takes, a picture included. It is read by that processor, not through the
   library's own `video` modality, which would decode whole files into memory and sample other frames than training did;
-- saved checkpoints carry modules.json and this file: the processor writes them (`save_sentence_files`);
+- saved checkpoints carry modules.json and this file (saving.py);
 - the class is one of the library's `InputModule`s wherever the library loads it, and needs the library nowhere else.
 """
 
-import json
 import os
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from torch import nn
 from transformers import AutoModel, AutoProcessor
@@ -76,8 +74,8 @@ class CAMoESentenceModule(InputModule):
 
     def save(self, output_path: str, *args, **kwargs):
         """Weights, processor and code; the library adds its own two files."""
-        self.model.save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
+        self.model.save_pretrained(output_path)
 
     @property
     def tokenizer(self):
@@ -144,17 +142,4 @@ def _video_of(item, task: str | None):
     return item if has_suffix and (task == "document" or os.path.isfile(item)) else None
 
 
-def save_sentence_files(folder: str | os.PathLike):
-    """Write the two files by which SentenceTransformer recognises a checkpoint."""
-    module = {"idx": 0, "name": "0", "path": "", "type": f"sentence_camoe.{CAMoESentenceModule.__name__}"}
-    config = {
-        "model_type": "SentenceTransformer",
-        "prompts": {"query": "", "document": ""},
-        "default_prompt_name": None,
-        "similarity_fn_name": "dot",  # the score; cosine would divide by the length that the gate gives a vector
-    }
-    for name, content in (("modules.json", [module]), ("config_sentence_transformers.json", config)):
-        Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-__all__ = ["CAMoESentenceModule", "save_sentence_files"]
+__all__ = ["CAMoESentenceModule"]

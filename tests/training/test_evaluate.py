@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from data.errors import UserError
 from evaluation.compare_runs import RunRanks, compare_runs, load_run, query_key
-from evaluation.recalls import Ranks, recalls
+from evaluation.protocol import Ranks, recalls
 from evaluation.scoring import score_retrieval
 from tests.programs import run_processes, run_program
 from tests.tiny_processor import tiny_model_and_processor

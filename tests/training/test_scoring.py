@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.recalls import Ranks, paired_test, recall_intervals, recalls
+from evaluation.protocol import Ranks, paired_test, recall_intervals, recalls
 from evaluation.scoring import choose_temperature, results_table, score_retrieval, write_results
 from tests.random_vectors import random_vectors
 

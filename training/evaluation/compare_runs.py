@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save
 
 from data.errors import UserError
 
-from .recalls import RECALL_AT, Ranks, paired_test, recalls
+from .protocol import RECALL_AT, Ranks, paired_test, recalls
 from .scoring import plain_table, write_whole
 
 
@@ -38,7 +38,7 @@ class RunRanks:
     """One run, query by query.
 
     Args:
-        ranks: correction -> direction -> ranks of Q queries. groups: direction -> (Q,), the video of each query, a number.
+        ranks: correction -> direction -> ranks of Q queries. groups: direction -> (Q,) number of a query's video.
         keys: direction -> (Q,) int64, what each query is known by.
     """
 
@@ -48,14 +48,12 @@ class RunRanks:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write them, whole or not at all."""
-        tables = {**self.ranks, "groups": self.groups, "keys": self.keys}
-        arrays = {
-            f"{name}/{direction}": np.stack([of.above, of.equal])
-            if isinstance(of, Ranks)
-            else np.ascontiguousarray(of)
-            for name, by_direction in tables.items()
-            for direction, of in by_direction.items()
+        ranks = {
+            name: {direction: np.stack([of.above, of.equal]) for direction, of in directions.items()}
+            for name, directions in self.ranks.items()
         }
+        tables = {**ranks, "groups": self.groups, "keys": self.keys}
+        arrays = {f"{name}/{key}": np.ascontiguousarray(x) for name, by in tables.items() for key, x in by.items()}
         write_whole(path, lambda file: file.write(save(arrays)))
 
     @classmethod
@@ -113,24 +111,19 @@ def compare_runs(mine: RunRanks, other: RunRanks, other_name: str = "the other r
     tests: dict[str, dict] = {}
     for correction in (name for name in mine.ranks if name in other.ranks):
         for direction in (name for name in mine.ranks[correction] if name in other.ranks[correction]):
-            order = _same_order(mine.keys[direction], other.keys[direction], direction, other_name)
+            keys = mine.keys[direction], other.keys[direction]
+            order = [np.argsort(of_run, kind="stable") for of_run in keys]
+            if not np.array_equal(keys[0][order[0]], keys[1][order[1]]):
+                raise UserError(
+                    f"{other_name} was scored on other queries ({direction}: {len(keys[0])} here, "
+                    f"{len(keys[1])} there, {len(np.intersect1d(*keys))} in both): a paired test needs the same "
+                    "split, captions and videos; score both on the same data"
+                )
             ranks = mine.ranks[correction][direction][order[0]], other.ranks[correction][direction][order[1]]
             groups = mine.groups[direction][order[0]]
             by_metric = {f"R@{k}": paired_test(*ranks, groups, at=k) for k in RECALL_AT}
             tests.setdefault(correction, {})[direction] = by_metric
     return tests
-
-
-def _same_order(mine: np.ndarray, other: np.ndarray, direction: str, other_name: str):
-    """What sorts both runs' queries alike."""
-    order = np.argsort(mine, kind="stable"), np.argsort(other, kind="stable")
-    if not np.array_equal(mine[order[0]], other[order[1]]):
-        shared = len(np.intersect1d(mine, other))
-        raise UserError(
-            f"{other_name} was scored on other queries ({direction}: {len(mine)} here, {len(other)} there, {shared} "
-            "in both): a paired test needs the same split, captions and videos; score both on the same data"
-        )
-    return order
 
 
 def comparison_table(tests: dict) -> str:

@@ -10,13 +10,11 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from .protocol import RECALL_AT, RetrievalRanks, recall_intervals, recalls
 from .ranks import rank_retrieval
-from .recalls import RECALL_AT, Ranks, recall_intervals, recalls
 
 
 logger = logging.getLogger(__name__)
@@ -33,26 +31,18 @@ COLUMNS = (*(f"R@{k}" for k in RECALL_AT), "MdR", "MnR", "Rsum")
 
 
 @dataclass
-class RetrievalResults:
-    """What `score_retrieval` returns.
+class RetrievalResults(RetrievalRanks):
+    """What `score_retrieval` returns: the ranks, for `paired_test`, and what they come to.
 
     Attributes:
         results: correction -> direction -> metric -> value, as in eval_results.json.
-        ranks: correction -> direction -> ranks of the queries, for `paired_test`.
-        groups: direction -> the video of each query: captions of one video are resampled together.
-        protocol: what was ranked against what, in words.
-        notes: correction -> what it uses, in words.
+        protocol: what was ranked against what, in words. notes: correction -> what it uses, in words.
         settings: temperatures, sizes of the banks, resamples and seed.
     """
 
     results: dict[str, dict[str, dict]]
-    ranks: dict[str, dict[str, Ranks]] = field(repr=False)
-    groups: dict[str, np.ndarray] = field(repr=False)
     protocol: str
     notes: dict[str, str]
-    settings: dict[str, float | int]
-    num_texts: int
-    num_videos: int
 
     def to_dict(self) -> dict:
         """What eval_results.json holds of it; the caller adds the data set, the split and the checkpoint."""
@@ -81,32 +71,32 @@ def score_retrieval(
             intervals = recall_intervals(ranks, ranked.groups[direction], bootstrap, seed) if bootstrap else {}
             results[correction][direction] = recalls(ranks) | intervals
     return RetrievalResults(
-        results=results,
-        ranks=ranked.ranks,
-        groups=ranked.groups,
-        protocol=_protocol(ranked),
-        notes={correction: NOTES[correction] for correction in results},
-        settings=ranked.settings | {"bootstrap": bootstrap, "seed": seed},
-        num_texts=ranked.num_texts,
-        num_videos=ranked.num_videos,
+        ranked.ranks,
+        ranked.groups,
+        ranked.settings | {"bootstrap": bootstrap, "seed": seed},
+        ranked.num_texts,
+        ranked.num_videos,
+        results,
+        _protocol(ranked),
+        {correction: NOTES[correction] for correction in results},
     )
 
 
 def _protocol(ranked) -> str:
-    num_texts, num_videos = ranked.num_texts, ranked.num_videos
-    asked = len(ranked.groups["video_to_text"])
+    num_texts, num_videos, asked = ranked.num_texts, ranked.num_videos, len(ranked.groups["video_to_text"])
     distractors = f" ({num_videos - asked} of them without a text, distractors only)" if asked < num_videos else ""
-    protocol = f"text_to_video: each of {num_texts} texts ranks {num_videos} videos{distractors}. "
+    to_text = f"video_to_text: each of {asked} videos ranks {num_texts} texts. "
     if "video_to_text_caption_max" in ranked.groups:
-        protocol += (
+        to_text = (
             f"video_to_text, best caption: each of {asked} videos ranks {num_texts} texts, the best of its own "
             "captions counts and the others are no distractors. "
             f"video_to_text_caption_max: each of {asked} videos ranks {asked} groups of captions by their highest "
             "score (CLIP4Clip's protocol). "
         )
-    else:
-        protocol += f"video_to_text: each of {asked} videos ranks {num_texts} texts. "
-    return protocol + "Equal scores are in random order: R@K is the expectation, MdR and MnR use the middle rank."
+    return (
+        f"text_to_video: each of {num_texts} texts ranks {num_videos} videos{distractors}. {to_text}"
+        "Equal scores are in random order: R@K is the expectation, MdR and MnR use the middle rank."
+    )
 
 
 def choose_temperature(
@@ -139,10 +129,6 @@ def choose_temperature(
         tried[temp] = metrics["R@1"], metrics["Rsum"]
     logger.info("%s on validation data, temperature: (R@1, Rsum): %s", correction, tried)
     return max(tried, key=tried.get)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Terminal and files
 
 
 def results_table(results: Mapping) -> str:

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the ranks of single queries to numbers: R@K, bootstrap intervals, the paired test of two runs.
+"""The protocol: what may be asked for, ranks with ties, R@K, bootstrap intervals, the paired test of two runs.
 
 Candidates with equal scores are in random order, so a query is not right or wrong at K but right with a probability.
 """
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 
+CORRECTIONS = ("none", "dual_softmax", "query_bank", "dynamic_query_bank", "sinkhorn")
 RECALL_AT = (1, 5, 10)
 
 
@@ -37,11 +41,56 @@ class Ranks:
         return len(self.above)
 
 
+@dataclass
+class RetrievalRanks:
+    """What `rank_retrieval` returns.
+
+    Attributes:
+        ranks: correction -> direction -> ranks. `text_to_video`: one per text, in the order given. `video_to_text`
+            (best caption) and, where a video has several, `video_to_text_caption_max`: one per video that has a
+            caption, in the order of the videos.
+        groups: direction -> the video of each rank.
+        settings: temperatures, and the sizes of the banks.
+    """
+
+    ranks: dict[str, dict[str, Ranks]]
+    groups: dict[str, np.ndarray]
+    settings: dict[str, float | int]
+    num_texts: int
+    num_videos: int
+
+
 def recalls(ranks: Ranks) -> dict[str, float]:
     """Expected R@K in percent, median and mean of the middle ranks, and Rsum, the sum of the R@K."""
     at = {f"R@{k}": round(100 * float(ranks.hit_rate(k).mean()), 8) for k in RECALL_AT}  # 27.4, not 27.400000000000002
     middle = ranks.middle()
     return at | {"MdR": float(np.median(middle)), "MnR": float(middle.mean()), "Rsum": round(sum(at.values()), 8)}
+
+
+def checked_videos(video_of_text, num_texts: int, num_videos: int) -> torch.Tensor:
+    """(N,) the column of each text's video. Raises: ValueError that names what is wrong."""
+    if video_of_text is None and num_texts != num_videos:
+        raise ValueError(
+            f"{num_texts} texts and {num_videos} videos do not pair up by position: pass `video_of_text`."
+        )
+    right = torch.arange(num_texts) if video_of_text is None else torch.as_tensor(video_of_text)
+    if right.shape != (num_texts,) or right.is_floating_point():
+        raise ValueError(f"`video_of_text` must be {num_texts} integers; got {right.dtype} {tuple(right.shape)}.")
+    for text in ((right < 0) | (right >= num_videos)).nonzero()[:1, 0].tolist():
+        video = int(right[text])
+        raise ValueError(f"Text {text} belongs to video {video}, but the videos are 0 to {num_videos - 1}.")
+    return right.long()
+
+
+def checked_corrections(corrections: Sequence[str], text_bank, video_bank) -> list[str]:
+    """Those asked for and "none", in the order of `CORRECTIONS`. Raises: ValueError."""
+    for name in corrections:
+        if name not in CORRECTIONS:
+            near = difflib.get_close_matches(name, CORRECTIONS, n=1) or CORRECTIONS
+            raise ValueError(f"Unknown correction {name!r}. Did you mean {' or '.join(near)}?")
+        if "query_bank" in name and text_bank is None and video_bank is None:
+            raise ValueError(f"{name} needs a bank of training captions (`text_bank`) or training videos.")
+    return [name for name in CORRECTIONS if name == "none" or name in corrections]
 
 
 def recall_intervals(ranks: Ranks, groups: np.ndarray | None, bootstrap: int = 1000, seed: int = 0) -> dict:
