@@ -90,6 +90,9 @@ def test_an_address_is_a_video_and_a_sentence_about_one_is_a_text(sentence_model
     for encode in (sentence_model.encode, sentence_model.encode_document):
         np.testing.assert_allclose(encode(address), expected, atol=1e-6)
     assert fetched == [address, address]
+    text = encode_texts(encoder.model, encoder.processor, [address])[0]
+    np.testing.assert_allclose(sentence_model.encode({"text": address}), text, atol=1e-6)
+    assert fetched == [address, address]
     text = "a star spins in https://example.org/clip.mp4"
     np.testing.assert_allclose(
         sentence_model.encode(text), encode_texts(encoder.model, encoder.processor, [text])[0], atol=1e-6
