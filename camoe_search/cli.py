@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from . import missing_package
 from .errors import SearchError
 
 
@@ -52,6 +53,9 @@ def main(argv: list[str] | None = None):
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        print(f"error: {missing_package(error)}", file=sys.stderr)
+        sys.exit(2)
     except (SearchError, ImportError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
