@@ -166,9 +166,9 @@ def widget(examples: list[dict], repo_id: str) -> list[dict]:
         {
             "example_title": example["caption"] or example["clip"],
             "src": f"https://huggingface.co/{repo_id}/resolve/main/{example['clip']}",
-            "candidate_labels": ", ".join(sorted(candidate["text"] for candidate in example["candidates"])),
+            "candidate_labels": ", ".join(sorted(candidate["label"] for candidate in example["candidates"])),
             "output": [
-                {"label": candidate["text"], "score": round(candidate["probability"], 4)}
+                {"label": candidate["label"], "score": round(candidate["score"], 4)}
                 for candidate in example["candidates"]
             ],
         }

@@ -2,7 +2,7 @@
 """Example clips of a release, and what the released model says about each of them.
 
     example_1.mp4, example_2.mp4, ...
-    examples.json   [{"clip": "example_1.mp4", "caption": "...", "candidates": [{"text", "score", "probability"}]}]
+    examples.json   [{"clip": "example_1.mp4", "caption": "...", "candidates": [{"label", "score", "similarity"}]}]
 
 Captions come from a metadata.jsonl beside the clips, as in a VideoFolder. Every clip is compared with the captions of
 all clips; if fewer than two clips have one, also with the example sentences of the card. The card and its widget are
@@ -47,7 +47,7 @@ def add_examples(folder: Path, retrieval, clips: list, sentences: list[str]):
     for clip, name in zip(clips, names, strict=True):
         shutil.copy(clip, folder / name)
     try:
-        found = retrieval([str(folder / name) for name in names], candidate_texts=candidates)
+        found = retrieval([str(folder / name) for name in names], candidate_labels=candidates)
     except VideoDecodingError as error:
         raise ExampleError(f"--example_clips: {error}") from error
     examples = [

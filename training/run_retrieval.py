@@ -114,13 +114,8 @@ def make_pairs(options, accelerator, model, processor, train, validation):
         )
     if validation is None:
         return pairs, collator, None
-    return (
-        pairs,
-        collator,
-        functools.partial(
-            encode, split=validation, captions=options.validation_captions, on_bad_video=options.on_bad_video
-        ),
-    )
+    choices = {"captions": options.validation_captions, "on_bad_video": options.on_bad_video}
+    return pairs, collator, functools.partial(encode, split=validation, **choices)
 
 
 def fill_feature_cache(options, accelerator, model, processor, train, validation) -> FeatureCache:

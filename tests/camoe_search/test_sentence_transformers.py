@@ -65,7 +65,7 @@ def test_a_mixed_batch_and_an_empty_text_are_errors(sentence_model, paths):
         sentence_model.encode_query([" "])
 
 
-STRANGER = """
+WITHOUT_PROJECT = """
 import json, sys
 class HideProject:
     def find_spec(self, fullname, path=None, target=None):
@@ -83,7 +83,7 @@ for each in (model, again):
 
 def test_it_loads_and_saves_where_this_project_is_not_installed(checkpoint, encoder, paths, tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-I", "-c", STRANGER, str(checkpoint), paths[0], str(tmp_path / "saved")]
+    command = [sys.executable, "-I", "-c", WITHOUT_PROJECT, str(checkpoint), paths[0], str(tmp_path / "saved")]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = [

@@ -43,7 +43,7 @@ def load_split(name: str, split: str, config: str | None = None, limit: int | No
             data = datasets.load_dataset(name, config, split=split)
     except UserError:
         raise
-    except Exception as error:  # datasets raises many types; the user needs the message and the name, not the stack
+    except Exception as error:  # datasets raises many types; the user needs its message, not a traceback
         raise UserError(f"cannot load split {split!r} of {name}: {error}") from error
     if limit is not None:
         data = data.select(range(min(limit, len(data))))

@@ -61,7 +61,7 @@ def read_hub(benchmark: str, name: str, windows: bool = False) -> Splits:
                     splits[known[config, split]] = _rows(table, benchmark, f"{name} ({config}, {split})", windows)
     except UserError:
         raise
-    except Exception as error:  # datasets raises many types; the user needs the message and the name, not the stack
+    except Exception as error:  # datasets raises many types; the user needs its message, not a traceback
         raise UserError(f"cannot read {name} as a Hub data set: {error}") from error
     if not splits:
         raise UserError(
