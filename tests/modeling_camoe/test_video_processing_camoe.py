@@ -279,7 +279,7 @@ def test_it_loads_as_remote_code(tmp_path, video, monkeypatch):
     CAMoEVideoProcessor.register_for_auto_class("AutoVideoProcessor")
     saved = CAMoEVideoProcessor(num_frames=3, **SMALL)
     saved.save_pretrained(tmp_path / "remote")
-    decoding = {"frames.py", "decoding.py", "torchcodec_decoder.py", "video_file.py"}
+    decoding = {"frames.py", "decoding.py", "pictures.py", "torchcodec_decoder.py", "video_file.py"}
     assert {path.name for path in (tmp_path / "remote").glob("*.py")} == decoding | {"video_processing_camoe.py"}
     # AutoVideoProcessor would prefer our own class, which is registered in this process.
     reference = saved.to_dict()["auto_map"]["AutoVideoProcessor"]
