@@ -101,6 +101,7 @@ class CAMoESentenceModule(InputModule):
             inputs: texts; or videos in any form the video processor takes, also as `{"video": ...}` or
                 `{"image": ...}`. A string is a video if it is an http(s) address, or has the suffix of a video or a
                 picture and the file exists. As a document the suffix is enough, so that a missing file is an error.
+                `{"text": ...}` is always a text: a service that encodes strings of strangers should pass them so.
             prompt: put before each text.
             task: "query" or "document", from `encode_query` and `encode_document`.
 
