@@ -2,7 +2,9 @@
 """Example clips of a release, and what the released model says about each of them.
 
     example_1.mp4, example_2.mp4, ...
-    examples.json   [{"clip": "example_1.mp4", "caption": "...", "candidates": [{"text", "score", "probability"}]}]
+    example_1.jpg, ...  the frame in the middle of each clip, for the widget, which takes an image
+    examples.json       [{"clip": "example_1.mp4", "caption": "...", "candidates": [{"text", "score", "probability"}],
+                          "frame": "example_1.jpg", "frame_labels": [{"label", "score"}]}]
 
 Captions come from a metadata.jsonl beside the clips, as in a VideoFolder. Every clip is compared with the captions of
 all clips; if fewer than two clips have one, also with the example sentences of the card. The card and its widget are
@@ -13,9 +15,12 @@ import json
 import shutil
 from pathlib import Path
 
-from modeling_camoe.frames import VideoDecodingError
+from PIL import Image
+
+from modeling_camoe.frames import VideoDecodingError, sample_frames
 
 
+FRAME_SIZE = 448  # pixels, square
 CLIP_SUFFIXES = (".mp4", ".webm")  # what browsers play
 MAX_CLIPS = 8
 MAX_BYTES = 20 * 2**20  # of one clip
@@ -54,7 +59,30 @@ def add_examples(folder: Path, retrieval, clips: list, sentences: list[str]):
         {"clip": name, "caption": caption, "candidates": ranked}
         for name, caption, ranked in zip(names, captions, found, strict=True)
     ]
+    for example, answers in zip(examples, _label_frames(folder, retrieval, names, candidates), strict=True):
+        example |= answers
     (folder / "examples.json").write_text(json.dumps(examples, indent=2) + "\n", encoding="utf-8")
+
+
+def _label_frames(folder: Path, retrieval, names: list[str], candidates: list[str]) -> list[dict]:
+    """Write a frame of each clip, and label it as a clip of one frame: what the widget shows."""
+    frames = []
+    for name in names:
+        [frame] = sample_frames(folder / name, 1, size=FRAME_SIZE).frames  # (3,H,W)
+        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{Path(name).stem}.jpg", quality=90)
+        frames.append([Image.open(folder / f"{Path(name).stem}.jpg").convert("RGB")])
+    scale = retrieval.model.clip.logit_scale.float().exp().cpu()
+    probabilities = (scale * retrieval(frames) @ retrieval(texts=candidates).T).softmax(dim=1)  # (B,N)
+    return [
+        {
+            "frame": f"{Path(name).stem}.jpg",
+            "frame_labels": sorted(
+                ({"label": label, "score": round(score, 4)} for label, score in zip(candidates, row, strict=True)),
+                key=lambda answer: -answer["score"],
+            ),
+        }
+        for name, row in zip(names, probabilities.tolist(), strict=True)
+    ]
 
 
 def _check(clip: Path) -> Path:
