@@ -3,7 +3,7 @@
 
     example_1.mp4, example_2.mp4, ...
     example_1.jpg, ...  the frame in the middle of each clip, for the widget, which takes an image
-    examples.json       [{"clip": "example_1.mp4", "caption": "...", "candidates": [{"text", "score", "probability"}],
+    examples.json       [{"clip": "example_1.mp4", "caption": "...", "candidates": [{"label", "score", "similarity"}],
                           "frame": "example_1.jpg", "frame_labels": [{"label", "score"}]}]
 
 Captions come from a metadata.jsonl beside the clips, as in a VideoFolder. Every clip is compared with the captions of
@@ -52,37 +52,27 @@ def add_examples(folder: Path, retrieval, clips: list, sentences: list[str]):
     for clip, name in zip(clips, names, strict=True):
         shutil.copy(clip, folder / name)
     try:
-        found = retrieval([str(folder / name) for name in names], candidate_texts=candidates)
+        found = retrieval([str(folder / name) for name in names], candidate_labels=candidates)
     except VideoDecodingError as error:
         raise ExampleError(f"--example_clips: {error}") from error
     examples = [
         {"clip": name, "caption": caption, "candidates": ranked}
         for name, caption, ranked in zip(names, captions, found, strict=True)
     ]
-    for example, answers in zip(examples, _label_frames(folder, retrieval, names, candidates), strict=True):
-        example |= answers
+    for example in examples:
+        frame = _write_frame(folder / example["clip"])
+        labels = retrieval(Image.open(frame).convert("RGB"), candidate_labels=candidates)  # as the widget asks
+        labels = [{"label": found["label"], "score": round(found["score"], 4)} for found in labels]
+        example |= {"frame": frame.name, "frame_labels": labels}
     (folder / "examples.json").write_text(json.dumps(examples, indent=2) + "\n", encoding="utf-8")
 
 
-def _label_frames(folder: Path, retrieval, names: list[str], candidates: list[str]) -> list[dict]:
-    """Write a frame of each clip, and label it as a clip of one frame: what the widget shows."""
-    frames = []
-    for name in names:
-        [frame] = sample_frames(folder / name, 1, size=FRAME_SIZE).frames  # (3,H,W)
-        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{Path(name).stem}.jpg", quality=90)
-        frames.append([Image.open(folder / f"{Path(name).stem}.jpg").convert("RGB")])
-    scale = retrieval.model.clip.logit_scale.float().exp().cpu()
-    probabilities = (scale * retrieval(frames) @ retrieval(texts=candidates).T).softmax(dim=1)  # (B,N)
-    return [
-        {
-            "frame": f"{Path(name).stem}.jpg",
-            "frame_labels": sorted(
-                ({"label": label, "score": round(score, 4)} for label, score in zip(candidates, row, strict=True)),
-                key=lambda answer: -answer["score"],
-            ),
-        }
-        for name, row in zip(names, probabilities.tolist(), strict=True)
-    ]
+def _write_frame(clip: Path) -> Path:
+    """The frame in the middle of a clip, as an image beside it."""
+    [frame] = sample_frames(clip, 1, size=FRAME_SIZE).frames  # (3,H,W)
+    path = clip.with_suffix(".jpg")
+    Image.fromarray(frame.permute(1, 2, 0).numpy()).save(path, quality=90)
+    return path
 
 
 def _check(clip: Path) -> Path:

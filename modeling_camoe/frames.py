@@ -30,7 +30,7 @@ from .video_file import (
     Clip,
     VideoDecodingError,
     as_clip,
-    describe_source,  # noqa: F401 — callers name a clip in their messages with it
+    describe_source,
     open_video,
 )
 
@@ -104,13 +104,16 @@ def sample_frames(
         [`SampledFrames`] with frames (T', 3, size, size), 1 <= T' <= num_frames.
 
     Raises:
-        VideoDecodingError: the file is missing, damaged or no video, or the window lies outside of the video.
+        VideoDecodingError: the file is missing, damaged or no video, or the window is empty or outside of the video.
         ValueError: an argument makes no sense.
     """
     clip = as_clip(source)
     start = clip.start if start is None else start
     end = clip.end if end is None else end
     _check_arguments(num_frames, sampling, size, start, end, fps, backend)
+    if end is not None and end <= (start or 0):  # of a table's row: an error of that clip, as a damaged file is
+        name = describe_source(clip)
+        raise VideoDecodingError(f"{name}: the window is empty: it starts at {start or 0} s and ends at {end} s")
 
     with open_video(clip.source, threads) as video:
 
@@ -189,8 +192,6 @@ def _check_arguments(num_frames, sampling, size, start, end, fps, backend):
     for argument, seconds in (("start", start), ("end", end)):
         if seconds is not None and not 0 <= seconds < math.inf:
             raise ValueError(f"{argument} must be a number of seconds from 0 on, got {seconds}")
-    if end is not None and end <= (start or 0):
-        raise ValueError(f"the window is empty: it starts at {start or 0} s and ends at {end} s")
 
 
 def _window(video, start, end):

@@ -155,9 +155,9 @@ def test_a_second_release_replaces_code_weights_and_examples_and_keeps_other_fil
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("recipe.yaml", "model_name_or_path: a/b\ndata: {train: HERE/msrvtt}\n", "recipe.yaml: `data.train` has 'HERE/msrvtt'"),
-        ("recipe.yaml", "model_name_or_path: a/b\nhub: [a, /home/me/clip]\n", "recipe.yaml: `hub.1` has '/home/me/clip'"),
-        ("recipe.yaml", "model_name_or_path: a/b\npython: /usr/bin\n", "recipe.yaml: `python` has '/usr/bin'"),
+        ("recipe.yaml", "model_name_or_path: a\ndata: {train: HERE/x}\n", "recipe.yaml: `data.train` has 'HERE/x'"),
+        ("recipe.yaml", "model_name_or_path: a\nhub: [a, /home/me]\n", "recipe.yaml: `hub.1` has '/home/me'"),
+        ("recipe.yaml", "model_name_or_path: a\npython: /usr/bin\n", "recipe.yaml: `python` has '/usr/bin'"),
         ("query_bank.txt", "a dog\nread HERE/bank.txt now\n", "query_bank.txt: line 2 has 'HERE/bank.txt now'"),
         ("all_results.json", '{"steps": 1, "log": "file in HERE/log"}', "all_results.json: `log` has 'HERE/log'"),
     ],

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from data.errors import UserError
 from evaluation.compare_runs import RunRanks, compare_runs, load_run, query_key
-from evaluation.scoring import recalls, score_retrieval
+from evaluation.protocol import Ranks, recalls
+from evaluation.scoring import score_retrieval
 from tests.programs import run_processes, run_program
 from tests.tiny_processor import tiny_model_and_processor
 from tests.video_files import write_video
@@ -320,7 +321,7 @@ def test_other_queries_or_ranks_of_another_run_are_refused(matrix, run, tmp_path
 
 
 def test_queries_in_another_order_are_matched_by_their_keys():
-    ranks, keys = np.arange(1.0, 21.0), np.random.default_rng(0).integers(-(2**62), 2**62, size=20)
+    ranks, keys = Ranks(np.arange(20), np.zeros(20)), np.random.default_rng(0).integers(-(2**62), 2**62, size=20)
     shuffled = np.random.default_rng(1).permutation(20)
 
     def run(order):

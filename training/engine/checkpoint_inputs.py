@@ -11,11 +11,11 @@ from data.encode_split import encode_split
 from data.errors import UserError
 from data.frame_cache import FrameCache
 from evaluation.compare_runs import query_key
-from evaluation.scoring_inputs import ScoringInputs
 from modeling_camoe.encode import encode_texts
 from modeling_camoe.frames import describe_source
 from modeling_camoe.retrieval import similarity
 
+from .scoring_inputs import ScoringInputs
 from .start import load_checkpoint
 
 

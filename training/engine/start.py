@@ -29,7 +29,7 @@ def load_checkpoint(path: str):
         raise UserError(f"the checkpoint folder {path} does not exist")
     try:
         return tuple(cls.from_pretrained(path, zero_shot=True) for cls in (CAMoEModel, CAMoEProcessor))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise UserError(f"cannot load the checkpoint {path}: {error}") from error
 
 
