@@ -9,6 +9,7 @@ import pytest
 from card import Run, read_source, render_card
 from examples import ExampleError, add_examples
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from modeling_camoe import CAMoEModel, CAMoEPipeline, CAMoEProcessor
 
@@ -62,11 +63,17 @@ def test_the_widget_and_the_card_show_the_examples(retrieval, clips, folder, run
             shutil.copy(path, folder / path.name)
     examples = json.loads((folder / "examples.json").read_text())
     card = ModelCard(render_card(MOTION, Run.read(folder), REPO))
+    labels = [example["caption"] for example in examples]
     for entry, example in zip(card.data.widget, examples, strict=True):
-        assert entry["src"] == f"https://huggingface.co/{REPO}/resolve/main/{example['clip']}"
-        assert sorted(entry["candidate_labels"].split(", ")) == sorted(c["label"] for c in example["candidates"])
-        assert [o["label"] for o in entry["output"]] == [c["label"] for c in example["candidates"]]
-        assert sum(o["score"] for o in entry["output"]) == pytest.approx(1, abs=1e-3)
+        # A file of the release that the task's widget takes, its labels as one text, and its form of an answer.
+        frame = Image.open(folder / example["frame"])
+        assert entry["src"] == f"https://huggingface.co/{REPO}/resolve/main/{example['frame']}"
+        assert entry["candidate_labels"].split(", ") == sorted(labels)
+        scores = [output["score"] for output in entry["output"]]
+        assert {output["label"] for output in entry["output"]} == set(labels) and scores == sorted(scores)[::-1]
+        inputs = retrieval.processor(text=labels, videos=[[frame]], return_tensors="pt")
+        expected = dict(zip(labels, retrieval.model(**inputs).logits_per_video[0].softmax(dim=0), strict=True))
+        assert scores == [pytest.approx(expected[output["label"]].item(), abs=1e-3) for output in entry["output"]]
     best = examples[0]["candidates"][0]
     assert f"| [example_1.mp4](example_1.mp4) | A star is spinning | {100 * best['score']:.0f} %" in card.text
     assert "measure nothing" in card.text and f'hf_hub_download("{REPO}", "example_1.mp4")' in card.text
