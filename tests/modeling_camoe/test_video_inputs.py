@@ -51,8 +51,9 @@ def write_pictures(folder, frames) -> list[Path]:
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path, monkeypatch):
     """The address of a folder, served on this machine, and the folder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it would refuse this machine, too
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args): ...
