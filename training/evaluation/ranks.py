@@ -7,7 +7,7 @@ A score s is the inner product of two vectors, or an entry of a given matrix. Ca
     dual_softmax                  s * exp(slope * s - bias)      slope = scale / temp; bias: logsumexp over queries
 
 One pass over tiles of scores computes the biases. Another counts, for all corrections and both directions, how many
-candidates are above and below each query's right answer; the others are equal. Small sets are float64 throughout. In
+candidates are above each query's right answer, and how many at least equal. Small sets are float64 throughout. In
 large ones tiles are float32, and candidates closer than its rounding are compared again in float64, so ranks do not
 depend on the tiles. (The biases of a large set are sums in float32, good to six digits or so.)
 """
@@ -121,13 +121,11 @@ def rank_retrieval(
     ranks, groups = {correction: {} for correction in corrections}, {}
     for (correction, by_text), count in counts.items():
         count = count[:, order.argsort() if by_text else asked].long().cpu().numpy()
-        directions = {"text_to_video": num_videos} if by_text else {"video_to_text": num_texts}
-        if grouped and not by_text:
-            directions["video_to_text_caption_max"] = len(videos[1])
-        for (direction, total), above, below in zip(directions.items(), count[::2], count[1::2], strict=False):
+        directions = ("text_to_video",) if by_text else ("video_to_text", "video_to_text_caption_max")[: 1 + grouped]
+        for direction, above, reach in zip(directions, count[::2], count[1::2], strict=False):
             groups[direction] = videos[0 if by_text else 1]
             if correction in ranks:
-                ranks[correction][direction] = Ranks(above, total - above - below)
+                ranks[correction][direction] = Ranks(above, reach - above)
     return RetrievalRanks(ranks, groups, settings, num_texts, num_videos)
 
 
@@ -150,7 +148,7 @@ class Ranking:
         )  # axis: of candidates
         own_bias = 0.0 if bias is None else bias[video_of_text] if by_text else bias
         right, shift = (own - own_bias, torch.zeros_like(own)) if slope is None else (own, slope * own - own_bias)
-        if not by_text:  # of each video's best caption; without one it is no query, and all is below it
+        if not by_text:  # of each video's best caption; without one it is no query, and nothing reaches it
             log = right.abs().clamp_min(1e-37).log() + shift - shift.min() + 100  # positive
             best = best_of_groups(right if slope is None else right.sign() * log, video_of_text, scores.shape[1])
             right, shift = (values[best].masked_fill(best < 0, 1e30) for values in (right, shift))
@@ -172,13 +170,14 @@ class Ranking:
             tensors = (right + slack, right - slack, shift, bias)
             self.limits[dtype] = (*(None if x is None else x.to(dtype) for x in tensors), rounding)
 
-    def compare(self, s, rows, columns, scratch=None):
-        """1 where a candidate is above its query's right answer, and where it is below; like s, in `scratch`.
+    def compare(self, s, rows, columns, scratch=(None, None, None)):
+        """Yields 1 where a candidate is above its query's right answer, then where it is at least equal; like s.
 
         Args:
-            s: (R,C) scores of rows and columns (slices or indices), or (P,) scores of pairs. scratch: three like s.
+            s: (R,C) scores of rows and columns (slices or indices), or (P,) of pairs; not-a-number is never above nor
+                equal. scratch: three like s; the last two are yielded, and may be the same where there is no slope.
         """
-        above, below, level = (torch.empty_like(s) for _ in range(3)) if scratch is None else scratch
+        level, above, reach = scratch
 
         def along(axis: int, values: torch.Tensor) -> torch.Tensor:
             return values[rows][:, None] if axis == 0 and s.ndim == 2 else values[columns if axis else rows]
@@ -188,47 +187,53 @@ class Ranking:
         bias = s.new_zeros(()) if bias is None else along(self.axis, bias)
         if self.slope is None:
             level = torch.sub(s, bias, out=level) if bias.ndim else s
-            return torch.gt(level, high, out=above), torch.lt(level, low, out=below)
-        torch.add(-bias, s, alpha=self.slope, out=level).sub_(shift)
-        level = (level.clamp_max_(700) if s.dtype == torch.float64 else level).exp_()  # 0 * infinity is not a number
-        torch.sub(s, rounding, out=above).mul_(level)  # the least that it may be
-        torch.add(above, level, alpha=2 * rounding, out=below)  # the most
-        return above.gt_(high), below.lt_(low)
+            yield torch.gt(level, high, out=above)
+            yield torch.ge(level, low, out=reach)
+            return
+        level = torch.add(-bias, s, alpha=self.slope, out=level).sub_(shift)
+        level.clamp_max_(700 if s.dtype == torch.float64 else 80).exp_()  # 0 * infinity is not a number
+        product = torch.mul(s, level, out=reach)
+        yield torch.sub(product, level, alpha=rounding, out=above).gt_(high)  # the least that it may be
+        yield product.add_(level, alpha=rounding).ge_(low)  # the most
 
-    def count(self, scores: "Scores", s, rows: slice, columns: slice, own, group, scratch) -> torch.Tensor:
-        """(4,Q) how many candidates of a tile are above and below, and how many groups of captions.
+    def count(self, scores: "Scores", s, rows: slice, columns: slice, group, scratch) -> torch.Tensor:
+        """(4,Q) how many candidates of a tile are above and at least equal, and how many groups of captions.
 
         Args:
-            own: rows and columns of the pairs that do not count, right answers and other captions of the same video.
             group: (R,) which rows are captions of one video.
         """
-        above, below = self.compare(s, rows, columns, scratch)
-        if len(own[0]):
-            above[own], below[own] = 0, 1
-        sums = torch.stack([above.sum(self.axis), below.sum(self.axis)])
-        unsure = (sums[0] + sums[1] < s.shape[self.axis]).nonzero().flatten()  # queries
+        grouped, query = self.axis == 0 and len(group) > group[-1] + 1, 1 - self.axis
+        level, above, reach = scratch
+        if self.slope is None and not grouped:
+            reach = above  # a smaller part of the cache
+        sums = torch.stack([x.sum(self.axis) for x in self.compare(s, rows, columns, (level, above, reach))])
+        unsure = (sums[0] != sums[1]).nonzero().flatten()  # queries
         if s.dtype == torch.float32 and not self.exact and len(unsure):
-            near = torch.eq(*(x.index_select(1 - self.axis, unsure) for x in (above, below))).nonzero()
-            near[:, 1 - self.axis] = unsure[near[:, 1 - self.axis]]
+            places = (unsure + rows.start, columns) if self.axis else (rows, unsure + columns.start)
+            near = torch.ne(*self.compare(s.index_select(query, unsure), *places)).nonzero()
+            near[:, query] = unsure[near[:, query]]
             row, column = near.T
             if len(near) <= s.numel() // 64:
                 pairs = row + rows.start, column + columns.start
-                above_below = self.compare(scores.pairs(*pairs), *pairs)
+                exact = [*self.compare(scores.pairs(*pairs), *pairs)]
             else:  # a collapsed model, everything is close to everything
                 s = scores.tile(rows, columns, torch.float64)
-                above_below = (x[row, column] for x in self.compare(s, rows, columns))
-            above[row, column], below[row, column] = (x.float() for x in above_below)
-            sums = torch.stack([above.sum(self.axis), below.sum(self.axis)])
-        if self.axis == 1 or len(group) == group[-1] + 1:
+                exact = [x[row, column] for x in self.compare(s, rows, columns)]
+            is_above, reaches = torch.stack(exact).float()
+            sums.index_add_(1, near[:, query], torch.stack([is_above, reaches - 1]))  # they were counted as equal
+            if grouped:
+                above[row, column], reach[row, column] = is_above, reaches
+        if not grouped:
             return torch.cat([sums, sums])
-        # a group is above if one of its captions is, and below if all are
-        none = above.new_zeros(int(group[-1]) + 1, above.shape[1])
-        some_above, some_not_below = (none.index_add(0, group, x) > 0 for x in (above, 1 - below))
-        return torch.cat([sums, torch.stack([some_above.sum(0), (~some_not_below).sum(0)])])
+        none = above.new_zeros(int(group[-1]) + 1, above.shape[1])  # a group counts if one of its captions does
+        return torch.cat([sums, torch.stack([(none.index_add(0, group, x) > 0).sum(0) for x in (above, reach)])])
 
 
 def count_candidates(scores, rankings: dict, blocks, strips, video_of_text) -> dict:
-    """Key of a ranking -> (4,Q): candidates above and below, and groups of captions above and below."""
+    """Key of a ranking -> (4,Q): candidates above and at least equal, and groups of captions likewise.
+
+    Right answers do not count, nor do other captions of the same video.
+    """
 
     def zeros() -> dict:
         return {key: scores.full(0 if key[1] else 1, 0.0).repeat(4, 1) for key in rankings}
@@ -237,10 +242,10 @@ def count_candidates(scores, rankings: dict, blocks, strips, video_of_text) -> d
         video, counts = video_of_text[rows], zeros()
         group = video.unique_consecutive(return_inverse=True)[1]
         for columns, s, scratch in scores.tiles(rows, blocks):
-            own_row = ((video >= columns.start) & (video < columns.stop)).nonzero().flatten()
-            own = own_row, video[own_row] - columns.start
+            own = ((video >= columns.start) & (video < columns.stop)).nonzero().flatten()
+            s[own, video[own] - columns.start] = math.nan
             for key, ranking in rankings.items():
-                of_tile = ranking.count(scores, s, rows, columns, own, group, scratch)
+                of_tile = ranking.count(scores, s, rows, columns, group, scratch)
                 counts[key][:, rows if key[1] else columns] += of_tile
         return counts
 
@@ -430,5 +435,5 @@ class Scores:
         if self.exact:
             rows = rows if self.order is None else self.order[rows.to(self.order.device)]
             return self.left[rows, columns.to(self.left.device)].to(self.device, torch.float64)
-        chunks = zip(rows.split(2048), columns.split(2048), strict=True)
+        chunks = zip(rows.split(128), columns.split(128), strict=True)  # they fit a cache
         return torch.cat([(self.left[row].double() * self.right[column].double()).sum(1) for row, column in chunks])
