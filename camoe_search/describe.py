@@ -58,7 +58,7 @@ def info(folder: Path, store: LocalStore) -> dict:
             "width": description.width,
             "dtype": description.dtype,
             "mean_gates": dict(zip(description.experts, mean_gates.mean(axis=0).tolist(), strict=True))
-            if len(gates)
+            if len(mean_gates)
             else {},
             "query_bank": None if description.tau is None else {"queries": queries, "tau": description.tau},
             "hubs": hubs,

@@ -225,6 +225,10 @@ def main():
             results["comparison"] = compare(options, ranks, other)
         write_results(folder / "eval_results.json", results)
         ranks.save(folder / RANKS_FILE)
+        if results.get("equal_captions"):
+            print(
+                f"{results['equal_captions']} of the captions are also another video's, which counts as a wrong answer"
+            )
         bad = results.get("bad_videos")
         if bad:
             print(f"left out {len(bad)} clips that could not be decoded; they are listed in the results")

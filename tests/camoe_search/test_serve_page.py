@@ -111,7 +111,7 @@ def test_search_correction_paging_and_similar_moments(page, index):
     expect_scores(page, uncorrected[3:6])
 
     page.locator(".similar").first.click()
-    expect_scores(page, index.search_similar(uncorrected[3].row, 3))
+    expect_scores(page, index.search_similar(uncorrected[3].key, 3))
     expect(page.locator("#status")).to_contain_text(f"Moments like {os.path.basename(uncorrected[3].path)}")
     page.go_back()
     expect_scores(page, uncorrected[3:6])

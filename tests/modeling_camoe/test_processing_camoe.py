@@ -131,6 +131,13 @@ def test_a_processor_can_be_sent_to_worker_processes(processor):
     assert copy(text="a red star")["input_ids"] == processor(text="a red star")["input_ids"]
 
 
+def test_metadata_of_videos_is_passed_on(processor):
+    video = {"array": torch.zeros(8, 3, 32, 32), "video_metadata": {"total_num_frames": 8, "fps": 4.0}}
+    inputs = processor(videos=[video], return_metadata=True, return_tensors="pt")
+    assert inputs["video_metadata"][0].timestamps == [0.25, 1.0, 1.5]
+    assert inputs["pixel_values_videos"].shape == (1, 3, 3, 32, 32)
+
+
 def test_queries_and_videos_are_scored_as_in_colpali():
     model, processor = tiny_model_and_processor()
     videos = [
