@@ -134,7 +134,7 @@ def two_processes(tmp_path_factory):
     processes = [
         subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, str(rank), str(folder)], env=env) for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
     return data, [torch.load(folder / f"results_{rank}.pt") for rank in range(2)]
 
 
