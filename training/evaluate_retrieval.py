@@ -19,12 +19,13 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from data.errors import UserError
+from data.files import write_json
 from engine.checkpoint_inputs import CheckpointInputs
 from engine.matrix_inputs import MatrixInputs
 from engine.recipe import exit_on_user_error, option, parse_options
 from evaluation.compare_runs import RANKS_FILE, RunRanks, compare_runs, comparison_table, load_run
 from evaluation.protocol import CORRECTIONS
-from evaluation.scoring import choose_temperature, results_table, score_retrieval, write_results
+from evaluation.scoring import choose_temperature, results_table, score_retrieval
 
 
 @dataclass
@@ -225,7 +226,7 @@ def main():
         print(results_table(results))
         if other is not None:
             results["comparison"] = compare(options, ranks, other)
-        write_results(folder / "eval_results.json", results)
+        write_json(folder / "eval_results.json", results)
         ranks.save(folder / RANKS_FILE)
         if results.get("equal_captions"):
             print(
