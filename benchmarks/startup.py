@@ -49,7 +49,7 @@ def save_models(folder: Path, num_layers: int) -> tuple[Path, Path]:
     model = CAMoEModel(CAMoEConfig(clip_config=clip_config))
     model.save_pretrained(folder / "camoe")
     model.clip.save_pretrained(folder / "clip")
-    CAMoEProcessor(CAMoEVideoProcessor(), tokenizer, model.config.experts).save_pretrained(folder / "camoe")
+    CAMoEProcessor(CAMoEVideoProcessor(), tokenizer, model.config).save_pretrained(folder / "camoe")
     return folder / "camoe", folder / "clip"
 
 

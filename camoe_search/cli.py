@@ -14,6 +14,7 @@ import sqlite3
 import sys
 from pathlib import Path
 
+from . import missing_package
 from .errors import SearchError
 
 
@@ -79,6 +80,8 @@ def main(argv: list[str] | None = None):
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        _fail(missing_package(error))
     except (SearchError, ImportError, OSError, sqlite3.Error) as error:
         _fail(error)
     except ValueError as error:
@@ -89,7 +92,7 @@ def main(argv: list[str] | None = None):
         _fail(error)
 
 
-def _fail(error: Exception):
+def _fail(error: Exception | str):
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
 

@@ -97,7 +97,9 @@ def load_encoder(
         options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         is_camoe = config.get("model_type") == "camoe"
         if not is_camoe and cached_file(name, "modules.json", **options):
-            return SentenceEncoder.from_pretrained(name, device, sampling, trust_remote_code)
+            # The library copies a repository's code without a lock: the first process of a machine fills the cache.
+            with process_group().local_main_process_first():
+                return SentenceEncoder.from_pretrained(name, device, sampling, trust_remote_code)
         return CAMoEEncoder.from_pretrained(name, device, sampling, zero_shot=not is_camoe)
     except SearchError:
         raise

@@ -159,3 +159,16 @@ def test_calibrate_prints_the_size_and_temperature_of_the_bank(videos, checkpoin
 )
 def test_times_are_formatted_as_in_a_player(seconds, shown):
     assert format_time(seconds) == shown
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(checkpoint, tmp_path):
+    """As after `pip install camoe` without extras, in a process of its own."""
+    code = f"""
+import sys
+sys.modules["accelerate"] = None
+from camoe_search.cli import main
+main(["index", {str(tmp_path)!r}, "--model", {str(checkpoint)!r}, "--index", {str(tmp_path / "index")!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    message = "accelerate is not installed: camoe_search needs `pip install 'camoe[search]'`\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}")

@@ -24,7 +24,7 @@ def describe_run(options, train: CaptionedClips, validation: CaptionedClips | No
     """The resolved recipe, split sizes, steps, parameters and a memory estimate, as text.
 
     Args:
-        options: [`TrainOptions`]. train, validation: the splits. model: on the CPU, with what is frozen.
+        options: [`TrainOptions`]. train, validation: the splits. model: on the CPU, frozen parameters marked.
     """
     pairs = len(train.captions) if options.captions_per_video == "one" else sum(map(len, train.captions))
     pairs_per_step = options.batch_size * options.gradient_accumulation_steps
@@ -80,6 +80,8 @@ def activation_bytes(model, num_frames: int, num_tokens: int, from_features: boo
 
     # Two pairs, because some layers skip work for a single one.
     experts, dim = len(model.config.experts), model.config.projection_dim
+    if model.config.text_padding == "max_length":
+        num_tokens = model.config.max_text_length
     shapes = {"text_embeds": (2, experts, dim), "frame_embeds": (2, num_frames, dim)}
     if not from_features:
         shapes = {"input_ids": (2, experts, num_tokens), "pixel_values_videos": (2, num_frames, channels, size, size)}

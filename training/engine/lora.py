@@ -15,8 +15,9 @@ from torch import nn
 from data.errors import UserError
 
 
-# CLIP's attention, in both towers. The head's own attention has a single matrix `qkv`, so these names are only CLIP's.
-TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+# The attention of both towers' layers, as a pattern of peft: CLIP's names, and BERT's, which the text towers of
+# Chinese CLIP and AltCLIP have. SigLIP's pooling head is left out: its attention does not call its own linear layer.
+TARGETS = r"clip\..*\.layers?\.\d+\..*(q_proj|k_proj|v_proj|out_proj|query|key|value|attention\.output\.dense)"
 
 
 def add_lora(model, fields: dict) -> nn.Module:
