@@ -11,7 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 
-BLOCK_ROWS = 4096  # the scores of 64 queries are 1 MB, which stays in the processor's cache
+# Scores of a block: 4 MB, which stay in the processor's cache. For one query that is a whole segment; smaller blocks
+# would make BLAS's threads wait for each other more often.
+BLOCK_SCORES = 1 << 20
+# Entries of a block of float16 vectors, which are made float32 first: 64 MB.
+BLOCK_ENTRIES = 1 << 24
 # With fewer allowed rows than this share of a block, copying them costs less than multiplying all.
 SPARSE = 0.25
 
@@ -48,8 +52,11 @@ def best_rows(
     queries = np.ascontiguousarray(queries, np.float32)
     best = _Best(len(queries), k)
     for part in parts:
-        for start in range(0, len(part.vectors), BLOCK_ROWS):
-            _search_block(part, slice(start, start + BLOCK_ROWS), queries, corrected, best)
+        size = max(1, BLOCK_SCORES // len(queries))
+        if part.vectors.dtype != np.float32:
+            size = min(size, max(1, BLOCK_ENTRIES // queries.shape[1]))
+        for start in range(0, len(part.vectors), size):
+            _search_block(part, slice(start, start + size), queries, corrected, best)
     return best.sorted()
 
 

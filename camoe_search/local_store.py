@@ -20,13 +20,15 @@ from .results import Filters, Hit, sort_hits
 from .rows import Rows
 
 
-# The windows of rows, one line per file that holds them. `lower` is Python's, see database.py.
-PLACES = """
-SELECT windows.row, roots.path || ? || files.path AS path, windows.start, windows.end,
+# The windows of rows, one line per file that holds them.
+PLACES = f"""
+SELECT windows.row, roots.path || '{os.sep}' || files.path AS path, windows.start, windows.end,
        contents.hash || '.' || windows.number
 FROM windows JOIN contents ON contents.id = windows.content JOIN files ON files.content = contents.id
      JOIN roots ON roots.id = files.root
 """
+PLACES_OF_ROWS = PLACES + "WHERE windows.row IN ({})"
+PLACES_OF_KEY = PLACES + "WHERE contents.hash = ? AND windows.number = ? AND windows.row IS NOT NULL ORDER BY files.id"
 
 
 class LocalStore:
@@ -113,7 +115,7 @@ class LocalStore:
         if not filters:
             return None
         if self._filtered[:1] != (filters,):
-            conditions, values = ["row IS NOT NULL"], [os.sep]
+            conditions, values = ["row IS NOT NULL"], []
             if filters.path is not None:
                 conditions.append("instr(lower(path), ?)")
                 values.append(filters.path.lower())
@@ -123,19 +125,18 @@ class LocalStore:
             if filters.max_seconds is not None:
                 conditions.append("end - start <= ?")
                 values.append(filters.max_seconds)
-            statement = f"SELECT DISTINCT row FROM ({PLACES}) WHERE {' AND '.join(conditions)} ORDER BY row"
-            if filters.path is None:
-                statement = f"SELECT row FROM windows WHERE {' AND '.join(conditions)} ORDER BY row"
-                del values[0]
+            # `lower` is Python's, see database.py.
+            source = "windows" if filters.path is None else f"({PLACES})"
+            statement = f"SELECT DISTINCT row FROM {source} WHERE {' AND '.join(conditions)} ORDER BY row"
             found = self.connection.execute(statement, values)
             self._filtered = (filters, np.fromiter((row for (row,) in found), np.int64))
         return self._filtered[1]
 
     def _hits(self, scores: np.ndarray, found: np.ndarray, k: int, filters: Filters) -> list[list[Hit]]:
         places: dict[int, list[tuple]] = {}
-        wanted = np.unique(found[found >= 0]).tolist()
+        wanted = sorted({row for rows in found.tolist() for row in rows if row >= 0})
         needle = None if filters.path is None else filters.path.lower()
-        for row, *place in select_in(self.connection, self._places_of("windows.row IN ({})"), wanted):
+        for row, *place in select_in(self.connection, PLACES_OF_ROWS, wanted):
             if needle is None or needle in place[0].lower():
                 places.setdefault(row, []).append(place)
         lists = []
@@ -146,11 +147,10 @@ class LocalStore:
                 if row >= 0
                 for place in places.get(row, ())
             ]
-            lists.append(sort_hits(hits)[:k])
+            if len(hits) > k or len(set(values)) < len(values):  # else they are in order
+                hits = sort_hits(hits)[:k]
+            lists.append(hits)
         return lists
-
-    def _places_of(self, condition: str) -> str:
-        return PLACES.replace("?", f"'{os.sep}'") + " WHERE " + condition
 
     def hubs(self, rows: Rows) -> set[int]:
         """The rows that are the best one for some query of the bank. Some may have to be looked up."""
@@ -173,11 +173,7 @@ class LocalStore:
         """
         content, number = self._parse(key)
         with self.state():
-            places = self.connection.execute(
-                self._places_of("contents.hash = ? AND windows.number = ? AND windows.row IS NOT NULL")
-                + " ORDER BY files.id",
-                (content, number),
-            ).fetchall()
+            places = self.connection.execute(PLACES_OF_KEY, (content, number)).fetchall()
         if not places:
             raise KeyError(key)
         best = next((place for place in places if len(places) > 1 and os.path.isfile(place[1])), places[0])

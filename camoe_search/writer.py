@@ -23,11 +23,12 @@ from .database import (
     write_description,
 )
 from .errors import SearchError
-from .exact import BLOCK_ROWS, Part, best_rows
+from .exact import Part, best_rows
 from .rows import Rows
 from .segments import SEGMENT_ROWS, append_rows, delete_segments, with_dead
 
 
+BLOCK_ROWS = 4096  # rows scored or moved at a time: (1000, 4096) scores of a query bank are 16 MB
 # A segment with more dead rows than this share is written anew: it wastes memory bandwidth in every search.
 MAX_DEAD = 0.25
 

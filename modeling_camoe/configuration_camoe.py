@@ -141,7 +141,7 @@ class CAMoEConfig(PreTrainedConfig):
         return {name: DEFAULT_AGGREGATION.get(name, "excitation") for name in self.experts}
 
     def follow_experts(self):
-        """Make the fields that are per expert those of `experts`, after that list was changed, and check everything.
+        """Make the fields that are per expert those of `experts`, after that list was changed, and check them.
 
         Experts that were there before keep their values, new ones take the defaults. A prior that does not cover all
         experts any more is dropped.
@@ -152,31 +152,13 @@ class CAMoEConfig(PreTrainedConfig):
         if self.gate_prior is not None:
             covered = set(self.experts) <= set(self.gate_prior)
             self.gate_prior = {name: self.gate_prior[name] for name in self.experts} if covered else None
-        self.validate()
+        self._check_experts()
 
     def validate_architecture(self):
         """Called by `@strict` after the types are checked: checks what types cannot express."""
-        if not self.experts or len(set(self.experts)) != len(self.experts):
-            raise ValueError(f"`experts` must be a non-empty list of distinct names, got {self.experts}.")
-        for name in self.experts:  # each names a module and its weights
-            if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
-                reason = "a module's own attribute" if name.isidentifier() else "no identifier"
-                raise ValueError(f"`experts` has {name!r}, which is {reason}: choose another name.")
-        for field_name in ("frame_aggregation", "gate_prior", "streams"):
-            unknown = sorted(set(getattr(self, field_name) or {}) - set(self.experts))
-            if unknown:
-                raise ValueError(f"`{field_name}` names {unknown}, which `experts` {self.experts} does not have.")
-        for name, aggregation in self.frame_aggregation.items():
-            if aggregation not in FRAME_AGGREGATIONS:
-                raise ValueError(
-                    f"`frame_aggregation` of expert {name!r} is {aggregation!r}; choose from {FRAME_AGGREGATIONS}."
-                )
+        self._check_experts()
         if self.gate not in GATES:
             raise ValueError(f"`gate` is {self.gate!r}; choose from {GATES}.")
-        if self.gate_prior is not None:
-            missing = sorted(set(self.experts) - set(self.gate_prior))
-            if missing or min(self.gate_prior.values()) <= 0:
-                raise ValueError(f"`gate_prior` needs a positive weight for every expert, got {self.gate_prior}.")
         text, vision = self.clip_config.text_config, self.clip_config.vision_config
         if self.clip_config.model_type == "siglip" and (
             not vision.vision_use_head or text.projection_size != vision.hidden_size
@@ -201,6 +183,28 @@ class CAMoEConfig(PreTrainedConfig):
             )
         if self.dual_softmax_temp is not None and self.dual_softmax_temp <= 0:
             raise ValueError(f"`dual_softmax_temp` must be positive or None, got {self.dual_softmax_temp}.")
+
+    def _check_experts(self):
+        """Names, and the fields that are per expert."""
+        if not self.experts or len(set(self.experts)) != len(self.experts):
+            raise ValueError(f"`experts` must be a non-empty list of distinct names, got {self.experts}.")
+        for name in self.experts:  # each names a module and its weights
+            if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+                reason = "a module's own attribute" if name.isidentifier() else "no identifier"
+                raise ValueError(f"`experts` has {name!r}, which is {reason}: choose another name.")
+        for field_name in ("frame_aggregation", "gate_prior", "streams"):
+            unknown = sorted(set(getattr(self, field_name) or {}) - set(self.experts))
+            if unknown:
+                raise ValueError(f"`{field_name}` names {unknown}, which `experts` {self.experts} does not have.")
+        for name, aggregation in self.frame_aggregation.items():
+            if aggregation not in FRAME_AGGREGATIONS:
+                raise ValueError(
+                    f"`frame_aggregation` of expert {name!r} is {aggregation!r}; choose from {FRAME_AGGREGATIONS}."
+                )
+        if self.gate_prior is not None:
+            missing = sorted(set(self.experts) - set(self.gate_prior))
+            if missing or min(self.gate_prior.values()) <= 0:
+                raise ValueError(f"`gate_prior` needs a positive weight for every expert, got {self.gate_prior}.")
 
     @property
     def projection_dim(self) -> int:

@@ -155,7 +155,7 @@ def test_errors_about_wrong_options_name_the_right_ones(index, options, message)
 @pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 1.0])
 def test_blocks_find_what_the_whole_matrix_finds(monkeypatch, count, share):
-    monkeypatch.setattr(exact, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(exact, "BLOCK_SCORES", 16 * count)
     random = np.random.default_rng(0)
     vectors, bias = random.standard_normal((3, 50, 6), np.float32), random.standard_normal((3, 50), np.float32)
     allowed = random.random((3, 50)) < share

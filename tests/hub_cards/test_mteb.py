@@ -24,19 +24,21 @@ CAPTIONS = [
 ]
 
 
-class TinyVideos(AbsTaskRetrieval):
-    """Captions and videos, one of each a pair; either side can be the queries."""
+def describe(direction: str) -> TaskMetadata:
+    return TaskMetadata(
+        type="Any2AnyRetrieval", name=f"TinyVideos{direction}", main_score="recall_at_1", category=direction,
+        description="Pairs that a test makes.", reference=None, dataset={"path": "none", "revision": "none"},
+        eval_splits=["test"], eval_langs=["eng-Latn"], date=("2026-01-01", "2026-01-01"), domains=[],
+        task_subtypes=[], license=None, annotations_creators="derived", dialect=[], modalities=["text", "video"],
+        sample_creation="found", bibtex_citation="",
+    )  # fmt: skip
 
-    def __init__(self, direction: str, videos: list[str]):
-        self.metadata = TaskMetadata(
-            type="Any2AnyRetrieval", name=f"TinyVideos{direction}", main_score="recall_at_1", category=direction,
-            description="Pairs that a test makes.", reference=None, dataset={"path": "none", "revision": "none"},
-            eval_splits=["test"], eval_langs=["eng-Latn"], date=("2026-01-01", "2026-01-01"), domains=[],
-            task_subtypes=[], license=None, annotations_creators="derived", dialect=[], modalities=["text", "video"],
-            sample_creation="found", bibtex_citation="",
-        )  # fmt: skip
-        super().__init__()
-        self.videos = videos
+
+class TextToVideo(AbsTaskRetrieval):
+    """Captions and videos, one of each a pair."""
+
+    metadata = describe("t2v")
+    videos: list[str] = []  # paths
 
     def load_data(self, *args, **kwargs):
         ids = [str(i) for i in range(len(CAPTIONS))]
@@ -50,6 +52,10 @@ class TinyVideos(AbsTaskRetrieval):
         self.data_loaded = True
 
 
+class VideoToText(TextToVideo):
+    metadata = describe("v2t")
+
+
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("videos")
@@ -57,12 +63,11 @@ def videos(tmp_path_factory) -> list[str]:
     return [str(write_video(folder / f"{i}.mp4", 6, pictures=shown)) for i, shown in enumerate(pictures)]
 
 
-@pytest.mark.parametrize(("direction", "ours"), [("t2v", "text_to_video"), ("v2t", "video_to_text")])
-def test_recalls_of_mteb_are_those_of_our_evaluation(run_dir, videos, tmp_path, direction, ours):
+@pytest.mark.parametrize(("task", "ours"), [(TextToVideo, "text_to_video"), (VideoToText, "video_to_text")])
+def test_recalls_of_mteb_are_those_of_our_evaluation(run_dir, videos, task, ours, monkeypatch):
+    monkeypatch.setattr(TextToVideo, "videos", videos)
     model = CAMoEForMteb(SentenceTransformer(str(run_dir), trust_remote_code=True, device="cpu"))
-    results = mteb.evaluate(
-        model, TinyVideos(direction, videos), cache=None, encode_kwargs={"batch_size": 3}, prediction_folder=None
-    )
+    results = mteb.evaluate(model, task(), cache=None, encode_kwargs={"batch_size": 3})
     found = results.task_results[0].scores["test"][0]
 
     model, processor = CAMoEModel.from_pretrained(run_dir), CAMoEProcessor.from_pretrained(run_dir)

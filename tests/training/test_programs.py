@@ -223,7 +223,7 @@ def test_validation_data_without_a_good_clip_is_one_line_before_training(clips, 
     [
         (["--learning_rat", "1"], "unknown option 'learning_rat' in the command line, did you mean 'learning_rate'?"),
         (["--dataset_name", "./nowhere"], "the data set folder ./nowhere does not exist"),
-        (["--model.experts", "[fusion, fusion]"], "`experts` must be names that differ from each other"),
+        (["--model.experts", "[fusion, fusion]"], "`experts` must be a non-empty list of distinct names"),
     ],
 )
 def test_a_wrong_option_is_one_line_with_cause_and_exit_code_2(clips, recipe, tmp_path, arguments, message):

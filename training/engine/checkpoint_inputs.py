@@ -17,7 +17,7 @@ from modeling_camoe.frames import describe_source
 from modeling_camoe.retrieval import similarity
 
 from .scoring_inputs import ScoringInputs
-from .start import load_checkpoint
+from .start import is_plain, load_checkpoint
 
 
 class CheckpointInputs:
@@ -41,6 +41,11 @@ class CheckpointInputs:
             "captions": options.captions,
             "checkpoint": options.checkpoint,
         }
+
+    def default_corrections(self) -> list[str]:
+        """What is scored if the options do not say: a plain dual encoder has no training captions for a query bank."""
+        plain = is_plain(self.options.checkpoint)
+        return ["none", "dual_softmax"] if plain else ["none", "dual_softmax", "query_bank"]
 
     def test(self) -> ScoringInputs:
         """The split that is scored."""

@@ -33,7 +33,9 @@ def add_lora(model, fields: dict) -> nn.Module:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError("option 'lora' needs peft: pip install peft") from error
-    fields = {"r": 16, "lora_alpha": 32, "target_modules": TARGETS, "modules_to_save": ["head"], **fields}
+    # Not "head": peft compares the ends of names, and SigLIP's towers have a head of their own.
+    head = [f"head.experts.{name}" for name in model.head.experts] + ["head.gate"] * (model.head.gate is not None)
+    fields = {"r": 16, "lora_alpha": 32, "target_modules": TARGETS, "modules_to_save": head, **fields}
     try:
         return get_peft_model(model, LoraConfig(**fields))
     except (TypeError, ValueError) as error:

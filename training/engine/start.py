@@ -9,12 +9,17 @@ import os
 from collections.abc import Iterable
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CLIPConfig
+from transformers import CLIPConfig, PreTrainedConfig
 
 from data.errors import UserError
 from modeling_camoe import CAMoEConfig, CAMoEModel, CAMoEProcessor, CAMoEVideoProcessor
 from motion.clip_tokenizer import train_clip_tokenizer
 from motion.spatial_start import apply_spatial_start
+
+
+def is_plain(path: str) -> bool:
+    """Whether a checkpoint is a plain dual encoder rather than a CAMoE."""
+    return PreTrainedConfig.get_config_dict(path)[0].get("model_type") != CAMoEConfig.model_type
 
 
 def load_checkpoint(path: str):
@@ -43,7 +48,7 @@ def build_processor(options, captions: Iterable[str]) -> CAMoEProcessor:
         if options.model_name_or_path is None:
             return _processor_from_scratch(options, captions, changes)
         start = options.model_name_or_path
-        if CAMoEConfig.get_config_dict(start)[0].get("model_type") == CAMoEConfig.model_type:
+        if not is_plain(start):
             return CAMoEProcessor.from_pretrained(start, **changes)  # keeps the settings that it was trained with
         settings = {"tagger": options.tagger, "max_length": options.max_words}
         processor = CAMoEProcessor.from_pretrained(start, **settings, **changes)

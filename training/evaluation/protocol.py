@@ -5,6 +5,7 @@ Candidates with equal scores are in random order, so a query is not right or wro
 """
 
 import difflib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,17 +46,13 @@ class Ranks:
 class RetrievalRanks:
     """What `rank_retrieval` returns.
 
-    Attributes:
-        ranks: correction -> direction -> ranks. `text_to_video`: one per text, in the order given. `video_to_text`
-            (best caption) and, where a video has several, `video_to_text_caption_max`: one per video that has a
-            caption, in the order of the videos.
-        groups: direction -> the video of each rank.
-        settings: temperatures, and the sizes of the banks.
+    `text_to_video` has a rank for each text, in the order given. `video_to_text` (best caption) and, where a video has
+    several, `video_to_text_caption_max` have one for each video that has a caption, in the order of the videos.
     """
 
-    ranks: dict[str, dict[str, Ranks]]
-    groups: dict[str, np.ndarray]
-    settings: dict[str, float | int]
+    ranks: dict[str, dict[str, Ranks]]  # correction -> direction -> ranks
+    groups: dict[str, np.ndarray]  # direction -> the video of each rank
+    settings: dict[str, float | int]  # temperatures, and the sizes of the banks
     num_texts: int
     num_videos: int
 
@@ -65,6 +62,26 @@ def recalls(ranks: Ranks) -> dict[str, float]:
     at = {f"R@{k}": round(100 * float(ranks.hit_rate(k).mean()), 8) for k in RECALL_AT}  # 27.4, not 27.400000000000002
     middle = ranks.middle()
     return at | {"MdR": float(np.median(middle)), "MnR": float(middle.mean()), "Rsum": round(sum(at.values()), 8)}
+
+
+def checked_tensors(left, right, names: tuple[str, str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,K) and (M,K) vectors or, with `right` None, the (N,M) scores twice. Raises: ValueError."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing is written to it
+        given = [torch.as_tensor(x) for x in (left, right) if x is not None]
+    if any(x.ndim != 2 or 0 in x.shape for x in given) or given[0].shape[1] != given[-1].shape[1]:
+        wanted = "a matrix of scores, (N,M)" if right is None else "vectors, (N,K) and (M,K) with the same K"
+        shapes = " and ".join(str(tuple(x.shape)) for x in given)
+        raise ValueError(f"{names[0]}s and {names[1]}s need {wanted}, not empty; got {shapes}.")
+    return given[0], given[-1]
+
+
+def not_finite(names: tuple[str, str], row: int, column: int) -> ValueError:
+    """The error that names a score."""
+    return ValueError(
+        f"The score of ({names[0]} {row}, {names[1]} {column}) is not a finite number, and it is the first such. "
+        "A rank among such scores means nothing: look for damaged frames or overflow in half precision."
+    )
 
 
 def checked_videos(video_of_text, num_texts: int, num_videos: int) -> torch.Tensor:
@@ -106,18 +123,12 @@ def recall_intervals(ranks: Ranks, groups: np.ndarray | None, bootstrap: int = 1
 
 
 def paired_test(
-    ranks_a: Ranks,
-    ranks_b: Ranks,
-    groups: np.ndarray | None = None,
-    *,
-    at: int = 1,
-    resamples: int = 10_000,
-    seed: int = 0,
+    ranks_a: Ranks, ranks_b: Ranks, groups: np.ndarray | None = None, *, at=1, resamples=10_000, seed=0
 ) -> dict:
     """Is R@`at` of run A different from run B's, on the same queries in the same order?
 
     Args:
-        ranks_a, ranks_b: of one direction and correction. groups: (Q,), resampled together.
+        ranks_a, ranks_b: of one direction and correction. groups: as of `recall_intervals`.
 
     Returns:
         `difference` A - B in points, its `ci95` (bootstrap), and a two-sided `p_value` (sign-flip test: were the runs

@@ -7,20 +7,19 @@ A score s is the inner product of two vectors, or an entry of a given matrix. Ca
     dual_softmax                  s * exp(slope * s - bias)      slope = scale / temp; bias: logsumexp over queries
 
 One pass over tiles of scores computes the biases. Another counts, for all corrections and both directions, how many
-candidates are above and below each query's right answer; the others are equal. Small sets are float64 throughout. In
-large ones tiles are float32, and candidates closer than its rounding are compared again in float64, so ranks do not
-depend on the tiles. (The biases of a large set are sums in float32, good to six digits or so.)
+candidates are above each query's right answer, and how many at least equal. Small sets are float64 throughout. Large
+ones have float32 tiles, and candidates closer than its rounding are compared again in float64: ranks do not depend on
+the tiles. (Biases of a large set are sums in float32, good to six digits or so.)
 """
 
 import logging
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from .protocol import Ranks, RetrievalRanks, checked_corrections, checked_videos
+from .protocol import Ranks, RetrievalRanks, checked_corrections, checked_tensors, checked_videos, not_finite
 
 
 logger = logging.getLogger(__name__)
@@ -59,48 +58,44 @@ def rank_retrieval(
             one. A video without a text is a distractor for text to video and no query for video to text.
         scale: exp(logit_scale); only dual softmax uses it, as S = scale * s.
         corrections: names from `CORRECTIONS`. dual_softmax_temp: in units of S; the other temperatures: of s.
-        text_bank: (Q,K) vectors of training captions, or (Q,M) scores where scores are given: corrects text to video.
-        video_bank: (P,K) vectors of training videos, or (P,N) scores of each with every text: corrects video to text.
-            A missing bank leaves its direction out of the query banks' ranks, which need one at least.
+        text_bank: (Q,K) vectors of training captions or, where scores are given, (Q,M) scores: corrects text to video.
+        video_bank: (P,K) of training videos, or (P,N): video to text. Query banks leave out a direction without one.
         tau: of the bank of captions. video_tau: of the bank of videos; None: as `tau`. sinkhorn_temp: of sinkhorn.
         block_size: rows and columns of a tile (default: by device). Changes memory and speed, not results.
         shard, gather: (index, count) of this process, and a function that returns a tensor of every process
             (accelerate: `lambda tensor: accelerator.gather(tensor[None])`). Every process gets the whole result.
 
-    Raises:
-        ValueError: shapes that do not fit, an unknown correction, an index out of range, a score that is not finite.
+    Raises: ValueError for shapes that do not fit, an unknown correction, a wrong index, a score that is not finite.
     """
     blocks = Blocks(block_size, shard, gather, device)
     scores = Scores(text_vectors, video_vectors, device, ("text", "video"))
     num_texts, num_videos = scores.shape
     corrections = checked_corrections(corrections, text_bank, video_bank)
     given_video_of_text = checked_videos(video_of_text, num_texts, num_videos).to(scores.device)
-    num_captions = given_video_of_text.bincount(minlength=num_videos)  # (M,)
-    asked, grouped = num_captions > 0, bool((num_captions > 1).any())
+    asked = given_video_of_text.bincount(minlength=num_videos) > 0  # (M,)
+    grouped = int(asked.sum()) < num_texts
     order = given_video_of_text.argsort(stable=True)
     video_of_text = given_video_of_text[order]  # ascending: captions of a video are neighbours
     scores.reorder(order)
     strips = blocks.strips(video_of_text)
 
     own = scores.pairs(torch.arange(num_texts, device=scores.device), video_of_text)  # (N,), each text with its video
-    rankings, hubs, settings = {}, {}, {"scale": scale}  # rankings: (correction, by_text) -> Ranking
-
-    def rank_by(correction: str, of_texts, of_videos, *more):
-        for by_text, bias in ((True, of_videos), (False, of_texts)):
-            rankings[correction, by_text] = Ranking(scores, own, video_of_text, by_text, bias, *more)
-
-    rank_by("none", None, None)
+    biases, hubs, settings = {"none": (None, None)}, {}, {"scale": scale}  # biases: of texts, of videos, and more
     if "dual_softmax" in corrections:
         slope = scale / dual_softmax_temp
-        rank_by("dual_softmax", *log_sum_exp(scores, blocks, strips, slope), 1.0, slope)
+        biases["dual_softmax"] = *log_sum_exp(scores, blocks, strips, slope), 1.0, slope
         settings |= {"dual_softmax_temp": dual_softmax_temp}
     if "sinkhorn" in corrections:
-        rank_by("sinkhorn", *sinkhorn(scores, blocks, strips, sinkhorn_temp), sinkhorn_temp)
+        biases["sinkhorn"] = *sinkhorn(scores, blocks, strips, sinkhorn_temp), sinkhorn_temp
         settings |= {"sinkhorn_temp": sinkhorn_temp, "sinkhorn_iterations": SINKHORN_ITERATIONS}
-    video_tau = tau if video_tau is None else video_tau
+    rankings = {
+        (name, by_text): Ranking(scores, own, video_of_text, by_text, bias[1 if by_text else 0], *bias[2:])
+        for name, bias in biases.items()
+        for by_text in (True, False)
+    }
     for by_text, bank, candidates, query, candidate, tau_name, temp in (
         (True, text_bank, video_vectors, "text", "video", "tau", tau),
-        (False, video_bank, text_vectors, "video", "text", "video_tau", video_tau),
+        (False, video_bank, text_vectors, "video", "text", "video_tau", tau if video_tau is None else video_tau),
     ):
         if bank is None or not any("query_bank" in name for name in corrections):
             continue
@@ -114,25 +109,22 @@ def rank_retrieval(
     counts = count_candidates(scores, rankings, blocks, strips, video_of_text)
     for by_text, hub in hubs.items() if "dynamic_query_bank" in corrections else ():
         use_bank = best_is_hub(scores, blocks, strips, hub, by_text)
-        choice = counts["query_bank", by_text], counts["none", by_text]
-        counts["dynamic_query_bank", by_text] = torch.where(use_bank, *choice)
+        by_bank, uncorrected = counts["query_bank", by_text], counts["none", by_text]
+        counts["dynamic_query_bank", by_text] = torch.where(use_bank, by_bank, uncorrected)
 
-    videos = given_video_of_text.cpu().numpy(), asked.nonzero().flatten().cpu().numpy()
     ranks, groups = {correction: {} for correction in corrections}, {}
     for (correction, by_text), count in counts.items():
         count = count[:, order.argsort() if by_text else asked].long().cpu().numpy()
-        directions = {"text_to_video": num_videos} if by_text else {"video_to_text": num_texts}
-        if grouped and not by_text:
-            directions["video_to_text_caption_max"] = len(videos[1])
-        for (direction, total), above, below in zip(directions.items(), count[::2], count[1::2], strict=False):
-            groups[direction] = videos[0 if by_text else 1]
+        directions = ("text_to_video",) if by_text else ("video_to_text", "video_to_text_caption_max")[: 1 + grouped]
+        for direction, above, reach in zip(directions, count[::2], count[1::2], strict=False):
+            groups[direction] = (given_video_of_text if by_text else asked.nonzero().flatten()).cpu().numpy()
             if correction in ranks:
-                ranks[correction][direction] = Ranks(above, total - above - below)
+                ranks[correction][direction] = Ranks(above, reach - above)
     return RetrievalRanks(ranks, groups, settings, num_texts, num_videos)
 
 
 class Ranking:
-    """One correction in one direction: which candidates are above, and which below, each query's right answer.
+    """One correction in one direction: which candidates are above or equal to each query's right answer.
 
     Dual softmax is taken relative to the right answer, so that nothing overflows: s * exp(slope * s - bias - shift)
     is compared with the right answer's own s, where shift is its slope * s - bias.
@@ -143,20 +135,16 @@ class Ranking:
     """
 
     def __init__(self, scores: "Scores", own, video_of_text, by_text: bool, bias=None, unit=0.0, slope=None):
-        self.axis, self.slope, self.exact = (
-            1 if by_text else 0,
-            slope,
-            scores.exact and bias is None,
-        )  # axis: of candidates
+        self.axis, self.slope = 1 if by_text else 0, slope  # axis: of the candidates
+        self.exact = scores.exact and bias is None
         own_bias = 0.0 if bias is None else bias[video_of_text] if by_text else bias
         right, shift = (own - own_bias, torch.zeros_like(own)) if slope is None else (own, slope * own - own_bias)
-        if not by_text:  # of each video's best caption; without one it is no query, and all is below it
+        if not by_text:  # of each video's best caption; without one it is no query, and nothing reaches it
             log = right.abs().clamp_min(1e-37).log() + shift - shift.min() + 100  # positive
             best = best_of_groups(right if slope is None else right.sign() * log, video_of_text, scores.shape[1])
             right, shift = (values[best].masked_fill(best < 0, 1e30) for values in (right, shift))
 
-        # Levels within `tie` are equal: the same candidate twice may differ by as much, in its product and its bias.
-        # `error` is what float32 may add to that.
+        # Levels within `tie` are equal: the same candidate twice may differ by as much. Float32 may add `error`.
         reach, eps = (slope or 1.0) * scores.bound, torch.finfo(scores.dtype).eps
         tie = (0.0 if self.exact else 1e-14 * reach) + (0.0 if bias is None else 4 * eps * (unit + reach))
         largest = reach + (0.0 if bias is None else float(bias.abs().max()))
@@ -172,15 +160,15 @@ class Ranking:
             tensors = (right + slack, right - slack, shift, bias)
             self.limits[dtype] = (*(None if x is None else x.to(dtype) for x in tensors), rounding)
 
-    def compare(self, s, rows, columns, scratch=None):
-        """1 where a candidate is above its query's right answer, and where it is below; like s, in `scratch`.
+    def compare(self, s, rows, columns, scratch=(None, None, None)):
+        """Yields 1 where a candidate is above its query's right answer, then where it is at least equal; like s.
 
-        Args:
-            s: (R,C) scores of rows and columns (slices or indices), or (P,) scores of pairs. scratch: three like s.
+        s: (R,C) scores of rows and columns (slices or indices), or (P,) of pairs. Not-a-number is neither.
+        scratch: three like s. The last two are yielded; without a slope they may be one.
         """
-        above, below, level = (torch.empty_like(s) for _ in range(3)) if scratch is None else scratch
+        level, above, reach = scratch
 
-        def along(axis: int, values: torch.Tensor) -> torch.Tensor:
+        def along(axis, values):
             return values[rows][:, None] if axis == 0 and s.ndim == 2 else values[columns if axis else rows]
 
         *values, bias, rounding = self.limits[s.dtype]
@@ -188,65 +176,62 @@ class Ranking:
         bias = s.new_zeros(()) if bias is None else along(self.axis, bias)
         if self.slope is None:
             level = torch.sub(s, bias, out=level) if bias.ndim else s
-            return torch.gt(level, high, out=above), torch.lt(level, low, out=below)
-        torch.add(-bias, s, alpha=self.slope, out=level).sub_(shift)
-        level = (level.clamp_max_(700) if s.dtype == torch.float64 else level).exp_()  # 0 * infinity is not a number
-        torch.sub(s, rounding, out=above).mul_(level)  # the least that it may be
-        torch.add(above, level, alpha=2 * rounding, out=below)  # the most
-        return above.gt_(high), below.lt_(low)
+            yield torch.gt(level, high, out=above)
+            yield torch.ge(level, low, out=reach)
+            return
+        level = torch.add(-bias, s, alpha=self.slope, out=level).sub_(shift)
+        level.clamp_max_(700 if s.dtype == torch.float64 else 80).exp_()  # 0 * infinity is not a number
+        product = torch.mul(s, level, out=reach)
+        yield torch.sub(product, level, alpha=rounding, out=above).gt_(high)  # the least that it may be
+        yield product.add_(level, alpha=rounding).ge_(low)  # the most
 
-    def count(self, scores: "Scores", s, rows: slice, columns: slice, own, group, scratch) -> torch.Tensor:
-        """(4,Q) how many candidates of a tile are above and below, and how many groups of captions.
-
-        Args:
-            own: rows and columns of the pairs that do not count, right answers and other captions of the same video.
-            group: (R,) which rows are captions of one video.
-        """
-        above, below = self.compare(s, rows, columns, scratch)
-        if len(own[0]):
-            above[own], below[own] = 0, 1
-        sums = torch.stack([above.sum(self.axis), below.sum(self.axis)])
-        unsure = (sums[0] + sums[1] < s.shape[self.axis]).nonzero().flatten()  # queries
+    def count(self, scores: "Scores", s, rows: slice, columns: slice, group, scratch) -> torch.Tensor:
+        """(4,Q) candidates of a tile above and at least equal, and groups of captions; group (R,): of each row."""
+        grouped, query = self.axis == 0 and len(group) > group[-1] + 1, 1 - self.axis
+        level, above, reach = scratch
+        if self.slope is None and not grouped:
+            reach = above  # a smaller part of the cache
+        sums = torch.stack([x.sum(self.axis) for x in self.compare(s, rows, columns, (level, above, reach))])
+        unsure = (sums[0] != sums[1]).nonzero().flatten()  # queries
         if s.dtype == torch.float32 and not self.exact and len(unsure):
-            near = torch.eq(*(x.index_select(1 - self.axis, unsure) for x in (above, below))).nonzero()
-            near[:, 1 - self.axis] = unsure[near[:, 1 - self.axis]]
+            places = (unsure + rows.start, columns) if self.axis else (rows, unsure + columns.start)
+            near = torch.ne(*self.compare(s.index_select(query, unsure), *places)).nonzero()
+            near[:, query] = unsure[near[:, query]]
             row, column = near.T
             if len(near) <= s.numel() // 64:
                 pairs = row + rows.start, column + columns.start
-                above_below = self.compare(scores.pairs(*pairs), *pairs)
+                exact = [*self.compare(scores.pairs(*pairs), *pairs)]
             else:  # a collapsed model, everything is close to everything
                 s = scores.tile(rows, columns, torch.float64)
-                above_below = (x[row, column] for x in self.compare(s, rows, columns))
-            above[row, column], below[row, column] = (x.float() for x in above_below)
-            sums = torch.stack([above.sum(self.axis), below.sum(self.axis)])
-        if self.axis == 1 or len(group) == group[-1] + 1:
+                exact = [x[row, column] for x in self.compare(s, rows, columns)]
+            is_above, reaches = torch.stack(exact).float()
+            sums.index_add_(1, near[:, query], torch.stack([is_above, reaches - 1]))  # they were counted as equal
+            if grouped:
+                above[row, column], reach[row, column] = is_above, reaches
+        if not grouped:
             return torch.cat([sums, sums])
-        # a group is above if one of its captions is, and below if all are
-        none = above.new_zeros(int(group[-1]) + 1, above.shape[1])
-        some_above, some_not_below = (none.index_add(0, group, x) > 0 for x in (above, 1 - below))
-        return torch.cat([sums, torch.stack([some_above.sum(0), (~some_not_below).sum(0)])])
+        none = above.new_zeros(int(group[-1]) + 1, above.shape[1])  # a group counts if one of its captions does
+        return torch.cat([sums, torch.stack([(none.index_add(0, group, x) > 0).sum(0) for x in (above, reach)])])
 
 
 def count_candidates(scores, rankings: dict, blocks, strips, video_of_text) -> dict:
-    """Key of a ranking -> (4,Q): candidates above and below, and groups of captions above and below."""
-
-    def zeros() -> dict:
-        return {key: scores.full(0 if key[1] else 1, 0.0).repeat(4, 1) for key in rankings}
+    """Key of a ranking -> (4,Q): candidates above and at least equal, and groups of captions likewise."""
+    counts = {key: scores.full(0 if key[1] else 1, 0.0).repeat(4, 1) for key in rankings}
 
     def of_strip(rows: slice) -> dict:
-        video, counts = video_of_text[rows], zeros()
+        video, counts_here = video_of_text[rows], {key: torch.zeros_like(count) for key, count in counts.items()}
         group = video.unique_consecutive(return_inverse=True)[1]
         for columns, s, scratch in scores.tiles(rows, blocks):
-            own_row = ((video >= columns.start) & (video < columns.stop)).nonzero().flatten()
-            own = own_row, video[own_row] - columns.start
+            own = ((video >= columns.start) & (video < columns.stop)).nonzero().flatten()
+            s[own, video[own] - columns.start] = math.nan  # a query's right answers do not count
             for key, ranking in rankings.items():
-                of_tile = ranking.count(scores, s, rows, columns, own, group, scratch)
-                counts[key][:, rows if key[1] else columns] += of_tile
-        return counts
+                of_tile = ranking.count(scores, s, rows, columns, group, scratch)
+                counts_here[key][:, rows if key[1] else columns] += of_tile
+        return counts_here
 
-    counts = zeros()
-    for _, of_rows in blocks.each(of_strip, strips):
-        counts = {key: count + of_rows[key] for key, count in counts.items()}
+    for _, counts_here in blocks.each(of_strip, strips):
+        for key, count in counts_here.items():
+            counts[key] += count
     return {key: blocks.merge(count, "sum") for key, count in counts.items()}
 
 
@@ -265,10 +250,9 @@ def log_sum_exp(scores, blocks, strips, slope: float, row_bias=None, column_bias
     def of_strip(rows: slice):
         of_rows, of_columns = by_row[rows], scores.full(1, -math.inf)
         for columns, s, scratch in scores.tiles(rows, blocks):
-            if row_bias is not None:
-                s.sub_(row_bias[rows, None].to(s.dtype), alpha=1 / slope)
-            if column_bias is not None:
-                s.sub_(column_bias[columns].to(s.dtype), alpha=1 / slope)
+            for bias, places in ((row_bias, (rows, None)), (column_bias, columns)):
+                if bias is not None:
+                    s.sub_(bias[places].to(s.dtype), alpha=1 / slope)
             peak = slope * s.max()
             powers = torch.add(-peak, s, alpha=slope, out=scratch[0]).exp_()
             sums = [powers.sum(axis) for axis in (1, 0)]  # one exp serves both, where it does not underflow
@@ -322,8 +306,7 @@ class Blocks:
 
     def __init__(self, size: int | None, shard: tuple[int, int], gather: Callable | None, device: str):
         on_cpu = torch.device(device).type == "cpu"
-        self.size = size or (CPU_BLOCK if on_cpu else GPU_BLOCK)
-        self.shard, self.gather = shard, gather
+        self.size, self.shard, self.gather = size or (CPU_BLOCK if on_cpu else GPU_BLOCK), shard, gather
         self.threads = min(torch.get_num_threads(), MAX_THREADS) if on_cpu else 1
 
     def strips(self, video_of_row: torch.Tensor) -> list[slice]:
@@ -350,51 +333,34 @@ class Blocks:
 class Scores:
     """Scores of rows with columns: products of (N,K) and (M,K) vectors, or with `right` None the (N,M) matrix `left`.
 
-    Attributes:
-        exact: it is a matrix; products are rounded, even in float64. bound: no |s| is larger. rounding: of a float32
-            tile. dtype: of the tiles.
+    exact: it is a matrix; products are rounded, even in float64. bound: no |s| is larger. rounding: of a float32 tile.
     """
 
     def __init__(self, left, right, device: str, names: tuple[str, str]):
         self.device, self.exact, self.order, self.rounding = torch.device(device), right is None, None, 0.0
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing is written to it
-            given = [torch.as_tensor(x) for x in (left, right) if x is not None]
-        if any(x.ndim != 2 or 0 in x.shape for x in given) or given[0].shape[1] != given[-1].shape[1]:
-            wanted = "a matrix of scores, (N,M)" if self.exact else "vectors, (N,K) and (M,K) with the same K"
-            shapes = " and ".join(str(tuple(x.shape)) for x in given)
-            raise ValueError(f"{names[0]}s and {names[1]}s need {wanted}, not empty; got {shapes}.")
-        self.left, self.right = given[0], given[-1]
+        self.left, self.right = checked_tensors(left, right, names)
         if self.exact:
-            self.shape, wide = tuple(self.left.shape), self.left.dtype in (torch.float64, torch.int32, torch.int64)
-            rows = self.left.split(max(1, 2**22 // self.shape[1]))
-            self.bound = float(torch.stack([x.double().abs().max() for x in rows]).max())  # not-a-number, if one is
-            bad_rows = (
-                () if math.isfinite(self.bound) else [n for n, x in enumerate(self.left) if not x.isfinite().all()]
-            )
-            bad_columns = (~self.left[bad_rows[0]].isfinite()).nonzero()[0].tolist() if bad_rows else ()
-            bad = (*bad_rows[:1], *bad_columns)
+            chunks = self.left.split(max(1, 2**22 // self.left.shape[1]))
+            found = [(float(x.double().abs().max()), x.isfinite().all(1)) for x in chunks]
+            self.shape, self.bound = tuple(self.left.shape), max(largest for largest, _ in found)
+            finite = torch.cat([of_rows for _, of_rows in found])
+            wide = self.left.dtype in (torch.float64, torch.int32, torch.int64)  # float32 cannot hold these
         else:
-            self.left, self.right = (x.to(device).float() for x in given)
-            self.shape, norms = (len(self.left), len(self.right)), [x.norm(dim=1) for x in (self.left, self.right)]
-            self.bound = float(norms[0].max()) * float(norms[1].max())
-            bad_rows, bad_columns = ((~x.isfinite()).nonzero().flatten().tolist() for x in norms)
-            row = 0 if bad_columns or not bad_rows else bad_rows[0]  # a bad column spoils all rows, the first is row 0
-            bad = (row, 0 if row in bad_rows else bad_columns[0]) if bad_rows or bad_columns else ()
-        if bad:
-            raise ValueError(
-                f"The score of ({names[0]} {bad[0]}, {names[1]} {bad[1]}) is not a finite number, and it is the first "
-                "such. A rank among such scores means nothing: look for damaged frames or overflow in half precision."
-            )
+            self.left, self.right = (x.to(device).float() for x in (self.left, self.right))
+            norms = [x.norm(dim=1) for x in (self.left, self.right)]
+            self.shape, self.bound = (len(self.left), len(self.right)), float(norms[0].max()) * float(norms[1].max())
+            finite = norms[0].isfinite() & norms[1].isfinite().all()  # a bad column spoils all rows
+        if not finite.all():
+            row = int(finite.int().argmin())  # the first
+            in_row = self.left[row] if self.exact else norms[0][row] + norms[1]
+            raise not_finite(names, row, int(in_row.isfinite().int().argmin()))
         if not self.exact:  # 32 roundings of |x||y|; 13 was the most in 240 million products, K from 64 to 2,048
             self.rounding = min(self.left.shape[1], 32) * torch.finfo(torch.float32).eps / 2 * self.bound
-            part = slice(0, 512)
-            error = self.tile(part, part, torch.float32) - self.tile(part, part, torch.float64)
-            wide = bool(error.abs().max() > self.rounding)
+            narrow, exact = (self.tile(slice(512), slice(512), dtype) for dtype in (torch.float32, torch.float64))
+            wide = bool((narrow - exact).abs().max() > self.rounding)
             if wide:
                 logger.warning("Float32 products are computed in TF32 or bfloat16 here: scoring in float64 instead.")
-        small = self.shape[0] * self.shape[1] <= FLOAT64_LIMIT
-        self.dtype = torch.float64 if small or wide else torch.float32
+        self.dtype = torch.float64 if wide or math.prod(self.shape) <= FLOAT64_LIMIT else torch.float32
 
     def reorder(self, order: torch.Tensor):
         """Bring the rows into another order; of a matrix, which may be a large file, when they are read."""
@@ -430,5 +396,5 @@ class Scores:
         if self.exact:
             rows = rows if self.order is None else self.order[rows.to(self.order.device)]
             return self.left[rows, columns.to(self.left.device)].to(self.device, torch.float64)
-        chunks = zip(rows.split(2048), columns.split(2048), strict=True)
+        chunks = zip(rows.split(128), columns.split(128), strict=True)  # they fit a cache
         return torch.cat([(self.left[row].double() * self.right[column].double()).sum(1) for row, column in chunks])
