@@ -65,7 +65,8 @@ def load_run(results_path: str | os.PathLike) -> RunRanks:
     try:
         results = json.loads(results_path.read_text(encoding="utf-8"))["results"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {results_path}: {error!r}; give the eval_results.json of a run") from error
+        cause = f"cannot read the results {results_path}: {error!r}"
+        raise UserError(f"{cause}; give the eval_results.json of a run") from error
     path = results_path.with_name(RANKS_FILE)
     if not path.is_file():
         remedy = f"copy it there from beside the original of {results_path.name}, or score that run again"

@@ -11,8 +11,7 @@ from .ranks import rank_retrieval
 
 logger = logging.getLogger(__name__)
 
-# What each correction uses, in words.
-NOTES = {
+NOTES = {  # what each correction uses, in words
     "none": "uncorrected: each query is ranked on its own",
     "dual_softmax": "transductive: the prior of each direction is computed from all test queries at once",
     "query_bank": "each query is ranked on its own; the candidates' biases come from a bank of training queries",
