@@ -6,7 +6,7 @@
 
 - removing a row: seconds, and the memory of a process that does only that;
 - adding 1,000 rows, with and without a query bank, against writing and syncing their bytes;
-- a plan of 10,000 files of which 40 % are done when the process is killed and files come and go: what is encoded again;
+- a plan of 10,000 files, 40 % done when the process is killed; files come and go: what is encoded again;
 - a library that moved: clips encoded again.
 
 A model that makes vectors of file names stands for the encoder: the bench is about the index.
