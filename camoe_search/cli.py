@@ -49,8 +49,8 @@ correction, find similar moments. Only files of the index can be read through it
 
   camoe serve --index my-index      then open http://127.0.0.1:7860"""
 
-REMOVE_HELP = """Take files out of an index; the files themselves stay where they are. A PATTERN is a file, a folder, or
-a pattern that is compared with whole paths.
+REMOVE_HELP = """Take files out of an index; the files themselves stay where they are. A PATTERN is a file, a folder,
+or a pattern that is compared with whole paths.
 
   camoe remove ~/videos/old --index my-index
   camoe remove "*/raw/*.mov" --index my-index
