@@ -6,7 +6,7 @@
 
 - removing a row: seconds, and the memory of a process that does only that;
 - adding 1,000 rows, with and without a query bank, against writing and syncing their bytes;
-- a plan of 10,000 files of which 40 % are done when the process is killed and files come and go: what is encoded again;
+- a plan of 10,000 files, 40 % done when the process is killed; files come and go: what is encoded again;
 - a library that moved: clips encoded again.
 
 A model that makes vectors of file names stands for the encoder: the bench is about the index.
@@ -88,8 +88,8 @@ def removing(folder: Path, repeats: int) -> list[Line]:
         middle = float(np.median(values))
         lines.append(
             Line(
-                f"remove a row: {name}", unit, middle, ratio=middle, ratio_name=unit, spread=(min(values), max(values)),
-                goal=goal, at_least=False,
+                f"remove a row: {name}", unit, middle, ratio=middle, ratio_name=unit,
+                spread=(min(values), max(values)), goal=goal, at_least=False,
             )
         )  # fmt: skip
     return lines
@@ -136,7 +136,7 @@ def resuming(temporary: Path) -> list[Line]:
     for i in range(20, 30):
         (videos / f"{i % 100:02}" / f"{i:05}.mp4").unlink()
     encoded, moments_now = run(INDEX, str(videos), str(folder), "0")
-    again = encoded - (FILES - done) - 10 + sum(1 for _ in ())
+    again = encoded - (FILES - done) - 10 + 10  # ten new ones came, and ten that were not encoded yet went
     begin = time.perf_counter()
     shutil.move(videos, temporary / "elsewhere")
     moved, after = run(INDEX, str(temporary / "elsewhere"), str(folder), "0")

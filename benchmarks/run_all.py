@@ -34,6 +34,7 @@ PROGRAMS = {
     "frame_cache_speed": [],
     "embedding": [],
     "search": [],
+    "index_changes": ["--repeats", "3"],
     "evaluation": [],
     "tagging": [],
     "startup": ["--repeats", "2"],

@@ -3,8 +3,10 @@
 
 A cache holds the rows that there were when it was made, with minus the bias as one more entry of each vector (the last
 entry of a query is 1 to subtract it and 0 not to, `hubs.fold_bias`). Rows that came since are searched exactly, and
-those that died are left out, so that a cache is never wrong about what is there; a new query bank makes it invalid. With a
-filter that leaves few rows, exact search is faster and finds all of them. N queries, B rows, K entries a vector.
+those that died are left out, so that a cache is never wrong about what is there; a new query bank makes it invalid.
+With a filter that leaves few rows, exact search is faster and finds all of them.
+
+N queries, B rows, K entries a vector.
 """
 
 import contextlib

@@ -25,8 +25,8 @@ DESCRIPTION = """Search folders of videos by describing what happens in them.
   camoe search "a dog catches a frisbee" --index my-index
 """
 
-INDEX_HELP = """Index the videos under folders. Run it again at any time, with or without the folders: unchanged files are
-skipped, changed ones are encoded again, renamed, moved and copied ones are recognised by their content, and an
+INDEX_HELP = """Index the videos under folders. Run it again at any time, with or without the folders: unchanged files
+are skipped, changed ones are encoded again, renamed, moved and copied ones are recognised by their content, and an
 interrupted run goes on where it stopped. What is done can be searched at once. Several GPUs:
 accelerate launch -m camoe_search index …
 
@@ -49,16 +49,16 @@ correction, find similar moments. Only files of the index can be read through it
 
   camoe serve --index my-index      then open http://127.0.0.1:7860"""
 
-REMOVE_HELP = """Take files out of an index; the files themselves stay where they are. A PATTERN is a file, a folder, or a
-pattern that is compared with whole paths.
+REMOVE_HELP = """Take files out of an index; the files themselves stay where they are. A PATTERN is a file, a folder,
+or a pattern that is compared with whole paths.
 
   camoe remove ~/videos/old --index my-index
   camoe remove "*/raw/*.mov" --index my-index
   camoe remove --source laptop --uri http://localhost:19530      what a lost index put into Milvus"""
 
-OPTIMIZE_HELP = """Make an approximate index of the vectors (FAISS), a cache beside them: worthwhile from about a million
-moments. Prints how many of exact search's first ten it finds. What is added later is searched exactly; run it again now and
-then. A filter that leaves few moments is searched exactly, too.
+OPTIMIZE_HELP = """Make an approximate index of the vectors (FAISS), a cache beside them: worthwhile from about a
+million moments. Prints how many of exact search's first ten it finds. What is added later is searched exactly; run it
+again now and then. A filter that leaves few moments is searched exactly, too.
 
   camoe optimize --kind ivf --index my-index
   camoe optimize --kind none --index my-index          remove it"""
@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     remove.add_argument("--json", action="store_true", help="print the numbers as JSON")
 
     calibrate = command(
-        "calibrate", _calibrate, "replace the query bank, for example with what users asked; no video is encoded again",
+        "calibrate", _calibrate, "replace the query bank, for example with what users asked; encodes no video",
         model=True,
     )  # fmt: skip
     _add_bank_options(calibrate, required=True)

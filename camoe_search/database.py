@@ -134,8 +134,8 @@ def _open(path: Path, write: bool) -> sqlite3.Connection:
         )  # fmt: skip
         try:
             if write:
-                # NORMAL: the log is synced at checkpoints. A kill loses nothing that was committed; a power failure may
-                # lose the last commits, and leaves the state of an earlier one.
+                # NORMAL: the log is synced at checkpoints. A kill loses nothing that was committed; a power failure
+                # may lose the last commits, and leaves the state of an earlier one.
                 connection.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")
             connection.execute("SELECT count(*) FROM settings").fetchone()
         except sqlite3.Error as error:
@@ -216,7 +216,7 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
 
 
 def select_in(connection: sqlite3.Connection, statement: str, values: list, *more) -> list[tuple]:
-    """Rows of a statement with `IN ({})` for any number of values; `more` are its other parameters, which come after."""
+    """Rows of a statement with `IN ({})` for any number of values; `more` are the parameters after them."""
     rows = []
     for first in range(0, len(values), MAX_VARIABLES):
         part = values[first : first + MAX_VARIABLES]

@@ -38,7 +38,7 @@ DECODER_THREADS = 4  # of `SentenceEncoder`; decoding releases Python's global l
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Some of the clips that were given: rows of `vectors` are clips `indices`, `bad` are the others with the cause."""
+    """Some of the clips that were given: row r of `vectors` is clip `indices[r]`; `bad` has the others' causes."""
 
     indices: list[int]
     vectors: np.ndarray  # (b,K) float32
@@ -142,7 +142,7 @@ class CAMoEEncoder:
     def from_pretrained(
         cls, name: str, device: str | None = None, sampling: str | None = None, zero_shot: bool = False
     ) -> "CAMoEEncoder":
-        """`zero_shot`: the model is a plain dual encoder, and becomes a CAMoE of one expert: the mean of its frames."""
+        """`zero_shot`: the model is a plain dual encoder; it becomes a CAMoE of one expert, the mean of its frames."""
         options = {"zero_shot": True} if zero_shot else {}
         model, processor = CAMoEModel.from_pretrained(name, **options), CAMoEProcessor.from_pretrained(name, **options)
         return cls(_saved_name(name), model.to(device), processor, sampling)
@@ -173,7 +173,7 @@ class CAMoEEncoder:
         return encode_texts(self.model, self.processor, list(texts)).numpy()
 
     def encode_clip(self, clip) -> np.ndarray:
-        """Every expert's part has length 1, as in the vector of a text: the score uses the gates of the found videos."""
+        """Every expert's part has length 1, as in a text's vector: the score uses the gates of the found videos."""
         vector = encode_videos(self.model, self.processor, [clip]).vectors  # (1,K), gated
         experts = vector.unflatten(1, (len(self.experts), -1))  # (1,E,D)
         return torch.nn.functional.normalize(experts, dim=-1).flatten(1).numpy()

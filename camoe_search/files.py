@@ -137,9 +137,9 @@ def is_unchanged(video: VideoFile) -> bool:
 def content_hash(path: str) -> str:
     """128-bit BLAKE2b of a file's size and content, in hexadecimal.
 
-    Of files above HASH_BLOCKS megabytes it reads that many blocks, the first and the last among them. Videos that differ
-    have other headers, sizes and compressed bytes throughout; what this could miss is a file changed by hand between
-    the blocks without a change of its size.
+    Of files above HASH_BLOCKS megabytes it reads that many blocks, the first and the last among them. Videos that
+    differ have other headers, sizes and compressed bytes throughout; what this could miss is a file changed by hand
+    between the blocks without a change of its size.
 
     Raises:
         OSError: it cannot be read.

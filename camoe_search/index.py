@@ -200,7 +200,7 @@ class VideoIndex:
         return update_index(paths, self.folder, self.encoder, IndexOptions(**options))
 
     def remove(self, patterns: Sequence[str | os.PathLike]) -> int:
-        """Remove files, all files under folders, and files that fit patterns. Returns the number of moments removed."""
+        """Remove files, all files under folders, and files that fit patterns. Returns how many moments went."""
         from .remove import remove_files
 
         return remove_files(self.folder, patterns)[1]
@@ -221,8 +221,8 @@ class VideoIndex:
         """Make an approximate index ("ivf" or "hnsw") as a cache, or remove it (None): approximate.py.
 
         Returns:
-            The share of exact search's first ten that it finds, for up to 200 queries of the bank, or rows of the index
-            where it has none; None where a cache was removed.
+            The share of exact search's first ten that it finds, for up to 200 queries of the bank, or rows of the
+            index where it has none; None where a cache was removed.
         """
         from .approximate import build_cache, delete_caches, measure_recall, open_cache
         from .bank import read_bank

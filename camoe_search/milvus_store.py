@@ -10,13 +10,14 @@ A collection has a row per moment and file:
     path, path_lower (what the path filter compares), start, end, seconds, gate_weights, is_hub
     source       which index folder it comes from
 
-The folder keeps vectors and state: a new query bank and a lost collection need every vector, and reading them here costs
-nothing. Its table `sent` says what the collection was told, so that an update costs what has changed since, however far
-an earlier one got. Searching needs only the collection: a second one, NAME_index, says which model and query bank made it
-and which sources fill it. All sources must agree on what gives a vector or a bias its meaning (`MEANING`).
+The folder keeps vectors and state: a new query bank and a lost collection need every vector, and reading them here
+costs nothing. Its table `sent` says what the collection was told, so that an update costs what has changed since,
+however far an earlier one got. Searching needs only the collection: a second one, NAME_index, says which model and
+query bank made it and which sources fill it. All sources must agree on what gives a vector or a bias its meaning
+(`MEANING`).
 
-The pymilvus client is the same for a server, a cluster and an embedded database (a file: milvus-lite). K entries a folded
-vector, N queries.
+The pymilvus client is the same for a server, a cluster and an embedded database (a file: milvus-lite). K entries a
+folded vector, N queries.
 """
 
 import contextlib
@@ -45,7 +46,7 @@ TIMEOUT = 10.0  # seconds to reach a server
 MAX_HITS = 16_384  # Milvus's own limit per search
 # Milvus counts VARCHAR in bytes. Systems allow 4,096 for a path; its lower case may be longer.
 MAX_PATH, MAX_SOURCE = 8192, 256
-# With the bias in its own column, Milvus ranks by the uncorrected score: this many times k rows are fetched and ranked.
+# With the bias in its own column, Milvus ranks by the uncorrected score: so many times k rows are fetched and ranked.
 OVERFETCH = 10
 FIELDS = ["path", "start", "end"]
 

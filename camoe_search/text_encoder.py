@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts -> vectors without torch and transformers: what a cold `camoe search` needs.
 
-`camoe index` exports the text tower into INDEX/text (export_onnx.py); onnxruntime and the `tokenizers` file then give the
-same vectors to 1e-4, which is checked before the export is kept. N texts, E experts, K entries a folded vector.
+`camoe index` exports the text tower into INDEX/text (export_onnx.py); onnxruntime and the `tokenizers` file then give
+the same vectors to 1e-4, which is checked before the export is kept. N texts, E experts, K entries a folded vector.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ class OnnxTextEncoder:
         self.weights = self.config["weights"]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(self.config["max_length"])
-        self._tokenizer.enable_padding(pad_id=self.config["pad_token_id"], length=self.config.get("pad_to_length"))
+        self._tokenizer.enable_padding(pad_id=self.config["pad_token_id"], length=self.config["padded_length"])
         self._tagger = threading.Thread(target=self._load_tagger)  # while the tower loads, which holds no lock
         self._tagger.start()
         options = onnxruntime.SessionOptions()
@@ -106,6 +106,8 @@ class OnnxTextEncoder:
             "input_ids": np.array([text.ids for text in encoded], np.int64).reshape(shape),
             "attention_mask": np.array([text.attention_mask for text in encoded], np.int64).reshape(shape),
         }
+        if not self.config["masks_padding"]:  # the tower reads its padding, as SigLIP's does
+            inputs["attention_mask"][:] = 1
         return self._session.run(None, inputs)[0]
 
 

@@ -2,8 +2,8 @@
 """Bring an index up to date with folders of videos: scan, register, encode.
 
 Notable features:
-- everything that is done is committed batch by batch, and can be searched from then on; a kill loses the batch in flight,
-  and the next run goes on, whatever else was added, removed or set differently;
+- everything that is done is committed batch by batch, and can be searched from then on; a kill loses the batch in
+  flight, and the next run goes on, whatever else was added, removed or set differently;
 - what a file holds is encoded once: a renamed, moved or copied file, or a moved library, costs its hash;
 - batches are consecutive windows in the order in which they were registered, so that a resumed run forms the same ones
   and makes the same vectors, to the bit;

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`camoe index --watch`: wait until something happens in folders.
 
-The package watchfiles asks the operating system (inotify, FSEvents, …), and polls where WATCHFILES_FORCE_POLLING is set, as
-network shares need it. Without the package, folders are looked at every half minute.
+The package watchfiles asks the operating system (inotify, FSEvents, …), and polls where WATCHFILES_FORCE_POLLING is
+set, as network shares need it. Without the package, folders are looked at every half minute.
 """
 
 import logging

@@ -72,7 +72,8 @@ def test_without_a_tagger_spacy_is_not_imported(checkpoint, encoder, tmp_path):
     assert export_text_encoder(encoder, tmp_path) == ""
     program = (
         "import sys, pathlib\nfrom camoe_search.text_encoder import OnnxTextEncoder\n"
-        f"print(OnnxTextEncoder(pathlib.Path({str(tmp_path)!r})).encode_texts(['a star']).shape, 'spacy' in sys.modules)"
+        f"vectors = OnnxTextEncoder(pathlib.Path({str(tmp_path)!r})).encode_texts(['a star'])\n"
+        "print(vectors.shape, 'spacy' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
