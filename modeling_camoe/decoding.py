@@ -241,7 +241,7 @@ class PacketReader:
         if min(self.shown) > target:
             return min(self.shown)  # nothing is shown yet: the first frame
         pts = max(pts for pts in self.shown if pts <= target)
-        if self.at_end and self.video.can_jump and (above == 0 or self.error):
+        if self.at_end and self.video.has_absolute_times and (above == 0 or self.error):
             # The last frame, or the last that could be read. Is it really still shown at the target?
             end = pts + (self.shown[pts] or self.video.interval)
             if target >= end + self.video.interval / 2:
@@ -385,6 +385,9 @@ def decode_everything(video, targets, make_picture):
             return None  # time stamps are not in order: the clock will count frames
         if damage.is_found and not video.is_careful:
             return None
+        if shown is None and video.true_first is None and pts > timeline.first + 1.5 * video.interval:
+            video.true_first = video.seconds(pts)  # it refers to pictures before the beginning, as after a cut
+            return None
         if shown is not None and pts <= shown[1]:
             continue
         while waiting and shown is not None and waiting[0] < pts:
@@ -405,6 +408,9 @@ def decode_everything(video, targets, make_picture):
         cause = f" ({damage.cause})" if damage.cause else ""
         raise VideoDecodingError(f"{video.name}: not one of its frames can be decoded{cause}")
 
+    if targets.ticks[-1] >= timeline.end + video.interval / 2:
+        video.check_end(timeline.end, timeline.sorted_times[-1])
+        return None
     regions = damage.regions()  # in ticks
     spoiled = [tick for tick in targets.ticks if any(start <= tick < end for start, end in regions)]
     spoiled += [pts for pts, (_, position) in taken.items() if damage.spoils(position)]
@@ -422,7 +428,7 @@ def decode_everything(video, targets, make_picture):
         raise VideoDecodingError(f"{video.name}: {what}; encode or download it again")
     if waiting:
         frame, pts = shown
-        end = max(pts + (frame.duration or video.interval), timeline.end if not video.can_jump else -math.inf)
+        end = max(pts + (frame.duration or video.interval), timeline.end)
         if waiting[-1] >= end + video.interval / 2:
             video.check_end(end, end)
             return None

@@ -173,9 +173,9 @@ def _decode(video, decode, targets, make_picture):
     about the file (its end, its damage, its clock) returns None and notes it; then the targets are chosen again.
     """
     for _ in range(4):
-        known = video.true_end, video.damage, video.counts_frames
+        known = video.findings
         images = decode(video, targets(), make_picture)
-        if images is not None or known == (video.true_end, video.damage, video.counts_frames):
+        if images is not None or known == video.findings:
             return images
         video.reopen()
     raise VideoDecodingError(f"{video.name}: its frames and their time stamps do not add up")

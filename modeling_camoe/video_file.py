@@ -13,6 +13,7 @@ import io
 import math
 import multiprocessing
 import os
+import re
 import stat
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -52,6 +53,9 @@ DEFAULT_FPS = 25.0
 # Bytes of packets that are kept while a file is read to its end, so that it need not be read again.
 MAX_KEPT = 2**26
 
+# Bytes in which to look for signs of encryption.
+MAX_HEADER = 2**16
+
 # What a file begins with that is no video, and what it is. Manifests are refused before FFmpeg sees them: it would
 # open the files and addresses that they name.
 NO_VIDEOS = {
@@ -76,6 +80,13 @@ MANIFEST_FORMATS = frozenset("concat dash hls imf rtsp sdp webm_dash_manifest".s
 
 class VideoDecodingError(ValueError):
     """A video that cannot be decoded. The message names the file and the cause."""
+
+
+class EncryptedVideoError(VideoDecodingError):
+    """A video that is encrypted."""
+
+    def __init__(self, name):
+        super().__init__(f"{name}: encrypted; it can only be decoded with its key")
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,8 +142,12 @@ def open_video(source, threads=1):
     try:
         with closing(VideoFile(source, threads)) as video:
             yield video
-    except (VideoDecodingError, ImportError):
+    except ImportError:
         raise
+    except VideoDecodingError as error:
+        if isinstance(error, EncryptedVideoError) or not _is_encrypted(source):
+            raise
+        raise EncryptedVideoError(name) from error
     except av.FFmpegError as error:
         raise VideoDecodingError(
             f"{name}: damaged or incomplete ({error.strerror}); encode or download it again"
@@ -183,6 +198,7 @@ class VideoFile:
         self.tail_options = OPEN_QUICKLY if head.startswith(MATROSKA_MARK) else {}
         self.is_careful = False  # decodes with one thread, and goes on after damage
         self.true_end = None  # seconds; where the video ends, if a decoder found that to be before its stated end
+        self.true_first = None  # the same of its first frame, if those that are stored before it cannot be decoded
         self.damage = []  # (start, end) in seconds, as far as a careful decoder was asked to go around it
         self.counts_frames = False  # time stamps turned out not to be in the order of frames: they are counted instead
         self._timeline = None
@@ -254,12 +270,15 @@ class VideoFile:
         stream = best if any(best is s or best.index == s.index for s in streams) else streams[0]
         if stream.codec_context is None:
             raise VideoDecodingError(f"{self.name}: the installed FFmpeg has no decoder for its video stream")
-        if stream.codec_context.codec_tag in ("encv", "drmi"):
-            raise VideoDecodingError(f"{self.name}: encrypted; it can only be decoded with its key")
         if stream.width * stream.height > MAX_PIXELS:
             size = f"{stream.width} x {stream.height}"
             raise VideoDecodingError(f"{self.name}: frames of {size} pixels are too large; scale it down")
         return stream
+
+    @property
+    def findings(self):
+        """What decoders have found out about the file: other targets may follow from it."""
+        return self.true_first, self.true_end, tuple(self.damage), self.counts_frames
 
     @property
     def pixel_aspect(self):
@@ -268,6 +287,11 @@ class VideoFile:
 
     @property
     def can_jump(self):
+        """Whether to jump in the file rather than read it through."""
+        return self.has_absolute_times and self._kept is None
+
+    @property
+    def has_absolute_times(self):
         return self.container.format.name in (MP4, MATROSKA)
 
     @property
@@ -275,7 +299,7 @@ class VideoFile:
         """Packets may be left out: their key flags and time stamps will be checked by what the decoder says."""
         if self.decoder.name not in TRUSTED_DECODERS:
             return False
-        if self.can_jump:
+        if self.has_absolute_times and self._timeline is None:
             return True
         timeline = self.timeline()
         return timeline.is_timed and timeline.begins_with_key and not self.lacks_order
@@ -304,7 +328,14 @@ class VideoFile:
         """Reads the packets of the video stream from the first one on, but for those without content."""
         if self._kept is not None:
             return iter(self._kept)
-        return (packet for packet in self.container.demux(self.stream) if packet.size)
+        return self._read_packets()
+
+    def _read_packets(self):
+        for packet in self.container.demux(self.stream):
+            if packet.size:
+                if packet.is_keyframe and packet.has_sidedata("encryption_info"):
+                    raise EncryptedVideoError(self.name)
+                yield packet
 
     def timeline(self):
         """Reads all packets, once."""
@@ -322,10 +353,12 @@ class VideoFile:
                 pts = packet.pts
                 if pts is None and packet.dts is None and not packet.size:
                     continue  # PyAV ends with an empty packet
-                if pts is not None:
+                if pts is not None and not packet.is_discard:
                     end = max(pts if end is None else end, pts + (packet.duration or self.interval))
                 if not packet.size:
                     continue  # the frame before is shown on
+                if packet.is_keyframe and packet.has_sidedata("encryption_info"):
+                    raise EncryptedVideoError(self.name)
                 if pts is None:
                     line.is_timed = False
                     pts = self.first_tick if highest is None else round(line.times[-1] + self.interval)
@@ -363,31 +396,37 @@ class VideoFile:
     def span(self):
         """When the first frame appears and when the last one disappears, in seconds."""
         first, last = self._stated_span
+        first = first if self.true_first is None else self.true_first
         return first, max(first, last if self.true_end is None else self.true_end)
 
     def _index_agrees(self):
-        """Whether the index of an MP4 lists frames up to about the stated end."""
+        """Whether the index of an MP4 lists frames up to the last one before the stated end."""
         index = self.stream.index_entries
         if not len(index):
             return False
         listed = (index[-1].timestamp - index[0].timestamp) * self.time_base  # from the first frame to the last
-        return 0 <= self.stream.duration * self.time_base - listed < 1.0 + 2 / self.fps
+        return -0.001 <= self.stream.duration * self.time_base - listed <= 1.5 / self.fps
 
     def _end_of_matroska(self):
         """Matroska states how long the longest stream is: reads when the video stream ends from its last packets."""
         stated = self.container.duration / 1e6  # seconds
         end, end_of_file = None, None
         with closing(self._open_container(self.tail_options)) as container:
-            container.seek((self.container.start_time or 0) + self.container.duration)
-            for packet in container.demux():
-                if packet.pts is not None and packet.time_base is not None:
-                    seconds = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                    end_of_file = max(end_of_file or 0.0, seconds)
-                    if packet.stream_index == self.stream.index:
-                        end = max(end or 0.0, seconds)
+            try:
+                container.seek((self.container.start_time or 0) + self.container.duration)
+                packets = list(container.demux())
+            except pyav().FFmpegError:
+                packets = []
+        for packet in packets:
+            if packet.pts is not None and packet.time_base is not None:
+                is_video = packet.stream_index == self.stream.index
+                duration = packet.duration or (self.interval if is_video else 0)
+                seconds = (packet.pts + duration) * float(packet.time_base)
+                end_of_file = max(end_of_file or 0.0, seconds)
+                if is_video:
+                    end = max(end or 0.0, seconds)
         if end_of_file is not None and end_of_file < stated - 1:  # a second: some writers round
-            missing = _missing_bytes_of_matroska(self.source)
-            if missing:
+            if _missing_bytes_of_matroska(self.source):
                 raise VideoDecodingError(
                     f"{self.name}: cut off: it should last {stated:.3f} s, but ends at {end_of_file:.3f} s; "
                     "download it again"
@@ -410,7 +449,7 @@ class VideoFile:
             here: tick of decoding its last packet.
         """
         index = self.stream.index_entries
-        if self.can_jump and len(index) and index[-1].timestamp > here:
+        if self.has_absolute_times and len(index) and index[-1].timestamp > here:
             raise VideoDecodingError(
                 f"{self.name}: cut off: its index lists frames up to {self.seconds(index[-1].timestamp):.3f} s, "
                 f"but it ends at {self.seconds(end):.3f} s; download it again"
@@ -451,6 +490,24 @@ def _first_bytes(source, name):
         kind = "an animated WebP" if b"ANIM" in head[:64] else "a WebP picture"
         raise VideoDecodingError(f"{name}: {kind}, which FFmpeg cannot decode as a video; convert it first")
     return head
+
+
+# What an encrypted file has in its header: an MP4 boxes, a Matroska file elements, an ASF file identifiers.
+ENCRYPTED = re.compile(
+    rb"encv|pssh|tenc|\x50\x35.{1,8}\x47\xe1|\xfb\xb3\x11\x22\x23\xbd\xd2\x11|\x14\xe6\x8a\x29\x22\x26\x17\x4c",
+    re.DOTALL,
+)
+
+
+def _is_encrypted(source):
+    """Whether the reason why a file cannot be decoded may be that it is encrypted."""
+    try:
+        if isinstance(source, bytes):
+            return ENCRYPTED.search(source[:MAX_HEADER]) is not None
+        with open(source, "rb") as file:
+            return ENCRYPTED.search(file.read(MAX_HEADER)) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def _missing_bytes_of_matroska(source):
