@@ -254,9 +254,14 @@ class CAMoEModel(CAMoEPreTrainedModel):
             statistics = (self.config.image_mean, self.config.image_std)
             mean, std = (255 * torch.tensor(v, dtype=torch.float32, device=pixels.device) for v in statistics)  # (3,)
             pixels = (pixels.float() - mean[:, None, None]) / std[:, None, None]
-        clip_output = self.clip.get_image_features(pixels.to(self.dtype), **kwargs)
+        clip_output = self.clip.get_image_features(pixels.to(self.dtype), **self._layer_options(kwargs))
         frame_embeds = F.normalize(clip_output.pooler_output, dim=-1).unflatten(0, (batch, num_frames))  # (B,T,D)
         return clip_output, frame_embeds
+
+    def _layer_options(self, kwargs: dict) -> dict:
+        """A call's options; outputs of single layers that this configuration asks for reach both towers."""
+        names = ("output_hidden_states", "output_attentions")
+        return {name: True for name in names if getattr(self.config, name, False)} | kwargs
 
     @can_return_tuple
     def get_text_features(
@@ -296,6 +301,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
                 "reads its last position, so texts must be padded to "
                 f"{self.config.max_text_length}, as the processor does."
             )
+        kwargs = self._layer_options(kwargs)
         batch = input_ids.shape[0]
         input_ids = input_ids.flatten(0, 1)  # (N*E,L)
         attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)

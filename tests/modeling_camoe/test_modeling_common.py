@@ -82,8 +82,7 @@ def test_hidden_states_and_attentions_have_one_entry_a_layer(attention):
 
 def test_hidden_states_can_be_asked_for_in_the_configuration():
     model = tiny_model()
-    for config in (model.config, model.clip.config, model.clip.config.text_config, model.clip.config.vision_config):
-        config.output_hidden_states = True
+    model.config.output_hidden_states = True
     for call in feature_calls(model):
         assert len(call().hidden_states) == 3
 
