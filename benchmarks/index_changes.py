@@ -136,7 +136,7 @@ def resuming(temporary: Path) -> list[Line]:
     for i in range(20, 30):
         (videos / f"{i % 100:02}" / f"{i:05}.mp4").unlink()
     encoded, moments_now = run(INDEX, str(videos), str(folder), "0")
-    again = encoded - (FILES - done) - 10 + 10  # ten new ones came, and ten that were not encoded yet went
+    again = encoded - (FILES - done) - 10  # ten new ones came; the ten that went were done
     begin = time.perf_counter()
     shutil.move(videos, temporary / "elsewhere")
     moved, after = run(INDEX, str(temporary / "elsewhere"), str(folder), "0")

@@ -35,6 +35,7 @@ PROGRAMS = {
     "embedding": [],
     "search": [],
     "index_changes": ["--repeats", "3"],
+    "index_readers": [],
     "evaluation": [],
     "tagging": [],
     "startup": ["--repeats", "2"],
