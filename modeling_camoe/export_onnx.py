@@ -144,6 +144,24 @@ def export_onnx(model, processor, folder: str | os.PathLike) -> dict:
     return config
 
 
+def export_text_encoder(model, processor, folder: str | os.PathLike) -> dict:
+    """Write the text tower alone into an existing folder: text_encoder.onnx and tokenizer.json, checked as above.
+
+    Returns:
+        What `onnx_config.json` would hold; it is not written.
+
+    Raises:
+        ImportError, RuntimeError: as for `export_onnx`.
+    """
+    _require_onnx()
+    folder = Path(folder)
+    model = copy.deepcopy(model).float().cpu().eval()
+    model.set_attn_implementation("sdpa")
+    difference = _export_text_encoder(model, folder / "text_encoder.onnx")
+    processor.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    return _describe(model, processor) | {"opset": OPSET, "max_difference_from_pytorch": {"text_encoder": difference}}
+
+
 def _require_onnx():
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
@@ -305,4 +323,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["export_onnx"]
+__all__ = ["export_onnx", "export_text_encoder"]

@@ -27,6 +27,7 @@ from .configuration_camoe import CAMoEConfig
 from .experts import IdentityLinear, PositionEmbedding, PriorLinear, ZeroLinear
 from .losses import contrastive_loss, expert_contrastive_loss
 from .retrieval import CAMoERetrievalHead, expert_scores, fold_text, fold_video, similarity
+from .saving import SavesModel
 from .text_groups import encode_in_groups, may_group
 
 
@@ -98,7 +99,7 @@ class CAMoEOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-class CAMoEPreTrainedModel(PreTrainedModel):
+class CAMoEPreTrainedModel(SavesModel, PreTrainedModel):
     """Weight initialisation, loading and saving. The prefix "clip" lets plain CLIP checkpoints load unchanged."""
 
     config: CAMoEConfig
@@ -331,6 +332,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
         output_expert_scores: bool = False,
         frame_embeds: torch.Tensor | None = None,
         text_embeds: torch.Tensor | None = None,
+        gather_across_devices: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CAMoEOutput:
         """
@@ -339,9 +341,10 @@ class CAMoEModel(CAMoEPreTrainedModel):
         Args:
             input_ids, attention_mask: (N, E, L). pixel_values_videos: (B, T, 3, H, W). frame_mask: (B, T).
             video_ids: (B,) integers, for the loss: pairs of the same video are not each other's negatives.
-            return_loss: also compute the contrastive loss (N = B, pair n in row n of both), over all processes' rows.
+            return_loss: also compute the contrastive loss (N = B, pair n in row n of both).
             output_expert_scores: also return each expert's contribution to each score.
             frame_embeds: (B, T, D) instead of pixels, text_embeds: (N, E, D) instead of ids, from an earlier call.
+            gather_across_devices: the loss is that of the pairs of all processes, which must all ask for it.
 
         Returns:
             [`CAMoEOutput`].
@@ -355,7 +358,9 @@ class CAMoEModel(CAMoEPreTrainedModel):
         logits_per_text = scale * similarity(text_output.pooler_output, video_vectors)
         loss = None
         if return_loss:
-            loss = self.retrieval_loss(text_output, video_output, video_ids)
+            loss = self.retrieval_loss(
+                text_output, video_output, video_ids, gather_across_devices=gather_across_devices
+            )
         scores_of_experts = None
         if output_expert_scores:
             device = text_output.text_embeds.device
@@ -380,15 +385,18 @@ class CAMoEModel(CAMoEPreTrainedModel):
         video_output: CAMoEVideoOutput,
         video_ids: torch.Tensor | None = None,
         log_scale: torch.Tensor | None = None,
+        gather_across_devices: bool = False,
     ) -> torch.Tensor:
         """The loss that the configuration asks for, of N pairs, computed in float32 or better -> scalar.
 
         `log_scale` replaces the model's own `logit_scale` (gradient caching needs its gradient separately).
+        `gather_across_devices` as for `forward`.
         """
         texts, videos = text_output.text_embeds, video_output.video_embeds.to(text_output.text_embeds.device)
         dtype = torch.promote_types(texts.dtype, torch.float32)
         scale = (self.clip.logit_scale if log_scale is None else log_scale).to(texts.device, dtype).exp()
         temp = self.config.dual_softmax_temp
+        gathering = {"gather_across_devices": gather_across_devices}
         # In bf16, logits near 100 are multiples of 0.5: no mixed precision here.
         with torch.autocast(texts.device.type, enabled=False):
             loss = contrastive_loss(
@@ -397,10 +405,12 @@ class CAMoEModel(CAMoEPreTrainedModel):
                 scale,
                 video_ids,
                 temp,
+                **gathering,
             )
             # CODEPATH: above 0 only in recipes that also train each expert on its own; checkpoints look the same
             if self.config.expert_loss_weight > 0:
-                expert_loss = expert_contrastive_loss(texts.to(dtype), videos.to(dtype), scale, video_ids, temp)
+                embeds = texts.to(dtype), videos.to(dtype)
+                expert_loss = expert_contrastive_loss(*embeds, scale, video_ids, temp, **gathering)
                 loss = loss + self.config.expert_loss_weight * expert_loss
         return loss
 

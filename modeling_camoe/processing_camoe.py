@@ -11,20 +11,21 @@ last position of a padded text, so its texts are always padded to that tower's l
 """
 
 import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
 import numpy as np
+import torch
 from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import logging
 
 from .captions import CUSTOM, STREAMS, caption_streams, closest, tagger_name
 from .configuration_camoe import HUB_OPTIONS, CAMoEConfig, image_statistics, load_image_processor
-from .sentence_camoe import save_sentence_files
+from .retrieval import similarity
+from .saving import SavesProcessor
 from .video_processing_camoe import CAMoEVideoProcessor
 
 
@@ -36,7 +37,7 @@ IMAGE_SETTINGS = ("do_resize", "size", "do_center_crop", "crop_size", "do_conver
 IMAGE_SETTINGS += ("do_normalize", "image_mean", "image_std", "resample", "default_to_square")
 
 
-class CAMoEProcessor(ProcessorMixin):
+class CAMoEProcessor(SavesProcessor, ProcessorMixin):
     """Prepares captions and videos for [`CAMoEModel`].
 
     Args:
@@ -50,6 +51,7 @@ class CAMoEProcessor(ProcessorMixin):
             takes if that is less.
     """
 
+    _auto_class = "AutoProcessor"  # also where this class was imported by another class's code
     text_kwargs = {"padding": "longest", "truncation": True}
 
     def __init__(
@@ -213,6 +215,40 @@ class CAMoEProcessor(ProcessorMixin):
             data.update(self.video_processor(videos=videos, **videos_kwargs))
         return BatchFeature(data, tensor_type=tensor_type, skip_tensor_conversion=self.skip_tensor_conversion)
 
+    def process_queries(
+        self, texts: str | Mapping[str, str] | Sequence[str | Mapping[str, str]], **kwargs
+    ) -> BatchFeature:
+        """Captions or queries -> what `model.get_text_features` takes, as tensors: `input_ids`, `attention_mask`.
+
+        The name is colpali's, whose processors have `process_queries`, `process_images` and `score`.
+        """
+        return self(text=texts, **{"return_tensors": "pt"} | kwargs)
+
+    def process_videos(self, videos, **kwargs) -> BatchFeature:
+        """Videos in any form -> what `model.get_video_features` takes, as tensors: pixels and `frame_mask`."""
+        return self(videos=videos, **{"return_tensors": "pt"} | kwargs)
+
+    @staticmethod
+    def score(text_vectors, video_vectors, device: str | torch.device | None = None) -> torch.Tensor:
+        """The scores of every text with every video.
+
+        Args:
+            text_vectors: (N,K), or a list of N vectors (K,), or the output of `model.get_text_features`.
+            video_vectors: (B,K), likewise.
+            device: where to compute; by default where the texts are.
+
+        Returns:
+            (N,B) float32 on the CPU, from -1 to 1: rank a row for a text, a column for a video.
+
+        Raises:
+            ValueError: the vectors are not of one length.
+        """
+        texts, videos = _as_matrix(text_vectors), _as_matrix(video_vectors)
+        if texts.shape[-1] != videos.shape[-1]:
+            raise ValueError(f"texts have vectors of {texts.shape[-1]} entries, videos of {videos.shape[-1]}.")
+        device = texts.device if device is None else device
+        return similarity(texts.to(device, torch.float32), videos.to(device, torch.float32)).cpu()
+
     def _tokenize(self, texts: list[list[str]], options: dict) -> dict[str, list]:
         """(N,E) texts -> (N,E,L) ids and mask. A truncated text keeps its end token, which CLIP pools at."""
         if not texts:
@@ -258,20 +294,15 @@ class CAMoEProcessor(ProcessorMixin):
             logger.warning(
                 f"The tagger {self.tagger!r} is a callable, which is not saved: set `processor.tagger` after loading."
             )
-        os.makedirs(save_directory, exist_ok=True)
-        self._save_config(save_directory)
-        save_sentence_files(save_directory)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
-    def _save_config(self, folder: str | os.PathLike):
-        """Write the configuration where the model has not written it yet; refuse to stand beside another model."""
-        if os.path.isfile(os.path.join(folder, CONFIG_NAME)):
-            config = PreTrainedConfig.get_config_dict(folder)[0]
-            if config.get("model_type") != CAMoEConfig.model_type:
-                raise ValueError(f"{folder} holds a {config.get('model_type')!r} model: save the processor elsewhere.")
-            self.check(CAMoEConfig.from_dict(config))
-        else:
-            self.config.save_pretrained(folder)
+
+def _as_matrix(vectors) -> torch.Tensor:
+    """(N,K) of a tensor, an array, a list of vectors, or an output of the model."""
+    vectors = getattr(vectors, "pooler_output", vectors)
+    if isinstance(vectors, list | tuple):
+        vectors = torch.stack([torch.as_tensor(vector) for vector in vectors])
+    return torch.atleast_2d(torch.as_tensor(vectors))
 
 
 __all__ = ["CAMoEProcessor"]

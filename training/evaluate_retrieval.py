@@ -19,11 +19,13 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from data.errors import UserError
+from data.files import write_json
 from engine.checkpoint_inputs import CheckpointInputs
+from engine.matrix_inputs import MatrixInputs
 from engine.recipe import exit_on_user_error, option, parse_options
 from evaluation.compare_runs import RANKS_FILE, RunRanks, compare_runs, comparison_table, load_run
-from evaluation.matrix_inputs import MatrixInputs
-from evaluation.scoring import CORRECTIONS, choose_temperature, results_table, score_retrieval, write_results
+from evaluation.protocol import CORRECTIONS
+from evaluation.scoring import choose_temperature, results_table, score_retrieval
 
 
 @dataclass
@@ -224,8 +226,12 @@ def main():
         print(results_table(results))
         if other is not None:
             results["comparison"] = compare(options, ranks, other)
-        write_results(folder / "eval_results.json", results)
+        write_json(folder / "eval_results.json", results)
         ranks.save(folder / RANKS_FILE)
+        if results.get("equal_captions"):
+            print(
+                f"{results['equal_captions']} of the captions are also another video's, which counts as a wrong answer"
+            )
         bad = results.get("bad_videos")
         if bad:
             print(f"left out {len(bad)} clips that could not be decoded; they are listed in the results")

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
 from data.batches import PairCollator, RunBatchSampler, TrainPairs
-from data.captioned_clips import find_caption_column, load_split, read_captioned_clips
+from data.captioned_clips import check_decodable, find_caption_column, load_split, read_captioned_clips
 from data.encode_split import encode_split
 from data.errors import UserError
 from data.feature_cache import FeatureCache, FeatureCollator, FeaturePairs, encode_split_from_cache
@@ -114,13 +114,8 @@ def make_pairs(options, accelerator, model, processor, train, validation):
         )
     if validation is None:
         return pairs, collator, None
-    return (
-        pairs,
-        collator,
-        functools.partial(
-            encode, split=validation, captions=options.validation_captions, on_bad_video=options.on_bad_video
-        ),
-    )
+    choices = {"captions": options.validation_captions, "on_bad_video": options.on_bad_video}
+    return pairs, collator, functools.partial(encode, split=validation, **choices)
 
 
 def fill_feature_cache(options, accelerator, model, processor, train, validation) -> FeatureCache:
@@ -182,6 +177,8 @@ def main():
         accelerator.print(describe_run(options, train, validation, model))
         return
 
+    if validation is not None:  # not after a whole epoch
+        check_decodable(validation, processor.video_processor, options.validation_split)
     model.to(accelerator.device)
     pairs, collator, encode_validation = make_pairs(options, accelerator, model, processor, train, validation)
     loader = make_loader(options, accelerator, pairs, collator)

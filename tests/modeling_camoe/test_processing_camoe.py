@@ -10,6 +10,7 @@ from transformers import AutoProcessor, AutoVideoProcessor
 from modeling_camoe.configuration_camoe import CAMoEConfig
 from modeling_camoe.processing_camoe import CAMoEProcessor
 from modeling_camoe.video_processing_camoe import CAMoEVideoProcessor
+from tests.tiny_processor import tiny_model_and_processor
 from tests.tokenizer_files import tiny_tokenizer
 
 
@@ -128,3 +129,36 @@ def test_a_processor_can_be_sent_to_worker_processes(processor):
     processor(text="a red star")
     copy = pickle.loads(pickle.dumps(processor))
     assert copy(text="a red star")["input_ids"] == processor(text="a red star")["input_ids"]
+
+
+def test_metadata_of_videos_is_passed_on(processor):
+    video = {"array": torch.zeros(8, 3, 32, 32), "video_metadata": {"total_num_frames": 8, "fps": 4.0}}
+    inputs = processor(videos=[video], return_metadata=True, return_tensors="pt")
+    assert inputs["video_metadata"][0].timestamps == [0.25, 1.0, 1.5]
+    assert inputs["pixel_values_videos"].shape == (1, 3, 3, 32, 32)
+
+
+def test_queries_and_videos_are_scored_as_in_colpali():
+    model, processor = tiny_model_and_processor()
+    videos = [
+        torch.randint(0, 255, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        for i in (0, 1)
+    ]
+    queries, clips = (
+        processor.process_queries(["a red star spins", "two kids", "a disc"]),
+        processor.process_videos(videos),
+    )
+    assert set(queries) == {"input_ids", "attention_mask"} and set(clips) == {"pixel_values_videos", "frame_mask"}
+    with torch.inference_mode():
+        texts, pictures = model.get_text_features(**queries), model.get_video_features(**clips)
+        expected = model(**queries, **clips).logits_per_text / model.clip.logit_scale.exp()
+    vectors = texts.pooler_output, pictures.pooler_output
+    lists = [list(texts.pooler_output), list(pictures.pooler_output.numpy())]
+    for arguments in ((texts, pictures), vectors, lists):
+        scores = processor.score(*arguments)
+        assert scores.shape == (3, 2) and scores.dtype == torch.float32
+        torch.testing.assert_close(scores, expected)
+    one = processor.score(vectors[0][0].bfloat16(), vectors[1].bfloat16())
+    torch.testing.assert_close(one, expected[:1], atol=0.02, rtol=0)
+    with pytest.raises(ValueError, match="texts have vectors of 64 entries, videos of 3"):
+        processor.score(texts, torch.zeros(2, 3))

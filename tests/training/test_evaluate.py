@@ -12,8 +12,10 @@ from prepare_benchmark import FEATURES
 from safetensors.torch import save_file
 
 from data.errors import UserError
+from engine.checkpoint_inputs import equal_captions
 from evaluation.compare_runs import RunRanks, compare_runs, load_run, query_key
-from evaluation.scoring import recalls, score_retrieval
+from evaluation.protocol import Ranks, recalls
+from evaluation.scoring import score_retrieval
 from tests.programs import run_processes, run_program
 from tests.tiny_processor import tiny_model_and_processor
 from tests.video_files import write_video
@@ -111,6 +113,15 @@ def test_every_correction_is_reported_with_its_temperature_and_what_it_sees(run)
     transductive = {name for name, note in results["notes"].items() if note.startswith("transductive")}
     assert transductive == {"dual_softmax", "sinkhorn"}
     assert results["settings"]["text_bank"] == 12 and results["settings"]["video_bank"] == 6
+
+
+def test_captions_that_are_also_another_videos_are_counted():
+    captions = ["a dog runs", "A  dog runs", "a cat", "a cat", "a cow"]
+    assert equal_captions(captions, [0, 1, 2, 2, 3]) == 2  # two captions of one video may be equal
+
+
+def test_the_results_say_how_many_captions_are_also_another_videos(run):
+    assert results_of(run)["equal_captions"] == 0
 
 
 def test_the_ranks_beside_the_results_are_theirs(run):
@@ -320,7 +331,7 @@ def test_other_queries_or_ranks_of_another_run_are_refused(matrix, run, tmp_path
 
 
 def test_queries_in_another_order_are_matched_by_their_keys():
-    ranks, keys = np.arange(1.0, 21.0), np.random.default_rng(0).integers(-(2**62), 2**62, size=20)
+    ranks, keys = Ranks(np.arange(20), np.zeros(20)), np.random.default_rng(0).integers(-(2**62), 2**62, size=20)
     shuffled = np.random.default_rng(1).permutation(20)
 
     def run(order):

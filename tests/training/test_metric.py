@@ -10,7 +10,7 @@ import pytest
 from evaluation.scoring import score_retrieval
 
 
-METRIC = Path(__file__).parents[2] / "training" / "metrics" / "video_text_retrieval.py"
+METRIC = Path(__file__).parents[2] / "training" / "evaluation" / "video_text_retrieval.py"
 
 
 @pytest.fixture(scope="module")

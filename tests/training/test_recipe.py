@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from data.errors import UserError
-from engine.recipe import option, parse_options, save_recipe
+from engine.recipe import flat_options, option, parse_options, save_recipe
 
 
 @dataclass
@@ -16,6 +16,7 @@ class Options:
     rate: float = option(0.1, "rate")
     limit: int | None = option(None, "limit")
     mode: str = option("fast", "mode", choices=("fast", "slow"))
+    note: str | None = option(None, "note")
     quiet: bool = option(False, "say less")
     model: dict = option({}, "sizes")
 
@@ -38,6 +39,32 @@ def test_a_saved_recipe_reproduces_the_options(tmp_path):
 def test_numbers_and_words_take_the_type_of_the_field():
     options = parse_options(Options, ["--data=2024", "--rate", "2", "--limit", "null"])
     assert options.data == "2024" and options.rate == 2.0 and isinstance(options.rate, float) and options.limit is None
+
+
+@pytest.mark.parametrize("text", ["2024_11_26", "12:30", "run #2", "1e3", "yes", "null", "0x10", "a: b", "[x]"])
+def test_a_text_is_taken_as_it_stands_from_the_command_line_and_from_a_recipe(tmp_path, text):
+    assert parse_options(Options, ["--data", text]).data == text
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f'data: "{text}"\n')
+    assert parse_options(Options, ["--config", str(recipe)]).data == text
+    if text not in ("run #2", "null", "a: b", "[x]"):  # without quotes these mean something else in YAML
+        recipe.write_text(f"data: {text}\n")
+        assert parse_options(Options, ["--config", str(recipe)]).data == text
+
+
+def test_null_is_nothing_only_where_an_option_may_be_nothing(tmp_path):
+    assert parse_options(Options, ["--data", "x", "--note", "null"]).note is None
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: x\nnote: null\n")
+    assert parse_options(Options, ["--config", str(recipe)]).note is None
+    assert parse_options(Options, ["--data", "x", "--note", "10_0"]).note == "10_0"
+
+
+def test_a_tracker_receives_numbers_and_texts():
+    options = Options(data="x", model={"experts": ["fusion"], "tower": {"depth": 2}})
+    flat = flat_options(options)
+    assert flat["model.experts"] == "['fusion']" and flat["model.tower.depth"] == 2 and flat["limit"] == "None"
+    assert all(isinstance(value, (bool, int, float, str)) for value in flat.values())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranks in tiles against double loops over the full matrix."""
 
+import itertools
 import math
 import threading
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import rank_counts, score_tiles
-from evaluation.retrieval_ranks import CORRECTIONS, rank_retrieval, recalls
+from evaluation import ranks as engine
+from evaluation.protocol import CORRECTIONS, Ranks, recalls
+from evaluation.ranks import rank_retrieval
 from evaluation.scoring import score_retrieval
 from modeling_camoe.hubs import dual_softmax, dynamic_query_bank, hubs_of_bank, query_bank_bias
 from tests.random_vectors import random_vectors
@@ -19,11 +21,11 @@ DIRECTIONS = ("text_to_video", "video_to_text", "video_to_text_caption_max")
 
 
 def rank(own, others):
-    """1-based, middle on ties. Two float64 ways to one number agree to 12 digits."""
+    """How many others are above, and how many equal. Two float64 ways to one number agree to 12 digits."""
     tolerance = [1e-12 * max(abs(own), abs(other)) for other in others]
-    greater = sum(other > own + slack for other, slack in zip(others, tolerance, strict=True))
+    above = sum(other > own + slack for other, slack in zip(others, tolerance, strict=True))
     equal = sum(abs(other - own) <= slack for other, slack in zip(others, tolerance, strict=True))
-    return 1 + greater + equal / 2
+    return above, equal
 
 
 def naive_ranks(by_text, by_video, video_of_text):
@@ -39,19 +41,21 @@ def naive_ranks(by_text, by_video, video_of_text):
         best = {other: max(by_video[m][n] for n in group) for other, group in captions.items()}
         best_caption.append(rank(best[m], [by_video[m][n] for n in texts if n not in own]))
         caption_max.append(rank(best[m], [best[other] for other in captions if other != m]))
-    return dict(zip(DIRECTIONS, map(np.array, (text_to_video, best_caption, caption_max)), strict=True))
+    ranks = (Ranks(*np.array(counts).T) for counts in (text_to_video, best_caption, caption_max))
+    return dict(zip(DIRECTIONS, ranks, strict=True))
 
 
 def assert_same_ranks(ranks, expected):
     assert "text_to_video" in ranks
     for direction, values in ranks.items():
-        np.testing.assert_array_equal(values, expected[direction], err_msg=direction)
+        np.testing.assert_array_equal(values.above, expected[direction].above, err_msg=direction)
+        np.testing.assert_array_equal(values.equal, expected[direction].equal, err_msg=direction)
 
 
 @pytest.fixture
 def float32_tiles(monkeypatch):
     """Small sets, which would be float64 throughout, take the way of large ones."""
-    monkeypatch.setattr(score_tiles, "FLOAT64_LIMIT", 0)
+    monkeypatch.setattr(engine, "FLOAT64_LIMIT", 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,11 +160,11 @@ def test_float32_tiles_rank_duplicate_videos_as_ties(float32_tiles, monkeypatch)
     texts, videos = random_vectors(200, 100, seed=2, k=64)
     videos = torch.cat([videos, videos, videos[:50]])
     fast = rank_retrieval(texts, videos, torch.arange(200), scale=30.0, block_size=64)
-    monkeypatch.setattr(score_tiles, "FLOAT64_LIMIT", 2**22)
+    monkeypatch.setattr(engine, "FLOAT64_LIMIT", 2**22)
     exact = rank_retrieval(texts, videos, torch.arange(200), scale=30.0)
     for correction in exact.ranks:
         assert_same_ranks(fast.ranks[correction], exact.ranks[correction])
-    assert np.unique(exact.ranks["none"]["text_to_video"] % 1).tolist() == [0.0, 0.5]
+    assert np.unique(exact.ranks["none"]["text_to_video"].equal).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("tiles", ["float64", "float32"])
@@ -168,13 +172,42 @@ def test_a_constant_model_scores_chance(tiles, request):
     if tiles == "float32":
         request.getfixturevalue("float32_tiles")
     vectors = random_vectors(1, k=64)[0].expand(500, 64)
-    everything = ("dual_softmax", "query_bank", "sinkhorn")
-    ranked = rank_retrieval(vectors, vectors, corrections=everything, text_bank=vectors[:9], video_bank=vectors[:5])
-    for ranks in ranked.ranks.values():
-        for values in ranks.values():
-            assert (values == 250.5).all()
-    metrics = recalls(rank_retrieval(np.zeros((500, 500)), None).ranks["dual_softmax"]["video_to_text"])
-    assert metrics == {"R@1": 0.0, "R@5": 0.0, "R@10": 0.0, "Rsum": 0.0, "MdR": 250.5, "MnR": 250.5}
+    everything = ("dual_softmax", "query_bank", "dynamic_query_bank", "sinkhorn")
+    options = {"corrections": everything, "text_bank": vectors[:9], "video_bank": vectors[:5]}
+    ranked = [rank_retrieval(vectors, vectors, **options), rank_retrieval(np.zeros((500, 500)), None)]
+    chance = {"R@1": 0.2, "R@5": 1.0, "R@10": 2.0, "Rsum": 3.2, "MdR": 250.5, "MnR": 250.5}
+    for directions in (directions for one in ranked for directions in one.ranks.values()):
+        assert list(directions) == ["text_to_video", "video_to_text"]
+        for ranks in directions.values():
+            assert recalls(ranks) == chance
+
+
+def positions(scores, right):
+    """The rank of the right candidate in every order of the candidates, each sorted by score with a stable sort."""
+    orders = itertools.permutations(range(len(scores)))
+    return np.array([1 + sorted(order, key=lambda c: -scores[c]).index(right) for order in orders])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_tied_ranks_are_the_mean_over_all_orders_of_the_candidates(seed):
+    rng = np.random.default_rng(seed)
+    scores, video_of_text = rng.integers(0, 2, size=(6, 3)), rng.permutation([0, 0, 1, 1, 1, 2])
+    ranks = rank_retrieval(scores, None, video_of_text, corrections=()).ranks["none"]
+    expected = {direction: [] for direction in DIRECTIONS}
+    for n in range(6):
+        expected["text_to_video"].append(positions(scores[n], video_of_text[n]))
+    for m in range(3):
+        of_texts = scores[:, m]
+        best = max(np.flatnonzero(video_of_text == m), key=lambda n: of_texts[n])
+        listed = [best, *np.flatnonzero(video_of_text != m)]  # its other captions are no distractors
+        expected["video_to_text"].append(positions(of_texts[listed], 0))
+        highest = [of_texts[video_of_text == other].max() for other in range(3)]
+        expected["video_to_text_caption_max"].append(positions(highest, m))
+    for direction, of_queries in expected.items():
+        for k in (1, 2, 3, 5):
+            shares = [np.mean(all_ranks <= k) for all_ranks in of_queries]
+            np.testing.assert_allclose(ranks[direction].hit_rate(k), shares, err_msg=f"{direction} {k}")
+        np.testing.assert_allclose(ranks[direction].middle(), [np.mean(all_ranks) for all_ranks in of_queries])
 
 
 def test_dual_softmax_keeps_the_order_of_its_logarithm_where_the_product_underflows():
@@ -198,16 +231,16 @@ def test_texts_in_any_order_get_their_own_ranks():
     out_of_order = rank_retrieval(texts[shuffled], videos, video_of_text[shuffled])
     for correction, ranks in in_order.ranks.items():
         found = out_of_order.ranks[correction]
-        np.testing.assert_array_equal(found["text_to_video"], ranks["text_to_video"][shuffled])
-        np.testing.assert_array_equal(found["video_to_text"], ranks["video_to_text"])
+        expected = {**ranks, "text_to_video": ranks["text_to_video"][shuffled]}
+        assert_same_ranks(found, expected)
     np.testing.assert_array_equal(out_of_order.groups["text_to_video"], video_of_text[shuffled])
 
 
 def test_a_video_without_a_text_is_a_distractor_and_no_query():
     matrix = np.array([[0.5, 0.9, 0.1], [0.2, 0.9, 0.4]])
     ranks = rank_retrieval(matrix, None, np.array([0, 2]), corrections=()).ranks["none"]
-    assert ranks["text_to_video"].tolist() == [2, 2]
-    assert ranks["video_to_text"].tolist() == [1, 1]
+    assert ranks["text_to_video"].middle().tolist() == [2, 2]
+    assert ranks["video_to_text"].middle().tolist() == [1, 1]
 
 
 def test_processes_that_share_the_work_each_get_the_result_of_one():
@@ -255,46 +288,16 @@ def test_threads_do_not_change_the_ranks(float32_tiles):
         assert_same_ranks(shared.ranks[correction], ranks)
 
 
-def test_tiles_that_numpy_cannot_see_give_the_same_ranks(float32_tiles, monkeypatch):
-    texts, videos, bank = random_vectors(300, 200, 90, seed=12, k=16)
-    video_of_text = torch.arange(300) % 200
-    options = {"corrections": ("dual_softmax", "query_bank"), "text_bank": bank, "block_size": 64, "scale": 5.0}
-    expected = rank_retrieval(texts, videos, video_of_text, **options)
-    for module in (score_tiles, rank_counts):
-        monkeypatch.setattr(module, "as_array", lambda tensor: tensor)  # as of a GPU's tensor
-    found = rank_retrieval(texts, videos, video_of_text, **options)
-    for correction, ranks in expected.ranks.items():
-        assert_same_ranks(found.ranks[correction], ranks)
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(3, 50), (255, 2040), (256, 2041), (700, 9), (2, 5000)])
-@pytest.mark.parametrize("axis", [0, 1])
-def test_flags_are_counted_and_told_apart(rows, columns, axis):
-    generator = np.random.default_rng(rows)
-    s = generator.random((rows, columns), dtype=np.float32)
-    s[1], s[:, 1] = 1, 1  # a whole row and a whole column above both thresholds
-    flags = score_tiles.Flags(rows, columns, torch.device("cpu"))
-    for part in (slice(0, rows // 2), slice(rows // 2, rows)):
-        flags.compare(part, s[part], np.float32(0.6), np.float32(0.4))
-    assert np.array_equal(flags.sum(axis), [(s > 0.6).sum(axis), (s >= 0.4).sum(axis)])
-    places = np.arange(0, (columns, rows)[axis], 2)
-    between = (s >= 0.4) & (s <= 0.6)
-    between[(slice(None), slice(1, None, 2))[:: 1 if axis == 0 else -1]] = False  # every other one was not asked for
-    found = np.zeros_like(between)
-    found[flags.differing(axis, places)] = True
-    assert np.array_equal(found, between) and between.any()
-
-
 def test_a_machine_whose_float32_products_are_coarser_is_scored_in_float64(float32_tiles, monkeypatch, caplog):
-    load = score_tiles.VectorScores.load
+    tile = engine.Scores.tile
 
-    def coarse(self, rows, dtype):
-        rows = load(self, rows, dtype)
-        return rows.bfloat16().float() if dtype == torch.float32 else rows
+    def coarse(self, rows, columns, dtype, out=None):
+        s = tile(self, rows, columns, dtype, out)
+        return s.copy_(s.bfloat16()) if dtype == torch.float32 else s
 
     texts, videos = random_vectors(80, 80, seed=6, k=32)
     expected = rank_retrieval(texts, videos).ranks["none"]
-    monkeypatch.setattr(score_tiles.VectorScores, "load", coarse)
+    monkeypatch.setattr(engine.Scores, "tile", coarse)
     assert_same_ranks(rank_retrieval(texts, videos).ranks["none"], expected)
     assert "scoring in float64" in caplog.text
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.scoring import (
-    choose_temperature,
-    paired_test,
-    recall_intervals,
-    results_table,
-    score_retrieval,
-    write_results,
-)
+from data.files import write_json
+from evaluation.protocol import Ranks, paired_test, recall_intervals, recalls
+from evaluation.scoring import choose_temperature, results_table, score_retrieval
 from tests.random_vectors import random_vectors
+
+
+def untied(ranks) -> Ranks:
+    """Ranks of queries whose right answer has a score of its own."""
+    return Ranks(np.asarray(ranks) - 1, np.zeros(len(ranks)))
 
 
 def test_results_name_every_correction_and_say_what_is_transductive():
@@ -76,21 +76,21 @@ def test_the_bank_of_videos_has_a_temperature_of_its_own():
 
 
 def test_bootstrap_interval_is_that_of_a_share():
-    ranks = np.where(np.arange(1000) < 450, 1.0, 20.0)
+    ranks = untied(np.where(np.arange(1000) < 450, 1.0, 20.0))
     low, high = recall_intervals(ranks, None, bootstrap=4000)["R@1_ci95"]
     width = 1.96 * 100 * math.sqrt(0.45 * 0.55 / 1000)
     assert low == pytest.approx(45 - width, abs=0.3) and high == pytest.approx(45 + width, abs=0.3)
 
 
 def test_captions_that_rise_and_fall_together_widen_the_interval():
-    ranks = np.repeat(np.where(np.arange(100) < 45, 1.0, 20.0), 10)  # ten captions a video, all alike
+    ranks = untied(np.repeat(np.where(np.arange(100) < 45, 1.0, 20.0), 10))  # ten captions a video, all alike
     low, high = recall_intervals(ranks, np.repeat(np.arange(100), 10), bootstrap=4000)["R@1_ci95"]
     assert high - low == pytest.approx(2 * 1.96 * 100 * math.sqrt(0.45 * 0.55 / 100), abs=1.5)
 
 
 def test_paired_test_sees_a_difference_that_two_intervals_hide():
-    a = np.where(np.arange(1000) < 470, 1.0, 20.0)
-    b = np.where(np.arange(1000) < 450, 1.0, 20.0)  # a is right wherever b is, and 20 times more
+    a = untied(np.where(np.arange(1000) < 470, 1.0, 20.0))
+    b = untied(np.where(np.arange(1000) < 450, 1.0, 20.0))  # a is right wherever b is, and 20 times more
     test = paired_test(a, b)
     assert test["difference"] == pytest.approx(2.0) and test["p_value"] < 0.001
     assert 0 < test["ci95"][0] < 2 < test["ci95"][1]
@@ -101,12 +101,29 @@ def test_paired_test_sees_a_difference_that_two_intervals_hide():
 
 
 def test_paired_test_is_exact_where_all_differences_have_one_sign():
-    a, b = np.ones(200), np.where(np.arange(200) < 5, 20.0, 1.0)  # 5 of 5: two-sided p = 2 / 2**5
+    a, b = untied(np.ones(200)), untied(np.where(np.arange(200) < 5, 20.0, 1.0))  # 5 of 5: two-sided p = 2 / 2**5
     assert paired_test(a, b)["p_value"] == pytest.approx(2 / 32, abs=0.01)
     # ten captions each of the same five videos are five differences, not fifty
-    a, b = np.repeat(a, 10), np.repeat(b, 10)
+    a, b = (ranks[np.repeat(np.arange(200), 10)] for ranks in (a, b))
     assert paired_test(a, b, np.repeat(np.arange(200), 10))["p_value"] == pytest.approx(2 / 32, abs=0.01)
     assert paired_test(a, b)["p_value"] < 0.001
+
+
+def test_a_tie_counts_as_the_share_of_orders_in_which_it_is_right():
+    ranks = Ranks(np.array([0, 2, 7]), np.array([3, 9, 0]))  # ranks 1 to 4, 3 to 12, 8
+    metrics = recalls(ranks)
+    assert metrics["R@1"] == pytest.approx(100 * (1 / 4) / 3)
+    assert metrics["R@5"] == pytest.approx(100 * (1 + 3 / 10) / 3)
+    assert metrics["R@10"] == pytest.approx(100 * (1 + 8 / 10 + 1) / 3)
+    assert (metrics["MdR"], metrics["MnR"]) == (7.5, (2.5 + 7.5 + 8) / 3)
+
+
+def test_ties_take_part_in_intervals_and_in_the_paired_test():
+    tied, right = Ranks(np.zeros(400), np.ones(400)), untied(np.ones(400))
+    assert recall_intervals(tied, None)["R@1_ci95"] == [50, 50]  # every query is right in half of the orders
+    test = paired_test(right, tied)
+    assert test["difference"] == 50 and test["ci95"] == [50, 50] and test["p_value"] < 0.001
+    assert paired_test(right, tied, at=5)["difference"] == 0
 
 
 def test_table_has_a_row_for_every_correction_and_direction():
@@ -121,8 +138,8 @@ def test_table_has_a_row_for_every_correction_and_direction():
 
 def test_results_are_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "eval_results.json"
-    write_results(path, {"R@1": 1.0})
+    write_json(path, {"R@1": 1.0})
     with pytest.raises(ValueError):
-        write_results(path, {"R@1": math.nan})
+        write_json(path, {"R@1": math.nan})
     assert json.loads(path.read_text()) == {"R@1": 1.0}
     assert [file.name for file in tmp_path.iterdir()] == ["eval_results.json"]

@@ -2,10 +2,12 @@
 """Captioned clips for training and evaluation: a `datasets` split -> clips and their tagged captions.
 
 A split has a video column (a path, or `Video(decode=False)`) and a caption column (one caption or a list per clip).
-It may have `video_id`, and `start` and `end` in seconds for a clip that is a window of a file. It comes from a folder
-of clips with `metadata.jsonl` (a VideoFolder), a folder of tables (`train.parquet`, ...), or the Hub.
+It may have `video_id`, and `start` and `end` in seconds for a clip that is a window of a file. Every row is a clip of
+its own: other windows of its file are negatives for it, and candidates beside it. A split comes from a folder of clips
+with `metadata.jsonl` (a VideoFolder), a folder of tables (`train.parquet`, ...), or the Hub.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from pathlib import Path
 import datasets
 
 from modeling_camoe.captions import caption_streams
-from modeling_camoe.frames import Clip
+from modeling_camoe.frames import Clip, VideoDecodingError
 
 from .errors import UserError
 
@@ -41,7 +43,7 @@ def load_split(name: str, split: str, config: str | None = None, limit: int | No
             data = datasets.load_dataset(name, config, split=split)
     except UserError:
         raise
-    except Exception as error:  # datasets raises many types; the user needs the message and the name, not the stack
+    except Exception as error:  # datasets raises many types; the user needs its message, not a traceback
         raise UserError(f"cannot load split {split!r} of {name}: {error}") from error
     if limit is not None:
         data = data.select(range(min(limit, len(data))))
@@ -108,7 +110,7 @@ def read_captioned_clips(
         root: base folder of relative paths.
 
     Raises:
-        UserError: a column is missing, a caption is empty, or a video id is not unique.
+        UserError: a column is missing, a caption is empty, a time is no number, or a video id is not unique.
     """
     caption_column = find_caption_column(data, caption_column)
     if video_column not in data.column_names:
@@ -120,23 +122,60 @@ def read_captioned_clips(
             raise UserError(f"row {row} of the data set has an empty caption in column {caption_column!r}: remove it")
 
     sources = [_source_of(value, root, row, video_column) for row, value in enumerate(data[video_column])]
-    starts = data["start"] if "start" in data.column_names else [None] * len(data)
-    ends = data["end"] if "end" in data.column_names else [None] * len(data)
+    starts, ends = _seconds(data, "start"), _seconds(data, "end")
     clips = [Clip(source, start, end) for source, start, end in zip(sources, starts, ends, strict=True)]
     if "video_id" in data.column_names:
         video_ids = [str(name) for name in data["video_id"]]
     else:
-        video_ids = [f"{row:06d}" if isinstance(s, bytes) else Path(s).stem for row, s in enumerate(sources)]
+        video_ids = [_name_of(row, clip) for row, clip in enumerate(clips)]
     if len(set(video_ids)) < len(video_ids):
         twice = next(name for name in video_ids if video_ids.count(name) > 1)
         raise UserError(
-            f"video id {twice!r} appears twice in the data set: give each video one row, with its captions in a list "
-            "(training/prepare_benchmark.py groups them)"
+            f"video id {twice!r} appears twice in the data set: give each video, or each window of one, one row "
+            "with its captions in a list (training/prepare_benchmark.py groups them)"
         )
 
     flat = [text for texts in captions for text in texts]
     tagged = iter(tag_captions(flat, experts, tagger, streams))
     return CaptionedClips(clips, video_ids, captions, [[next(tagged) for _ in texts] for texts in captions])
+
+
+def _seconds(data: datasets.Dataset, column: str) -> list[float | None]:
+    """A column of times; None: from the beginning or to the end."""
+    if column not in data.column_names:
+        return [None] * len(data)
+    values = data[column][:]
+    for row, value in enumerate(values):
+        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise UserError(
+                f"row {row} of the data set has {value!r} as {column!r}: give seconds from 0 on, or nothing"
+            )
+    return values
+
+
+def _name_of(row: int, clip: Clip) -> str:
+    """The id of a clip that has none: the file's name, and the window if it is one."""
+    if isinstance(clip.source, bytes):
+        return f"{row:06d}"
+    if clip.start is None and clip.end is None:
+        return Path(clip.source).stem
+    return f"{Path(clip.source).stem}@{clip.start or 0:g}-{'' if clip.end is None else f'{clip.end:g}'}"
+
+
+def check_decodable(split: CaptionedClips, decoder, name: str):
+    """Decode one clip of a split, the first that can be.
+
+    Raises:
+        UserError: none can.
+    """
+    first = None
+    for clip in split.clips:
+        try:
+            decoder.decode(clip)
+            return
+        except VideoDecodingError as error:
+            first = first or error
+    raise UserError(f"no clip of split {name!r} can be decoded; the first: {first}")
 
 
 def find_caption_column(data: datasets.Dataset, given: str | None) -> str:

@@ -62,9 +62,9 @@ def recall_table(table: dict, results: dict, direction: str) -> str:
 
 
 def cost_table(table: dict, results: dict) -> str:
-    """One line per row: how often the best clip shares an attribute with the right one, parameters, seconds a step."""
+    """One line per row: how often the best clip has an attribute of the right one, parameters, seconds per step."""
     columns = list(dict.fromkeys(name for result in results.values() for name in result["best_clip_shares"]))
-    header = ["row", *(f"right {name} (%)" for name in columns), "parameters", "of these the head's", "seconds a step"]
+    header = ["row", *(f"right {name} (%)" for name in columns), "parameters", "of which the head", "seconds per step"]
     lines = []
     for row in table["rows"]:
         done = row_results(row, results)

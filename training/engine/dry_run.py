@@ -24,7 +24,7 @@ def describe_run(options, train: CaptionedClips, validation: CaptionedClips | No
     """The resolved recipe, split sizes, steps, parameters and a memory estimate, as text.
 
     Args:
-        options: [`TrainOptions`]. train, validation: the splits. model: on the CPU, with what is frozen.
+        options: [`TrainOptions`]. train, validation: the splits. model: on the CPU, frozen parameters marked.
     """
     pairs = len(train.captions) if options.captions_per_video == "one" else sum(map(len, train.captions))
     pairs_per_step = options.batch_size * options.gradient_accumulation_steps

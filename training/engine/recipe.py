@@ -6,7 +6,8 @@
 - every field is an option `--name value`, with the field's `help` metadata and default in `--help`;
 - a field that is a dictionary takes whole YAML values or single entries, `--model.experts "[fusion, action]"`;
 - an unknown name is an error that suggests the closest known one;
-- values are read as YAML and checked against the field's type.
+- the text of a string option is taken as it stands ("2024_11_26", "12:30", "run #2"), only null is nothing where the
+  option may be nothing; other values are read as YAML and checked against the field's type.
 
 Options come from nowhere else, so `save_recipe` records all of them.
 """
@@ -29,6 +30,9 @@ from modeling_camoe.frames import VideoDecodingError
 
 # Disk full, over quota, read-only, no permission, file too large: a traceback would not help.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+
+
+NOTHING = ("null", "~", "")  # on a command line
 
 
 def exit_on_user_error(main):
@@ -75,13 +79,15 @@ def parse_options(options_class, argv: list[str] | None = None, description: str
     values: dict = {}
     given = _read_command_line(argv)
     for path in given.pop("config", []):
-        values = _merge(values, _read_recipe(path))
+        values = _merge(values, _read_recipe(path, known))
     for name in values:
         _check_name(name, known, "the recipe")
     for name, texts in given.items():
         head, _, entry = name.partition(".")
         _check_name(head, known, "the command line")
-        value = _read_value(texts[-1], name)
+        value = texts[-1] if _is_text(known[head]) and not entry else _read_value(texts[-1], name)
+        if not entry and value in NOTHING and _accepts(known[head].type, None):
+            value = None
         if entry:
             if not _accepts(known[head].type, {}):
                 raise UserError(f"--{name}: {head} is not a dictionary of options")
@@ -104,6 +110,22 @@ def save_recipe(options, path: str | os.PathLike):
     Path(path).write_text(text, encoding="utf-8")
 
 
+def flat_options(options) -> dict[str, bool | int | float | str]:
+    """All options as a tracker takes them: numbers and texts, entries of dictionaries as "model.gate"."""
+    flat = {}
+
+    def add(name: str, value):
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                add(f"{name}.{key}", entry)
+        else:
+            flat[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
+
+    for name, value in dataclasses.asdict(options).items():
+        add(name, value)
+    return flat
+
+
 def _read_command_line(argv: list[str]) -> dict[str, list[str]]:
     given: dict[str, list[str]] = {}
     rest = list(argv)
@@ -121,17 +143,26 @@ def _read_command_line(argv: list[str]) -> dict[str, list[str]]:
     return given
 
 
-def _read_recipe(path: str) -> dict:
+def _is_text(field: dataclasses.Field) -> bool:
+    return str in _alternatives(field.type)
+
+
+def _read_recipe(path: str, known: dict[str, dataclasses.Field]) -> dict:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
     try:
         values = yaml.safe_load(text) or {}
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise UserError(f"the recipe {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"the recipe {path} must hold `name: value` lines")
+    for name, node in root.value if values else ():
+        is_scalar = isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:null"
+        if is_scalar and name.value in known and _is_text(known[name.value]):
+            values[name.value] = node.value  # as it is written: YAML reads 12:30 as 750
     return values
 
 
@@ -184,13 +215,6 @@ def _coerce(value, field: dataclasses.Field):
             value = float(value)  # YAML 1.1 reads 1e-4 as a string
         except ValueError:
             pass
-    if (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and str in kinds
-        and not _accepts(field.type, value)
-    ):
-        value = str(value)  # a folder may be named 2024
     if not _accepts(field.type, value):
         expected = " or ".join(
             "nothing" if kind is types.NoneType else getattr(kind, "__name__", str(kind)) for kind in kinds

@@ -232,6 +232,8 @@ class Trainer:
         model = full_model(self.published)
         model.eval()
         encoded = self.encode_validation(model=unwrap_peft(model))
+        if not encoded.video_rows:
+            raise UserError(f"no clip of the validation split can be decoded; the first: {encoded.bad[0].cause}")
         metrics = validation_metrics(encoded, self.core.config.experts)
         self.model.train()
         if self.accelerator.is_main_process:

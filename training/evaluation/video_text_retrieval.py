@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`evaluate.Metric` of video-text retrieval: both directions, middle rank on ties, any correction of this project.
+"""`evaluate.Metric` of video-text retrieval: both directions, ties in random order, any correction of this project.
 
 A thin wrapper around rank_retrieval, which the programs in training/ use as well. See README.md.
 """
@@ -8,17 +8,18 @@ import datasets
 import evaluate
 import numpy as np
 
-from .rank_counts import Ranking
-from .retrieval_ranks import rank_retrieval, recalls
-from .score_priors import log_sum_exp
-from .score_tiles import TiledScores
+from .protocol import recalls
+
+# `evaluate` copies the files that are imported here, not what those import
+from .ranks import rank_retrieval
 
 
 _DESCRIPTION = """\
 Retrieval between texts and videos: R@1, R@5, R@10 (percent), their sum Rsum, median rank and mean rank, for
-text_to_video and video_to_text. Ranks start at 1 and ties take the middle rank, so a model that gives every pair the
-same score gets chance. Where a video has several captions, video_to_text is its best caption's rank (its other ones
-are no distractors) and video_to_text_caption_max ranks groups of captions by their highest score, as CLIP4Clip does.
+text_to_video and video_to_text. Ranks start at 1. Candidates with equal scores are in random order: R@K is the
+expectation, median and mean use the middle rank, so a model that gives every pair the same score gets chance. Where a
+video has several captions, video_to_text is its best caption's rank (its other ones are no distractors) and
+video_to_text_caption_max ranks groups of captions by their highest score, as CLIP4Clip does.
 """
 
 _INPUTS = """
@@ -40,11 +41,9 @@ Example:
 
 _CITATION = """\
 @article{cheng2021camoe,
-  title   = {Improving Video-Text Retrieval by Multi-Stream Corpus Alignment and Dual Softmax Loss},
-  author  = {Cheng, Xing and Lin, Hezheng and Wu, Xiangyu and Yang, Fan and Shen, Dong},
-  journal = {arXiv preprint arXiv:2109.04290},
-  year    = {2021}
-}
+  title = {Improving Video-Text Retrieval by Multi-Stream Corpus Alignment and Dual Softmax Loss},
+  author = {Cheng, Xing and Lin, Hezheng and Wu, Xiangyu and Yang, Fan and Shen, Dong},
+  journal = {arXiv preprint arXiv:2109.04290}, year = {2021}}
 """
 
 
@@ -90,7 +89,3 @@ class VideoTextRetrieval(evaluate.Metric):
             if str(reference) not in positions:
                 raise ValueError(f"Text {text} belongs to video {reference!r}, which is not in `video_ids`.")
         return [positions[str(reference)] for reference in references]
-
-
-# `evaluate` copies the modules that this file imports from beside it, not what those import: so each is named here.
-__all__ = ["Ranking", "TiledScores", "VideoTextRetrieval", "log_sum_exp"]
