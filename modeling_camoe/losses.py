@@ -64,7 +64,8 @@ def contrastive_loss(
     Args:
         text_vectors, video_vectors: (n,K) of this process, pair i in row i of both.
         scale: exp(logit_scale).
-        video_ids: (n,) integers; pairs of the same video are not each other's negatives.
+        video_ids: (n,) integers; pairs of the same video are not each other's negatives. With (n,J), pairs that agree
+            in any of the J numbers are not: for example the video and a hash of the caption.
         dual_softmax_temp: temperature of the prior, None for no prior. 1000, in the authors' file, is close to none.
 
     Returns:
@@ -91,7 +92,8 @@ def contrastive_loss(
     excluded = None
     if video_ids is not None:
         video_ids = gather_with_grad(video_ids)
-        excluded = video_ids[used, None] == video_ids  # same shape as the logits, the same for both directions
+        video_ids = video_ids.flatten(1) if video_ids.ndim > 1 else video_ids[:, None]  # (N,J)
+        excluded = (video_ids[used, None] == video_ids).any(dim=-1)  # as the logits, the same for both directions
         excluded[:, used].fill_diagonal_(False)
         text_logits, video_logits = (_mask(logits, excluded) for logits in (text_logits, video_logits))
     if dual_softmax_temp is not None:
