@@ -130,12 +130,13 @@ class TrainPairs(Dataset):
             given = position - int(self.ends[first - 1] if first else 0)
         bad = []
         for attempt, video in self._candidates(first):
-            # A generator per (seed, epoch, position, attempt): workers and resumes do not change what it draws.
-            generator = torch.Generator().manual_seed(hash((self.seed, epoch, position, attempt)) % 2**63)
-            caption = given
-            if caption is None or attempt > 0:
-                caption = int(torch.randint(int(self.split.caption_counts[video]), (1,), generator=generator))
-            frame_seed = int(torch.randint(2**31, (1,), generator=generator))
+            caption, frame_seed = given, 0
+            if caption is None or attempt > 0 or self.sampling == "jitter":  # making a generator takes time
+                # One per (seed, epoch, position, attempt): workers and resumes do not change what it draws.
+                generator = torch.Generator().manual_seed(hash((self.seed, epoch, position, attempt)) % 2**63)
+                if caption is None or attempt > 0:
+                    caption = int(torch.randint(int(self.split.caption_counts[video]), (1,), generator=generator))
+                frame_seed = int(torch.randint(2**31, (1,), generator=generator))
             try:
                 item = self._load(video, caption, frame_seed)
             except VideoDecodingError as error:
@@ -152,9 +153,11 @@ class TrainPairs(Dataset):
     def _candidates(self, first: int) -> Iterator[tuple[int, int]]:
         """(attempt, clip): this clip, then those after it, without the ones that are known to be bad."""
         flags, count = self.bad.numpy(), len(self.bad)
+        if not flags[first]:
+            yield 0, first
         if flags.all():
             return
-        for attempt in range(count):
+        for attempt in range(1, count):
             video = (first + attempt) % count
             if not flags[video]:
                 yield attempt, video

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run starts from: load or create the model, its processor and the optimiser's parameter groups.
+"""What a run starts from: load or create the model and its processor.
 
 A run starts from a CLIP or CAMoE checkpoint (folder or Hub id), or from scratch with the sizes of a CLIP. In that case
 a byte-pair tokenizer is trained on the training captions.
@@ -48,7 +48,7 @@ def build_processor(options, captions: Iterable[str]) -> CAMoEProcessor:
         try:
             config = AutoConfig.from_pretrained(options.model_name_or_path)
             if config.model_type == "camoe":
-                return AutoProcessor.from_pretrained(options.model_name_or_path)
+                return with_options(AutoProcessor.from_pretrained(options.model_name_or_path), options)
             if config.model_type != "clip":
                 raise UserError(
                     f"{options.model_name_or_path} is a {config.model_type!r} checkpoint; start from a CLIP or a CAMoE"
@@ -72,12 +72,31 @@ def build_processor(options, captions: Iterable[str]) -> CAMoEProcessor:
         raise UserError(f"the processor's options are wrong: {error}") from error
 
 
+def with_options(processor: CAMoEProcessor, options) -> CAMoEProcessor:
+    """A checkpoint's processor with the run's frames, tokens, tagger, streams and experts: what the recipe records."""
+    experts = options.model.get("experts", processor.experts)
+    streams = options.streams
+    if streams is None:
+        streams = {expert: stream for expert, stream in processor.streams.items() if expert in experts}
+    processor.video_processor.num_frames = options.num_frames
+    try:
+        return CAMoEProcessor(
+            processor.video_processor, processor.tokenizer, experts, streams, options.tagger, options.max_words
+        )
+    except ValueError as error:
+        raise UserError(f"the processor's options are wrong: {error}") from error
+
+
 def build_model(options, processor: CAMoEProcessor) -> CAMoEModel:
     """The model for these options, on the CPU."""
     changes = {"max_frames": max(64, options.num_frames), **options.model}
     try:
         if options.model_name_or_path is not None:
-            return CAMoEModel.from_pretrained(options.model_name_or_path, **changes)
+            # A gate over other experts starts anew, and says so in the library's report.
+            other_gate = "experts" in options.model
+            return CAMoEModel.from_pretrained(
+                options.model_name_or_path, ignore_mismatched_sizes=other_gate, **changes
+            )
         tokenizer = processor.tokenizer
         text = {
             **(options.clip_config.get("text_config") or {}),
@@ -91,20 +110,5 @@ def build_model(options, processor: CAMoEProcessor) -> CAMoEModel:
         if options.spatial_start:
             apply_spatial_start(model.clip.vision_model)
         return model
-    except (StrictDataclassError, TypeError, ValueError) as error:  # wrong types, unknown aggregations, ...
+    except (StrictDataclassError, RuntimeError, TypeError, ValueError) as error:  # wrong types, other sizes, ...
         raise UserError(f"the model's options are wrong: {error}") from error
-
-
-def parameter_groups(model: CAMoEModel, options) -> list[dict]:
-    """AdamW groups: CLIP and the new layers at their own learning rates; no decay on norms, biases and logit_scale."""
-    groups: dict[tuple[float, float], list] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:  # frozen because LoRA trains in its place
-            continue
-        rate = options.clip_learning_rate if ".clip." in f".{name}" else options.learning_rate
-        if rate == 0:
-            parameter.requires_grad_(False)
-            continue
-        decay = 0.0 if parameter.ndim < 2 else options.weight_decay
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
