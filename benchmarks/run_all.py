@@ -34,6 +34,8 @@ PROGRAMS = {
     "frame_cache_speed": [],
     "embedding": [],
     "search": [],
+    "index_changes": ["--repeats", "3"],
+    "index_readers": [],
     "evaluation": [],
     "tagging": [],
     "startup": ["--repeats", "2"],

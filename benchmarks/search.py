@@ -1,110 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a search in an index costs over a bare FAISS call, and over a matrix product, on the same vectors.
+"""What a search in an index costs over the bare matrix product of BLAS on the same mapped bytes, and opening it.
 
-    python benchmarks/search.py                              10,000 moments of 2,048 entries, some seconds
-    python benchmarks/search.py --moments 200000         4 GB of disk and 6 GB of memory, some minutes
+    python benchmarks/search.py                             10,000 moments of 2,048 entries, some seconds
+    python benchmarks/search.py --moments 100000            0.8 GB of disk
+    python benchmarks/search.py --moments 1000000 --width 512
 
-All run in this process on the same random folded vectors, in turns. The peers are faiss.IndexFlatIP without the entry
-of the correction, and numpy's matrix product with a partial sort; ours also subtracts the bias and looks up paths and
-times. Opening: `VideoIndex.load`, everything memory-mapped.
+All run in this process, in turns. The limit is numpy's `vectors @ query` (or `queries @ vectors.T`) over the mapped
+segments, without looking at the scores; the peer is faiss.IndexFlatIP on a copy of the vectors in memory. Ours also
+subtracts the bias, finds the best, and looks up paths and times.
 """
 
 import tempfile
-import time
 from pathlib import Path
 
 import faiss
 import numpy as np
 from harness import Line, compare, finish, in_turns, parser
+from synthetic_index import EXPERTS, random_vectors, write_index
 
-from camoe_search.bank import QueryBank
 from camoe_search.index import VideoIndex
-from camoe_search.store import Description, moments_table, write_index
 
 
-EXPERTS = ["fusion", "entity", "action", "scene"]
 DEFAULT_MOMENTS = 10_000
-GOAL = 1.1  # times a bare FAISS call
-OPENING_GOAL = 1.0  # seconds
+GOALS = {1: 1.1, 64: 1.2}  # times the bare product, by queries per call
+OPENING_GOAL = 0.1  # seconds
+PEER_BYTES = 1 << 30  # FAISS holds a copy of the vectors in memory: no peer above this
 
 
-def random_vectors(count: int, width: int, seed: int) -> np.ndarray:
-    """(count, width) float32: unit vectors per expert, as a folded text has; a quarter of that for a uniform gate."""
-    vectors = np.random.default_rng(seed).standard_normal((count, len(EXPERTS), width // len(EXPERTS)), np.float32)
-    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
-    return vectors.reshape(count, width)
-
-
-def write_random_index(folder: Path, vectors: np.ndarray):
-    """An index of vectors without videos, with a query bank."""
-    count, width = vectors.shape
-    rows = {
-        "path": [f"/videos/{i:07}.mp4" for i in range(count)],
-        "start": np.zeros(count),
-        "end": np.full(count, 10.0),
-        "size": np.zeros(count, np.int64),
-        "mtime_ns": np.zeros(count, np.int64),
-        "content_hash": [""] * count,
-    }
-    gates = np.full((count, len(EXPERTS)), 1 / len(EXPERTS), np.float32)
-    description = Description("random", "random", EXPERTS, width // len(EXPERTS), 12, "uniform")
-    bank = QueryBank([""] * 16, random_vectors(16, width, seed=1), tau=0.05)
-    write_index(folder, description, moments_table(rows, vectors, gates), bank)
-
-
-def matrix_product(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best rows of (N,K) queries among (B,K) vectors, as numpy finds them: (N,k) scores, (N,k) rows."""
-    scores = queries @ vectors.T  # (N,B)
-    rows = np.argpartition(scores, -k, axis=1)[:, -k:]
-    best = np.take_along_axis(scores, rows, axis=1)
-    order = np.argsort(-best, axis=1)
-    return np.take_along_axis(best, order, axis=1), np.take_along_axis(rows, order, axis=1)
+def bare_product(parts: list[np.ndarray], queries: np.ndarray):
+    """The scores of all rows, and nothing else."""
+    if len(queries) == 1:
+        return [vectors @ queries[0] for vectors in parts]
+    return [queries @ vectors.T for vectors in parts]
 
 
 def measure(count: int, options, folder: Path) -> list[Line]:
     """The lines of one size."""
-    vectors = random_vectors(count, options.width, seed=0) / len(EXPERTS)
-    begin = time.perf_counter()
-    write_random_index(folder, vectors)
-    lines = [Line(f"build, {count:,} moments", "s", time.perf_counter() - begin, note="from vectors in memory")]
+    write_index(folder, count, options.width, dtype=options.dtype)
     opening = in_turns({"open": lambda: VideoIndex.load(folder)}, options.repeats)["open"]
     seconds = float(np.median(opening))
-    lines.append(
+    lines = [
         Line(
             f"open, {count:,} moments", "s", seconds, ratio=seconds, ratio_name="seconds",
             spread=(min(opening), max(opening)), goal=OPENING_GOAL, at_least=False,
         )
-    )  # fmt: skip
+    ]  # fmt: skip
     index = VideoIndex.load(folder)
-    peer = faiss.IndexFlatIP(options.width)
-    peer.add(vectors)
+    with index.store.state() as rows:
+        parts = [part.vectors for part in rows.parts]
+    peer = None
+    if 4 * count * options.width <= PEER_BYTES:
+        peer = faiss.IndexFlatIP(options.width)
+        for vectors in parts:
+            peer.add(vectors.astype(np.float32))
     for size in options.batches:
         queries = random_vectors(size, options.width, seed=2)
-        assert_same(index, queries, vectors, options.k)
+        assert_same(index, queries, parts, options.k)
         calls = {
-            "faiss": lambda queries=queries: peer.search(queries, options.k),
+            "bare": lambda queries=queries: bare_product(parts, queries),
             "on": lambda queries=queries: index.search_vectors(queries, options.k, correction="query_bank"),
             "off": lambda queries=queries: index.search_vectors(queries, options.k, correction="none"),
-            "numpy": lambda queries=queries: matrix_product(queries, vectors, options.k),
         }
+        if peer is not None:
+            calls["faiss"] = lambda queries=queries: peer.search(queries, options.k)
         cost = in_turns(calls, options.repeats, warm_up=2)  # pages come into memory
-        name, form = f"{count:,} moments, batch {size}", {"scale": 1000, "unit": "ms"}
+        name, form = f"{count:,} moments of {options.width:,}, batch {size}", {"scale": 1000, "unit": "ms"}
+        if options.dtype != "float32":
+            name += f", {options.dtype}"
         for correction in ("on", "off"):
             lines.append(
                 compare(
-                    f"{name}, correction {correction}", cost[correction], cost["faiss"], "FAISS", speedup=False,
-                    goal=GOAL, **form,
+                    f"{name}, correction {correction}", cost[correction], cost["bare"], "bare product", speedup=False,
+                    goal=GOALS.get(size) if options.dtype == "float32" else None, **form,
                 )
             )  # fmt: skip
-        lines.append(compare(f"{name}, correction on", cost["on"], cost["numpy"], "numpy", **form))
+        if peer is not None:
+            lines.append(compare(f"{name}, correction on", cost["on"], cost["faiss"], "FAISS flat", **form))
     return lines
 
 
-def assert_same(index: VideoIndex, queries: np.ndarray, vectors: np.ndarray, k: int):
-    """All find the same, or their times would mean nothing."""
-    _, rows = matrix_product(queries, vectors, k)
-    found = [[hit.row for hit in hits] for hits in index.search_vectors(queries, k, correction="none")]
-    if found != rows.tolist():
+def assert_same(index: VideoIndex, queries: np.ndarray, parts: list[np.ndarray], k: int):
+    """Both find the same, or their times would mean nothing."""
+    scores = np.concatenate(bare_product(parts, queries), axis=-1).reshape(len(queries), -1)  # (N,B)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    hits = index.search_vectors(queries, k, correction="none")
+    if [[int(Path(hit.path).stem) for hit in found] for found in hits] != expected.tolist():
         raise SystemExit("the index and the matrix product do not find the same moments")
 
 
@@ -113,6 +93,7 @@ def main():
     arguments.set_defaults(repeats=15)
     arguments.add_argument("--moments", type=int, nargs="+", default=[DEFAULT_MOMENTS])
     arguments.add_argument("--width", type=int, default=2048, help="entries of a folded vector, a multiple of 4")
+    arguments.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the stored vectors")
     arguments.add_argument("--batches", type=int, nargs="+", default=[1, 64], help="queries a call")
     arguments.add_argument("-k", type=int, default=10)
     arguments.add_argument("--folder", help="where the index goes for the time of the run (default: the system's)")
@@ -121,11 +102,13 @@ def main():
     lines = []
     for count in options.moments:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            lines += measure(count, options, Path(folder))
+            lines += measure(count, options, Path(folder) / "index")
     del options.folder  # a place on this machine
     largest = max(options.moments)  # results of other sizes do not take the place of the default's
     name = "search" if largest == DEFAULT_MOMENTS else f"search_{largest}"
-    finish(name, lines, options, {"threads of FAISS": faiss.omp_get_max_threads()})
+    if options.dtype != "float32":
+        name += f"_{options.dtype}"
+    finish(name, lines, options, {"experts": len(EXPERTS)})
 
 
 if __name__ == "__main__":

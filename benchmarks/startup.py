@@ -5,8 +5,8 @@
 
 - `import modeling_camoe` against what a user of the library imports for the same purpose, and against torch alone;
 - AutoModel.from_pretrained of a ViT-B/32 CAMoE against CLIPModel.from_pretrained of its CLIP;
-- `camoe search` in an index of a hundred moments, from the shell to the printed result, against the import of what any
-  such program needs: torch, the model, datasets and FAISS.
+- `camoe search` in an index of a hundred moments, from the shell to the printed result, with a tagger and a text
+  tower of ViT-B/32, against a limit of 1.5 s and against the import of what a program with torch would need.
 """
 
 import os
@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
-from harness import compare, finish, in_turns, parser
+from harness import Line, compare, finish, in_turns, parser
 
 
 ROOT = Path(__file__).parents[1]
@@ -49,31 +50,20 @@ def save_models(folder: Path, num_layers: int) -> tuple[Path, Path]:
     model = CAMoEModel(CAMoEConfig(clip_config=clip_config))
     model.save_pretrained(folder / "camoe")
     model.clip.save_pretrained(folder / "clip")
-    CAMoEProcessor(CAMoEVideoProcessor(), tokenizer, model.config.experts).save_pretrained(folder / "camoe")
+    CAMoEProcessor(CAMoEVideoProcessor(), tokenizer, model.config).save_pretrained(folder / "camoe")
     return folder / "camoe", folder / "clip"
 
 
 def write_index(folder: Path, model: Path, width: int):
-    import numpy as np
-    from search import EXPERTS, random_vectors
+    from synthetic_index import write_index as write
 
-    from camoe_search.encoder import Encoder
-    from camoe_search.store import Description, moments_table
-    from camoe_search.store import write_index as write
+    from camoe_search.encoder import CAMoEEncoder
+    from camoe_search.text_encoder import export_text_encoder
 
-    count = 100
-    rows = {
-        "path": [f"/videos/{i:03}.mp4" for i in range(count)],
-        "start": np.zeros(count),
-        "end": np.full(count, 10.0),
-        "size": np.zeros(count, np.int64),
-        "mtime_ns": np.zeros(count, np.int64),
-        "content_hash": [""] * count,
-    }
-    gates = np.full((count, len(EXPERTS)), 0.25, np.float32)
-    weights = Encoder.from_pretrained(str(model)).weights
-    description = Description(str(model), weights, EXPERTS, width // len(EXPERTS), 12, "uniform")
-    write(folder, description, moments_table(rows, random_vectors(count, width, seed=0) / 4, gates), None)
+    encoder = CAMoEEncoder.from_pretrained(str(model), device="cpu")
+    write(folder, 100, width, model=str(model), weights=encoder.weights)
+    if reason := export_text_encoder(encoder, folder):
+        raise SystemExit(f"the text tower cannot be exported: {reason}")
 
 
 def main():
@@ -85,6 +75,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         camoe, clip = save_models(Path(temporary), options.layers)
         index = Path(temporary) / "index"
+        index.mkdir()
         write_index(index, camoe, 2048)
         load = "{0}.from_pretrained({1!r})"
         seconds = in_turns(
@@ -95,7 +86,7 @@ def main():
                 "load": lambda: run("-c", f"import modeling_camoe; {LIBRARY}; {load.format('AutoModel', str(camoe))}"),
                 "load of CLIP": lambda: run("-c", f"{LIBRARY}; {load.format('CLIPModel', str(clip))}"),
                 "search": lambda: run("-m", "camoe_search", "search", "a red star", "--index", str(index)),
-                "imports for a search": lambda: run("-c", f"{LIBRARY}; import datasets, faiss, spacy, pyarrow"),
+                "imports for a search": lambda: run("-c", f"{LIBRARY}; import spacy"),
             },
             options.repeats,
         )
@@ -111,8 +102,12 @@ def main():
             speedup=False, goal=1.1, **torch_alone,
         ),
         compare(
-            "camoe search, cold", seconds["search"], seconds["imports for a search"], "imports alone", speedup=False,
-            goal=1.5, note="model, tagger and index are loaded beyond the imports",
+            "camoe search, cold", seconds["search"], seconds["imports for a search"], "imports with torch",
+            note="text tower and tagger are loaded, too",
+        ),
+        Line(
+            "camoe search, cold: seconds", "s", median(seconds["search"]), ratio=median(seconds["search"]),
+            ratio_name="seconds", spread=(min(seconds["search"]), max(seconds["search"])), goal=1.5, at_least=False,
         ),
     ]  # fmt: skip
     finish("startup", lines, options, {"imported by modeling_camoe": loaded})

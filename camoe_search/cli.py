@@ -1,28 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `camoe`: index, search, serve, stats, export, calibrate.
+"""The command `camoe`: index, search, serve, remove, calibrate, optimize, info, export.
 
-Torch and the models are imported when a command runs, so that `camoe --help` answers at once. A user's mistake is one
-line on stderr and exit code 2; Ctrl-C is exit code 130.
+Torch and the models are imported when a command needs them: `camoe --help` answers at once, and so do commands that
+load no model. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130.
 """
 
 import argparse
+import contextlib
 import json
+import logging
 import os
+import sqlite3
 import sys
 from pathlib import Path
 
+from . import missing_package
 from .errors import SearchError
 
 
-DESCRIPTION = """Search a folder of videos by describing what happens in them.
+DESCRIPTION = """Search folders of videos by describing what happens in them.
 
-  camoe index ~/videos --model runs/demo --index my-index     (again later: only what is new or changed)
+  camoe index ~/videos --model runs/demo --index my-index     make an index
+  camoe index --index my-index --prune                        later: what is new, changed, gone
   camoe search "a dog catches a frisbee" --index my-index
 """
 
-INDEX_HELP = """Index the videos under folders. Run it again at any time: unchanged files are skipped, changed ones are
-encoded again, and an interrupted run continues where it stopped. Files that cannot be read are listed in
-INDEX/skipped.jsonl with the cause. Several GPUs: accelerate launch -m camoe_search index …"""
+INDEX_HELP = """Index the videos under folders. Run it again at any time, with or without the folders: unchanged files
+are skipped, changed ones are encoded again, renamed, moved and copied ones are recognised by their content, and an
+interrupted run goes on where it stopped. What is done can be searched at once. Several GPUs:
+accelerate launch -m camoe_search index …
+
+  camoe index ~/videos --model runs/demo --index my-index --exclude .trash --exclude "*.part.mp4"
+  camoe index --index my-index --prune                 all folders that the index knows; forget files that are gone
+  camoe index /new/place --index my-index              a library that moved: nothing is encoded again
+  camoe index --index my-index --watch --prune         stay, and follow what happens in the folders
+  find . -name "*.mp4" -newer stamp | camoe index --files-from - --index my-index"""
 
 SEARCH_HELP = """Search with a text, or with a video (--like). The score is the similarity, from -1 to 1, minus a
 correction for hubs: a video that resembles every query ranks first too often, and the query bank measures how much.
@@ -37,40 +49,52 @@ correction, find similar moments. Only files of the index can be read through it
 
   camoe serve --index my-index      then open http://127.0.0.1:7860"""
 
-SHOWN_CAUSES = 3  # of skipped files; skipped.jsonl has all of them
+REMOVE_HELP = """Take files out of an index; the files themselves stay where they are. A PATTERN is a file, a folder,
+or a pattern that is compared with whole paths.
+
+  camoe remove ~/videos/old --index my-index
+  camoe remove "*/raw/*.mov" --index my-index
+  camoe remove --source laptop --uri http://localhost:19530      what a lost index put into Milvus"""
+
+OPTIMIZE_HELP = """Make an approximate index of the vectors (FAISS), a cache beside them: worthwhile from about a
+million moments. Prints how many of exact search's first ten it finds. What is added later is searched exactly; run it
+again now and then. A filter that leaves few moments is searched exactly, too.
+
+  camoe optimize --kind ivf --index my-index
+  camoe optimize --kind none --index my-index          remove it"""
+
+SHOWN_CAUSES = 3  # of skipped files; `camoe info --skipped` has all of them
 READ_ONLY = ("search", "serve")  # these commands also open an index that is in Milvus only
 
 
 def main(argv: list[str] | None = None):
     """Entry point of the console script."""
     options = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s")  # our own notes go to stderr as they are
+    # Libraries that load models and data sets show bars: a search should print results only.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        _disable_progress_bars()
         options.run(options)
     except BrokenPipeError:  # `camoe search … | head` stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         sys.exit(130)
-    except (SearchError, ImportError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    except ModuleNotFoundError as error:
+        _fail(missing_package(error))
+    except (SearchError, ImportError, OSError, sqlite3.Error) as error:
+        _fail(error)
     except ValueError as error:
         from modeling_camoe.frames import VideoDecodingError
 
         if not isinstance(error, VideoDecodingError):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(error)
 
 
-def _disable_progress_bars():
-    """Of the libraries that load the model and the index: a search should print results only."""
-    from datasets import disable_progress_bars
-    from transformers.utils import logging
-
-    disable_progress_bars()
-    logging.disable_progress_bar()
+def _fail(error: Exception | str):
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,18 +102,41 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("camoe", description=DESCRIPTION, formatter_class=formatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name, run, help, description=None):
+    def command(name, run, help, description=None, model=False):
         added = commands.add_parser(name, help=help, description=description or help, formatter_class=formatter)
         added.set_defaults(run=run)
-        added.add_argument("--index", required=name not in READ_ONLY, metavar="DIR", help="folder of the index")
+        added.add_argument(
+            "--index", required=name not in (*READ_ONLY, "remove"), metavar="DIR", help="folder of the index"
+        )
         if name in READ_ONLY:
             _add_milvus_options(added, "search what is in Milvus at this address, without an index folder")
-        added.add_argument("--device", help="where the model runs, for example cuda:1 or cpu (default: a GPU if any)")
+        if model:
+            added.add_argument(
+                "--device", help="where the model runs, for example cuda:1 or cpu (default: a GPU if any)"
+            )
+            added.add_argument(
+                "--trust-remote-code", action="store_true", help="let a SentenceTransformer run its repository's code"
+            )
         return added
 
-    index = command("index", _index, "index the videos under folders", INDEX_HELP)
-    index.add_argument("paths", nargs="+", metavar="PATH", help="folders and files")
-    index.add_argument("--model", help="checkpoint folder or Hub id (default: the one that the index was made with)")
+    index = command("index", _index, "index the videos under folders, or update an index", INDEX_HELP, model=True)
+    index.add_argument(
+        "paths", nargs="*", metavar="ROOT", help="folders and files (default: those that the index knows)"
+    )
+    index.add_argument(
+        "--model",
+        help="a CAMoE checkpoint, a plain dual encoder (CLIP, SigLIP, …) or a SentenceTransformer that encodes video: "
+        "folder or Hub id (default: the one that the index was made with)",
+    )
+    index.add_argument("--files-from", metavar="FILE", help="also the paths in this file, one per line; - is stdin")
+    index.add_argument(
+        "--exclude", action="append", metavar="GLOB",
+        help="leave out files and folders with such a name or path from ROOT; may be repeated; the index remembers it",
+    )  # fmt: skip
+    index.add_argument("--prune", action="store_true", help="forget files that are no longer there, or excluded")
+    index.add_argument("--watch", action="store_true", help="go on for ever: index what appears and changes")
+    index.add_argument("--retry", action="store_true", help="read files again that could not be read")
+    index.add_argument("--rebuild", action="store_true", help="empty the index first, for example for another model")
     index.add_argument(
         "--window", type=_not_negative, metavar="SECONDS",
         help="cut videos into moments of this length; 0: never (default: 10 s for videos over 30 s)",
@@ -100,23 +147,33 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument(
         "--sampling", choices=("uniform", "keyframe"), help="keyframe is faster and less exact (default: uniform)"
     )
-    index.add_argument("--prune", action="store_true", help="drop files that no longer exist")
-    index.add_argument("--rebuild", action="store_true", help="ignore what the index holds and start over")
     index.add_argument(
-        "--faiss",
-        choices=("flat", "hnsw", "ivf"),
-        help="flat is exact; hnsw and ivf pay off from a million moments",
+        "--dtype", choices=("float32", "float16"), help="of the stored vectors; float16 halves them (default: float32)"
     )
-    index.add_argument(
-        "--store", choices=("faiss", "milvus"), help="where vectors are searched: in the index folder, or in Milvus"
-    )
-    _add_milvus_options(index, "of Milvus: http://host:19530, or a file name ending in .db for an embedded database")
     _add_bank_options(index, required=False)
+    index.add_argument("--store", choices=("milvus",), help="also keep a copy in Milvus, for searches from elsewhere")
+    _add_milvus_options(index, "of Milvus: http://host:19530, or a file name ending in .db for an embedded database")
+    index.add_argument("--source", metavar="NAME", help="of this index among those that share a collection")
+    index.add_argument(
+        "--milvus-index",
+        choices=("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "DISKANN"),
+        help="of a new collection (default: FLAT)",
+    )
+    index.add_argument(
+        "--milvus-params", type=_json_object, metavar="JSON", help="""of that index, for example '{"M": 32}'"""
+    )
+    index.add_argument("--milvus-dtype", choices=("float32", "float16"), help="of a new collection (default: float32)")
+    index.add_argument(
+        "--milvus-bias", choices=("folded", "column"),
+        help="the correction as one more entry of the vector, exact (default), or as a column: for quantised vectors; "
+        "then the best 10 k are fetched and ranked",
+    )  # fmt: skip
+    index.add_argument("--no-text-tower", action="store_true", help="do not export the text tower into the index")
     index.add_argument("--batch-size", type=_count, default=16, help="moments per forward pass (default: 16)")
     index.add_argument("--num-workers", type=_count_or_zero, default=2, help="processes that decode (default: 2)")
     index.add_argument("--json", action="store_true", help="print the report as JSON")
 
-    search = command("search", _search, "find moments by a text or a video", SEARCH_HELP)
+    search = command("search", _search, "find moments by a text or a video", SEARCH_HELP, model=True)
     search.add_argument("text", nargs="?", help="what to look for")
     search.add_argument("--like", metavar="VIDEO", help="find moments like this video, instead of a text")
     search.add_argument(
@@ -138,28 +195,40 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--grid", metavar="PNG", help="also write a picture of the results")
     search.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    serve = command("serve", _serve, "search on a web page that plays what it finds", SERVE_HELP)
+    serve = command("serve", _serve, "search on a web page that plays what it finds", SERVE_HELP, model=True)
     serve.add_argument("--model", help="the index's model, if it has moved")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=_count_or_zero, default=7860, help="0 picks a free one (default: 7860)")
     serve.add_argument("--page-size", type=_count, default=12, metavar="K", help="results per page (default: 12)")
 
-    stats = command("stats", _stats, "show what is in an index")
-    stats.add_argument("--json", action="store_true", help="print JSON")
+    remove = command("remove", _remove, "take files out of an index", REMOVE_HELP)
+    remove.add_argument("patterns", nargs="*", metavar="PATTERN", help="a file, a folder, or a pattern of whole paths")
+    remove.add_argument("--source", metavar="NAME", help="instead: all rows of this source in Milvus")
+    _add_milvus_options(remove, "of Milvus, with --source")
+    remove.add_argument("--json", action="store_true", help="print the numbers as JSON")
+
+    calibrate = command(
+        "calibrate", _calibrate, "replace the query bank, for example with what users asked; encodes no video",
+        model=True,
+    )  # fmt: skip
+    _add_bank_options(calibrate, required=True)
+
+    optimize = command("optimize", _optimize, "make an approximate index, for millions of moments", OPTIMIZE_HELP)
+    optimize.add_argument("--kind", required=True, choices=("ivf", "hnsw", "none"), help="none removes it")
+    optimize.add_argument("--json", action="store_true", help="print JSON")
+
+    info = command("info", _info, "show what is in an index")
+    info.add_argument("--skipped", action="store_true", help="only the files that could not be read, with the causes")
+    info.add_argument("--json", action="store_true", help="print JSON")
 
     export = command("export", _export, "write an index as .parquet or .jsonl (or .csv, without vectors)")
     export.add_argument("output", metavar="FILE", help="the extension decides the format")
-
-    calibrate = command(
-        "calibrate", _calibrate, "replace the query bank, for example with what users asked; no video is encoded again"
-    )
-    _add_bank_options(calibrate, required=True)
     return parser
 
 
 def _add_bank_options(parser, required: bool):
     parser.add_argument(
-        "--queries", required=required, metavar="FILE",
+        "--bank", required=required, metavar="FILE",
         help="texts of the query bank, one per line" + ("" if required else " (default: training captions)"),
     )  # fmt: skip
     parser.add_argument("--tau", type=_positive, help="temperature of the bank, in units of the score")
@@ -209,54 +278,122 @@ def _expert(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=WEIGHT, such as action=2.0") from None
 
 
+def _json_object(text: str) -> dict:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
+
+
 def _read_lines(path: str | None) -> list[str] | None:
     if path is None:
         return None
     try:
-        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
+        return [line for line in text.splitlines() if line.strip()]
     except UnicodeDecodeError:
-        raise SearchError(f"{path} is not UTF-8 text: give one query per line") from None
+        raise SearchError(f"{path} is not UTF-8 text: give one per line") from None
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
 def _index(options):
-    import dataclasses
-
-    from .encoder import process_group
-    from .index import VideoIndex
-    from .update import IndexOptions
+    from .database import exists
 
     if options.stride is not None and not options.window:
         raise SearchError("--stride needs a --window of more than 0 seconds")
-    if options.model is None and not (Path(options.index) / "index.json").exists():
+    if options.model is None and not exists(options.index):
+        if (Path(options.index) / "index.json").is_file():
+            from .database import connect
+
+            connect(options.index)  # an index of an earlier version: says what to do
         raise SearchError("--model is missing: a new index needs a checkpoint folder or a Hub id")
-    names = [field.name for field in dataclasses.fields(IndexOptions)]
-    settings = {name: value for name, value in vars(options).items() if name in names}
-    settings |= {"queries": _read_lines(options.queries), "progress": sys.stderr.isatty()}
-    index = VideoIndex.build(
-        options.paths,
+    paths = [*options.paths, *(_read_lines(options.files_from) or ())]
+    if options.files_from and not paths:
+        raise SearchError(f"{options.files_from} names no file")
+    milvus = _milvus_settings(options)
+    index = _build(options, paths, milvus)
+    from .encoder import process_group
+
+    if not process_group().is_main_process:  # only one of several processes prints
+        return
+    _print_report(index.report, options)
+    if options.watch:
+        from .watch import changes
+
+        print("watching; Ctrl-C ends it", file=sys.stderr)
+        roots = [root for (root,) in index.store.select("SELECT path FROM roots")]
+        for _ in changes(paths or roots):
+            index.report = index.add(paths, **_settings(options, milvus) | {"rebuild": False})
+            report = index.report
+            if report.added or report.changed or report.moved or report.dropped:
+                _print_report(report, options)
+
+
+def _build(options, paths: list[str], milvus: dict | None):
+    from .index import VideoIndex
+
+    return VideoIndex.build(
+        paths,
         options.index,
         options.model,
         sampling=options.sampling,
         device=options.device,
-        **settings,
+        trust_remote_code=options.trust_remote_code,
+        **_settings(options, milvus),
     )
-    if not process_group().is_main_process:  # only one of several processes prints
-        return
-    report = index.report
+
+
+def _settings(options, milvus: dict | None) -> dict:
+    """The fields of `update.IndexOptions`."""
+    names = "window stride dtype exclude tau batch_size num_workers prune retry rebuild".split()
+    return {name: getattr(options, name) for name in names} | {
+        "queries": _read_lines(options.bank),
+        "milvus": milvus,
+        "text_encoder": not options.no_text_tower,
+        "progress": sys.stderr.isatty(),
+    }
+
+
+def _milvus_settings(options) -> dict | None:
+    """What --store milvus and its options say; None without it."""
+    if options.store is None:
+        for name in ("uri", "collection", "source", "milvus_index", "milvus_params", "milvus_dtype", "milvus_bias"):
+            if getattr(options, name) is not None:
+                raise SearchError(f"--{name.replace('_', '-')} is for Milvus: give --store milvus with it")
+        return None
+    from .milvus_store import settings
+
+    return settings(
+        options.uri,
+        options.collection,
+        options.source,
+        options.index,
+        options.milvus_index,
+        options.milvus_params,
+        options.milvus_dtype,
+        options.milvus_bias,
+    )
+
+
+def _print_report(report, options):
+    import dataclasses
+
     if options.json:
-        print(json.dumps(dataclasses.asdict(report), indent=2))
+        print(json.dumps(dataclasses.asdict(report), indent=2), flush=True)
         return
     print(
-        f"{report.added} files added, {report.changed} changed, {report.unchanged} unchanged, "
+        f"{report.added} files added, {report.changed} changed, {report.moved} moved, {report.unchanged} unchanged, "
         f"{report.dropped} dropped in {report.seconds:.1f} s; {options.index} has {report.moments} moments"
     )
     if report.written or report.deleted:
         print(f"Milvus: {report.written} moments written, {report.deleted} deleted")
     if report.skipped:
-        print(f"skipped {len(report.skipped)}, listed with their causes in {Path(options.index) / 'skipped.jsonl'}")
+        print(f"skipped {len(report.skipped)}; all causes: camoe info --skipped --index {options.index}")
         for entry in report.skipped[:SHOWN_CAUSES]:
             print(f"  {entry['cause']}")
         if len(report.skipped) > SHOWN_CAUSES:
@@ -264,6 +401,9 @@ def _index(options):
     if report.not_videos:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.not_videos.items()))
         print(f"ignored, not videos by their names: {kinds}")
+    if report.text_encoder:
+        print(f"the text tower could not be exported, so a search loads the whole model: {report.text_encoder}")
+    sys.stdout.flush()
 
 
 def _open(options):
@@ -272,11 +412,12 @@ def _open(options):
         raise SearchError("give either the folder of an index, --index DIR, or --uri of Milvus, one of them")
     from .index import VideoIndex
 
+    model = {"model": options.model, "device": options.device, "trust_remote_code": options.trust_remote_code}
     if options.uri is not None:
-        return VideoIndex.connect(options.uri, options.collection, options.model, options.device)
+        return VideoIndex.connect(options.uri, options.collection, **model)
     if options.collection is not None:
-        raise SearchError("--collection needs --uri: the folder of an index names its own collection")
-    return VideoIndex.load(options.index, options.model, options.device)
+        raise SearchError("--collection needs --uri")
+    return VideoIndex.load(options.index, **model)
 
 
 def _search(options):
@@ -311,24 +452,76 @@ def _serve(options):
 
     index = _open(options)
     listener = serve.listen(options.host, options.port)
-    index.encoder.encode_texts(["ready"])  # loads model and tagger now, not at the first query
+    index.encode_texts(["ready"])  # loads model and tagger now, not at the first query
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     print(f"serving {len(index)} moments at http://{host}:{port} (Ctrl-C to stop)", flush=True)
     serve.serve(index, listener, options.page_size)
 
 
-def _stats(options):
+def _remove(options):
+    if options.source is not None:
+        if options.patterns or options.index or options.uri is None:
+            raise SearchError("--source goes with --uri alone: it removes rows from Milvus, not from an index folder")
+        from .milvus_store import DEFAULT_COLLECTION, MilvusStore
+
+        with contextlib.closing(MilvusStore(options.uri, options.collection or DEFAULT_COLLECTION)) as store:
+            count = store.remove_source(options.source)
+        print(json.dumps({"moments": count}) if options.json else f"removed {count} moments of {options.source}")
+        return
+    if options.index is None or not options.patterns:
+        raise SearchError("give --index DIR and what to remove: files, folders or patterns")
+    from .remove import remove_files
+
+    files, moments = remove_files(options.index, options.patterns)
+    if options.json:
+        print(json.dumps({"files": files, "moments": moments}))
+    else:
+        print(f"removed {files} files with {moments} moments from {options.index}; the files stay where they are")
+
+
+def _calibrate(options):
     from .index import VideoIndex
 
-    stats = VideoIndex.load(options.index).stats()
+    index = VideoIndex.load(options.index, device=options.device, trust_remote_code=options.trust_remote_code)
+    index.calibrate(_read_lines(options.bank), options.tau)
+    bank = index.info()["query_bank"]
+    print(f"the query bank has {bank['queries']} queries, temperature {bank['tau']:g}")
+
+
+def _optimize(options):
+    from .index import VideoIndex
+
+    recall = VideoIndex.load(options.index).optimize(None if options.kind == "none" else options.kind)
     if options.json:
-        print(json.dumps(stats, indent=2))
+        print(json.dumps({"kind": options.kind, "recall": recall}))
+    elif recall is None:
+        print("searches are exact again")
+    else:
+        print(f"{options.kind}: finds {100 * recall:.1f} % of the first ten of exact search")
+
+
+def _info(options):
+    from .index import VideoIndex
+
+    index = VideoIndex.load(options.index)
+    if options.skipped:
+        entries = index.skipped()
+        if options.json:
+            print(json.dumps(entries, indent=2, ensure_ascii=False))
+        for entry in entries if not options.json else ():
+            print(entry["cause"])
         return
-    for name, value in stats.items():
+    info = index.info()
+    if options.json:
+        print(json.dumps(info, indent=2, ensure_ascii=False))
+        return
+    for name, value in info.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {_format_value(part)}" for key, part in value.items())
-        print(f"{name.replace('_', ' '):<20} {_format_value(value)}")
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        print(f"{name.replace('_', ' '):<20} {_format_value(value)}".rstrip())
 
 
 def _format_value(value) -> str:
@@ -340,12 +533,3 @@ def _export(options):
 
     VideoIndex.load(options.index).export(options.output)
     print(f"wrote {options.output}")
-
-
-def _calibrate(options):
-    from .index import VideoIndex
-
-    index = VideoIndex.load(options.index, device=options.device)
-    index.calibrate(_read_lines(options.queries), options.tau)
-    bank = index.stats()["query_bank"]
-    print(f"the query bank has {bank['queries']} queries, temperature {bank['tau']:g}")

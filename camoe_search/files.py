@@ -3,17 +3,17 @@
 
 Notable features:
 - symbolic links are followed, but every folder is entered once, so that a cycle of links ends;
-- a file is unchanged if its path, size and modification time are; if only the time differs, its content hash decides;
+- a file is unchanged if its path, size and modification time are; otherwise its content hash decides;
 - a short video is one window, a long one is cut into several.
 """
 
+import fnmatch
 import hashlib
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from modeling_camoe.frames import VIDEO_EXTENSIONS
 
 from .errors import SearchError
 
@@ -24,6 +24,9 @@ WHOLE_SECONDS = 30.0
 WINDOW_SECONDS = 10.0
 
 HASH_BLOCK = 1 << 20  # bytes read at a time
+# Blocks that the hash of a large file reads, evenly spaced from the first to the last. A file share of 50,000 large
+# files is then 400 GB to read, not all of it.
+HASH_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -42,22 +45,30 @@ class Scan:
     videos: list[VideoFile]  # by name; sorted by path
     skipped: list[dict]  # what could not be read: {"path", "cause"}
     other_extensions: Counter  # of files that are no videos: extension -> number of files
+    paths: Sequence[str] = ()  # what was looked at, absolute
 
 
-def find_videos(paths) -> Scan:
+def find_videos(paths, exclude: Sequence[str] = ()) -> Scan:
     """Video files under files and folders, each once.
 
     A file that is given by name is taken whatever its extension; inside folders, VIDEO_EXTENSIONS decide.
 
+    Args:
+        paths: files and folders.
+        exclude: patterns ("*.part", ".trash", "raw/*") that are compared with the name of each file and folder, and
+            with its path from the folder that was given.
+
     Raises:
         SearchError: a path does not exist.
     """
+    from modeling_camoe.frames import VIDEO_EXTENSIONS  # imports torch, which the rest of this file does not need
+
     found, skipped, other_extensions = {}, [], Counter()
     entered = set()
 
     def add(path: str):
         try:
-            os.fsencode(path).decode()  # Arrow keeps text as UTF-8
+            os.fsencode(path).decode()  # the database keeps text as UTF-8
             status = os.stat(path)
         except UnicodeDecodeError:
             skipped.append({"path": ascii(path), "cause": "its name is not valid UTF-8; rename it"})
@@ -69,8 +80,11 @@ def find_videos(paths) -> Scan:
     def note_unreadable(error: OSError):  # a folder that cannot be listed
         skipped.append({"path": error.filename, "cause": f"{error.filename}: {error.strerror}"})
 
-    for root in map(os.fspath, paths):
-        root = os.path.abspath(os.path.expanduser(root))
+    def is_excluded(name: str, relative: str) -> bool:
+        return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(relative, pattern) for pattern in exclude)
+
+    paths = [absolute(path) for path in paths]
+    for root in paths:
         if os.path.isfile(root):
             add(root)
             continue
@@ -82,14 +96,33 @@ def find_videos(paths) -> Scan:
                 subfolders.clear()
                 continue
             entered.add(identity)
-            subfolders.sort()
+            from_root = os.path.relpath(folder, root)
+            from_root = "" if from_root == "." else from_root
+            subfolders[:] = sorted(n for n in subfolders if not is_excluded(n, os.path.join(from_root, n)))
             for name in sorted(names):
                 extension = os.path.splitext(name)[1].lower()
+                if is_excluded(name, os.path.join(from_root, name)):
+                    continue
                 if extension in VIDEO_EXTENSIONS:
                     add(os.path.join(folder, name))
                 else:
                     other_extensions[extension or name] += 1
-    return Scan(sorted(found.values(), key=lambda video: video.path), skipped, other_extensions)
+    return Scan(sorted(found.values(), key=lambda video: video.path), skipped, other_extensions, paths)
+
+
+def absolute(path: str | os.PathLike) -> str:
+    return os.path.abspath(os.path.expanduser(os.fspath(path)))
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Whether an absolute path is a folder's own or in it."""
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether an absolute path is a file or in a folder that is named, or fits a pattern such as "*/2019/*.mp4"."""
+    wanted = pattern if pattern.startswith("*") else absolute(pattern)
+    return is_inside(path, wanted) or fnmatch.fnmatchcase(path, wanted)
 
 
 def is_unchanged(video: VideoFile) -> bool:
@@ -101,15 +134,26 @@ def is_unchanged(video: VideoFile) -> bool:
     return (status.st_size, status.st_mtime_ns) == (video.size, video.mtime_ns)
 
 
-def content_hash(path: str) -> str | None:
-    """128-bit BLAKE2b of the whole file, in hexadecimal; None if it cannot be read."""
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        with open(path, "rb") as file:
+def content_hash(path: str) -> str:
+    """128-bit BLAKE2b of a file's size and content, in hexadecimal.
+
+    Of files above HASH_BLOCKS megabytes it reads that many blocks, the first and the last among them. Videos that
+    differ have other headers, sizes and compressed bytes throughout; what this could miss is a file changed by hand
+    between the blocks without a change of its size.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+        if size <= HASH_BLOCKS * HASH_BLOCK:
             while block := file.read(HASH_BLOCK):
                 digest.update(block)
-    except OSError:
-        return None
+        else:
+            for number in range(HASH_BLOCKS):
+                file.seek((size - HASH_BLOCK) * number // (HASH_BLOCKS - 1))
+                digest.update(file.read(HASH_BLOCK))
     return digest.hexdigest()
 
 

@@ -3,24 +3,35 @@
 
 from pathlib import Path
 
+from .database import FILE, write_lock
 from .errors import SearchError
-from .store import Description
+from .local_store import LocalStore
+from .segments import segment_path
+from .text_encoder import FOLDER as TEXT_FOLDER
+from .writer import IndexWriter
 
 
-def upload(folder: Path, description: Description, num_moments: int, repo_id: str, private: bool) -> str:
-    """Upload the current generation of an index, replacing an earlier one. Returns the URL of the repository."""
+def upload(folder: Path, repo_id: str, private: bool) -> str:
+    """Upload an index as it is now, replacing an earlier one. Returns the URL of the repository."""
     from huggingface_hub import HfApi
 
     api = HfApi()
     url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo_id,
-        repo_type="dataset",
-        folder_path=folder,
-        allow_patterns=[f"{description.generation}/**", "index.json", "skipped.jsonl"],
-        delete_patterns="generation-*/**",
-        commit_message=f"Index of {num_moments} moments",
-    )
+    with write_lock(folder):  # nothing may change while it is read
+        with IndexWriter(folder) as writer:
+            writer.tidy()  # all of the database is in one file then
+        store = LocalStore(folder)
+        segments = [segment_path(folder, number).name for (number,) in store.select("SELECT id FROM segments")]
+        count = len(store)
+        store.close()
+        api.upload_folder(
+            repo_id=repo_id,
+            repo_type="dataset",
+            folder_path=folder,
+            allow_patterns=[FILE, *segments, f"{TEXT_FOLDER}/*"],
+            delete_patterns="segment-*",
+            commit_message=f"Index of {count} moments",
+        )
     return str(url)
 
 

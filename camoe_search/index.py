@@ -6,26 +6,35 @@
         print(f"{hit.score:.3f} {hit.path} from {hit.start:.0f} s to {hit.end:.0f} s")
 
 N queries, B moments (rows), E experts, D dims, K = E*D entries a folded vector. A score is s of retrieval.py, in
-[-1, 1], minus the moment's bias where the query bank corrects it.
+[-1, 1], minus the moment's bias where the query bank corrects it. Torch is imported when a model has to be loaded:
+searching by text needs none where the index holds its text tower (text_encoder.py).
 """
 
-import contextlib
+from __future__ import annotations
+
 import difflib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 
-from .encoder import Encoder
+from .database import Description
 from .errors import SearchError
-from .faiss_store import FaissStore
-from .hub import download, upload
+from .local_store import LocalStore
 from .results import Filters, Hit, VectorStore
-from .store import read_bank, read_description, read_moments
-from .update import IndexOptions, UpdateReport, check_model, remove_files, replace_bank, update_index
 
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from .encoder import Encoder
+    from .update import UpdateReport
+
+
+logger = logging.getLogger(__name__)
 
 CORRECTIONS = ("none", "query_bank", "dynamic")
 
@@ -33,11 +42,14 @@ CORRECTIONS = ("none", "query_bank", "dynamic")
 class VideoIndex:
     """An index of videos. Make one with `build`, open one with `load`, or with `connect` if it is in Milvus only.
 
+    An open index sees what other processes change: every search is in the state of the last commit.
+
     Args:
-        folder: of the index, see store.py for its files; it is memory-mapped. None: there is only `store`.
-        encoder: the model that made it; None loads it at the first text query.
+        folder: of the index; vectors are memory-mapped. None: there is only `store`.
+        encoder: the model that made it; None loads it when it is needed.
         device: for a model that is loaded later.
-        store: an open `MilvusStore`. None: opens the one that the folder names.
+        store: an open `MilvusStore`; None searches the folder.
+        trust_remote_code: for a SentenceTransformer that is loaded later.
     """
 
     def __init__(
@@ -46,31 +58,21 @@ class VideoIndex:
         encoder: Encoder | None = None,
         device: str | None = None,
         store: VectorStore | None = None,
+        trust_remote_code: bool = False,
     ):
         self._folder = None if folder is None else Path(folder)
-        self.device = device
+        self.device, self.trust_remote_code = device, trust_remote_code
+        self.store = store or LocalStore(self.folder)
         self._encoder = encoder
-        self.store = store
+        self._text_encoder = None
         self.report: UpdateReport | None = None  # of the `build` that made this object
-        self._reopen()
+        if encoder is not None:
+            self._check_model(encoder)
 
-    def _reopen(self):
-        if self._folder is None:
-            self.description = self.store.description()
-            self._moments = None
-        else:
-            self.description = read_description(self._folder)
-            self._moments = read_moments(self._folder, self.description)
-            self.store = self.store or self._open_store()
-        if self._encoder is not None:
-            check_model(self._encoder, self.description)
-
-    def _open_store(self) -> VectorStore:
-        if self.description.store == "milvus":
-            from .milvus_store import MilvusStore
-
-            return MilvusStore(self.description.uri, self.description.collection)
-        return FaissStore(self.folder, self.description, self._moments.data.table)
+    @property
+    def description(self) -> Description:
+        """What the index is, as of the last look at it."""
+        return self.store.description
 
     @property
     def folder(self) -> Path:
@@ -79,28 +81,16 @@ class VideoIndex:
             SearchError: the index was opened with `connect`, without a folder.
         """
         if self._folder is None:
-            raise SearchError(self._needs_folder())
+            raise SearchError(
+                f"only {self.store.uri} is open: this needs the folder where the index was made: give it as --index"
+            )
         return self._folder
 
-    @property
-    def moments(self) -> datasets.Dataset:
-        """One row per moment: path, times, content hash, vector, gate weights, bias. All columns: store.py."""
-        if self._moments is None:
-            raise SearchError(self._needs_folder())
-        return self._moments
-
-    def _needs_folder(self) -> str:
-        return f"only {self.store.uri} is open: this needs the folder where the index was made: give it as --index"
-
     def __len__(self) -> int:
-        return len(self.store if self._moments is None else self._moments)
-
-    def is_outdated(self) -> bool:
-        """Whether the folder holds a newer generation of the index than the one that is open."""
-        return self._folder is not None and read_description(self._folder).generation != self.description.generation
+        return len(self.store)
 
     def close(self):
-        """Close the connection to a database. An index in files does not need it."""
+        """Close the database. The object cannot be used afterwards."""
         self.store.close()
 
     # --- making and changing -----------------------------------------------------------------------------------------
@@ -110,20 +100,22 @@ class VideoIndex:
         cls,
         paths: Sequence[str | os.PathLike],
         folder: str | os.PathLike,
-        model: "str | Encoder | None" = None,
+        model: str | Encoder | None = None,
         *,
         sampling: str | None = None,
         device: str | None = None,
+        trust_remote_code: bool = False,
         **options,
-    ) -> "VideoIndex":
+    ) -> VideoIndex:
         """Index the videos under `paths`, or bring the index in `folder` up to date with them.
 
         Args:
-            paths: folders and files.
+            paths: folders and files; none: the folders that the index knows.
             folder: of the index.
-            model: checkpoint folder, Hub id or [`Encoder`]; None: the one that the index was made with.
+            model: checkpoint folder, Hub id or `Encoder`; None: the one that the index was made with.
             sampling: "uniform" or "keyframe" (faster, less exact); None: the index's, or the model's for a new one.
             device: for the model.
+            trust_remote_code: let a SentenceTransformer run code from its repository.
             options: the fields of `update.IndexOptions`.
 
         Returns:
@@ -132,11 +124,15 @@ class VideoIndex:
         Raises:
             SearchError: saying what is wrong and what to do.
         """
-        is_old = (Path(folder) / "index.json").exists() and not options.get("rebuild")
-        if not isinstance(model, Encoder):
-            old = read_description(folder) if is_old or model is None else None
-            sampling = sampling or (old.sampling if is_old else None)
-            model = Encoder.from_pretrained(model or old.model, device, sampling)
+        from .encoder import load_encoder
+        from .update import IndexOptions, update_index
+
+        if model is None or isinstance(model, str | os.PathLike):
+            old = None
+            if model is None or (_is_index(folder) and not options.get("rebuild")):
+                old = read_folder(folder)
+            sampling = sampling or (None if old is None or options.get("rebuild") else old.sampling)
+            model = load_encoder(str(model or old.model), device, sampling, trust_remote_code)
         report = update_index(paths, folder, model, IndexOptions(**options))
         index = cls(folder, model)
         index.report = report
@@ -144,27 +140,32 @@ class VideoIndex:
 
     @classmethod
     def load(
-        cls, folder_or_repo: str | os.PathLike, model: "str | Encoder | None" = None, device: str | None = None
-    ) -> "VideoIndex":
+        cls,
+        folder_or_repo: str | os.PathLike,
+        model: str | Encoder | None = None,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> VideoIndex:
         """Open an index: a folder, or a data set on the Hub made by `push_to_hub`.
 
         Args:
             model: the model that made it, if it has moved. Its weights are compared.
         """
         if not Path(folder_or_repo).is_dir():
+            from .hub import download
+
             folder_or_repo = download(str(folder_or_repo))
-        if isinstance(model, str):
-            model = Encoder.from_pretrained(model, device, read_description(folder_or_repo).sampling)
-        return cls(folder_or_repo, model, device)
+        return cls(folder_or_repo, device=device, trust_remote_code=trust_remote_code)._with_model(model)
 
     @classmethod
     def connect(
         cls,
         uri: str,
         collection: str | None = None,
-        model: "str | Encoder | None" = None,
+        model: str | Encoder | None = None,
         device: str | None = None,
-    ) -> "VideoIndex":
+        trust_remote_code: bool = False,
+    ) -> VideoIndex:
         """Search what one or many index folders put into Milvus. No folder is needed.
 
         Args:
@@ -175,24 +176,34 @@ class VideoIndex:
         from .milvus_store import DEFAULT_COLLECTION, MilvusStore
 
         store = MilvusStore(uri, collection or DEFAULT_COLLECTION)
-        description = store.description()
-        if description is None:
+        if store.description is None:
             raise SearchError(
                 f"{uri} has no collection {store.collection} made by `camoe index … --store milvus --uri {uri}`"
             )
-        if isinstance(model, str):
-            model = Encoder.from_pretrained(model, device, description.sampling)
-        return cls(None, model, device, store)
+        index = cls(None, device=device, store=store, trust_remote_code=trust_remote_code)
+        return index._with_model(model)
+
+    def _with_model(self, model: str | Encoder | None) -> VideoIndex:
+        if isinstance(model, str | os.PathLike):
+            from .encoder import load_encoder
+
+            model = load_encoder(str(model), self.device, self.description.sampling, self.trust_remote_code)
+        if model is not None:
+            self._check_model(model)
+            self._encoder = model
+        return self
 
     def add(self, paths: Sequence[str | os.PathLike], **options) -> UpdateReport:
         """Index more files or folders; takes the fields of `update.IndexOptions` as options."""
-        with self._changing() as folder:
-            return update_index(paths, folder, self.encoder, IndexOptions(**options))
+        from .update import IndexOptions, update_index
 
-    def remove(self, paths: Sequence[str | os.PathLike]) -> int:
-        """Remove files, and all files under folders. Returns the number of moments removed."""
-        with self._changing() as folder:
-            return remove_files(folder, paths)
+        return update_index(paths, self.folder, self.encoder, IndexOptions(**options))
+
+    def remove(self, patterns: Sequence[str | os.PathLike]) -> int:
+        """Remove files, all files under folders, and files that fit patterns. Returns how many moments went."""
+        from .remove import remove_files
+
+        return remove_files(self.folder, patterns)[1]
 
     def calibrate(self, queries: list[str], tau: float | None = None):
         """Replace the query bank by these texts, for example a log of what users asked. No video is encoded again.
@@ -201,31 +212,46 @@ class VideoIndex:
             queries: at most 1000 are used, evenly spaced over the list.
             tau: temperature in units of the score; None keeps the current one.
         """
-        with self._changing() as folder:
-            replace_bank(folder, self.encoder, queries, tau)
+        from .update import replace_bank
 
-    @contextlib.contextmanager
-    def _changing(self):
-        """Close the store, give the folder to a change, and open the result."""
-        folder = self.folder
-        self.close()  # an embedded database can be open only once
-        try:
-            yield folder
-        finally:
-            self.store = None
-            self._reopen()
+        replace_bank(self.folder, self.encoder, queries, tau)
+        self.store.refresh()
+
+    def optimize(self, kind: str | None) -> float | None:
+        """Make an approximate index ("ivf" or "hnsw") as a cache, or remove it (None): approximate.py.
+
+        Returns:
+            The share of exact search's first ten that it finds, for up to 200 queries of the bank, or rows of the
+            index where it has none; None where a cache was removed.
+        """
+        from .approximate import build_cache, delete_caches, measure_recall, open_cache
+        from .bank import read_bank
+        from .database import write_lock
+        from .writer import IndexWriter
+
+        with write_lock(self.folder), IndexWriter(self.folder) as writer:
+            recall = None
+            if kind is None:
+                writer.describe(cache=None)
+            else:
+                with LocalStore(self.folder).state() as rows:
+                    writer.describe(cache=build_cache(self.folder, rows, kind))
+                    bank = read_bank(writer.connection, writer.description.tau)
+                    cache = open_cache(self.folder, writer.description, None)
+                    recall = measure_recall(cache, rows, None if bank is None else bank.vectors)
+                writer.describe(cache=writer.description.cache | {"recall": recall})
+            delete_caches(self.folder, writer.description.cache and writer.description.cache["file"])
+        self.store.refresh()
+        return recall
 
     def push_to_hub(self, repo_id: str, private: bool = True) -> str:
         """Upload the index as a data set; `VideoIndex.load(repo_id)` opens it. Returns its URL.
 
         The videos are not uploaded, but their paths are part of the index.
-
-        Raises:
-            SearchError: the vectors are in Milvus.
         """
-        if self.description.store != "faiss":
-            raise SearchError(f"the vectors are in {self.description.uri}: index with --store faiss to push them")
-        return upload(self.folder, self.description, len(self), repo_id, private)
+        from .hub import upload
+
+        return upload(self.folder, repo_id, private)
 
     # --- searching ---------------------------------------------------------------------------------------------------
 
@@ -233,10 +259,50 @@ class VideoIndex:
     def encoder(self) -> Encoder:
         """The model, loaded on first use."""
         if self._encoder is None:
-            encoder = Encoder.from_pretrained(self.description.model, self.device, self.description.sampling)
-            check_model(encoder, self.description)
+            from .encoder import load_encoder
+
+            description = self.description
+            encoder = load_encoder(description.model, self.device, description.sampling, self.trust_remote_code)
+            self._check_model(encoder)
             self._encoder = encoder
         return self._encoder
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Queries -> folded vectors (N,K): by the model where it is loaded, else by the index's own text tower.
+
+        Raises:
+            SearchError: a query is empty.
+        """
+        if self._encoder is None and self._text_encoder is None:
+            self._text_encoder = self._open_text_encoder()
+        return (self._encoder or self._text_encoder or self.encoder).encode_texts(texts)
+
+    def _open_text_encoder(self):
+        """The text tower beside the vectors; None, and a note why, where there is none that can be used."""
+        from .text_encoder import OnnxTextEncoder
+
+        if self._folder is None or self.device is not None:
+            return None
+        reason = self.description.text_encoder
+        if not reason:
+            try:
+                encoder = OnnxTextEncoder(self._folder)
+                if encoder.weights == self.description.weights:
+                    return encoder
+                reason = "it is of another model"
+            except FileNotFoundError:
+                reason = "the index was made without it"
+            except ImportError as error:
+                reason = str(error)
+        logger.warning(
+            "searching with the whole model, which takes seconds to load; the index's text tower: %s", reason
+        )
+        return None
+
+    def _check_model(self, encoder: Encoder):
+        from .update import check_model
+
+        check_model(encoder, self.description)
 
     @property
     def default_correction(self) -> str:
@@ -252,20 +318,20 @@ class VideoIndex:
 
     def search_batch(self, queries: Sequence[str], k: int = 10, **options) -> list[list[Hit]]:
         """The k best moments for each text; takes the options of `search_vectors`."""
-        return self.search_vectors(self.encoder.encode_texts(list(queries)), k, **options)
+        return self.search_vectors(self.encode_texts(list(queries)), k, **options)
 
     def search_like(self, clip, k: int = 10, **options) -> list[Hit]:
         """The k moments most like a video (path, bytes or `Clip`). Uncorrected: the bank holds texts."""
         return self.search_vectors(self.encoder.encode_clip(clip), k, **options | {"correction": "none"})[0]
 
-    def search_similar(self, row: int | str, k: int = 10, **options) -> list[Hit]:
+    def search_similar(self, key: str, k: int = 10, **options) -> list[Hit]:
         """The k moments most like one of the index, without itself. Needs no model. Uncorrected, as `search_like`."""
-        hits = self.search_vectors(self.similar_vector(row)[None], k + 1, **options | {"correction": "none"})[0]
-        return [hit for hit in hits if hit.row != row][:k]
+        hits = self.search_vectors(self.similar_vector(key)[None], k + 1, **options | {"correction": "none"})[0]
+        return [hit for hit in hits if hit.key != key][:k]
 
-    def similar_vector(self, row: int | str) -> np.ndarray:
+    def similar_vector(self, key: str) -> np.ndarray:
         """The query vector (K,) that finds moments like one of the index: its experts, each of length 1."""
-        experts = self.store.vector(row).reshape(len(self.description.experts), -1)  # (E,D), gated
+        experts = self._vector(key).reshape(len(self.description.experts), -1)  # (E,D), gated
         lengths = np.linalg.norm(experts, axis=1, keepdims=True)
         return (experts / np.maximum(lengths, 1e-12)).reshape(-1)
 
@@ -297,25 +363,32 @@ class VideoIndex:
         correction = self._check_correction(correction)
         if k < 1:
             raise SearchError(f"k is {k}: ask for one result or more")
-        if not len(self):
-            return [[] for _ in vectors]
-        weights = self._expert_weights(experts)  # (K,)
-        filters = Filters(path, min_seconds, max_seconds)
-        bias_switch = np.full((len(vectors), 1), correction == "query_bank", np.float32)
-        queries = np.concatenate([vectors * weights, bias_switch], axis=1, dtype=np.float32)  # (N,K+1)
-        found = self.store.search(queries, k, filters)
-        if correction == "dynamic":
-            corrected = [n for n, hits in enumerate(found) if hits and self.store.is_hub(hits[0].row)]
-            if corrected:
-                queries[corrected, -1] = 1
-                for n, hits in zip(corrected, self.store.search(queries[corrected], k, filters), strict=True):
-                    found[n] = hits
-        return found
+        queries = np.asarray(vectors, np.float32)
+        if experts:
+            queries = queries * self._expert_weights(experts)
+        corrected = np.full(len(queries), correction == "query_bank")
+        return self.store.search(
+            queries, k, Filters(path, min_seconds, max_seconds), corrected, dynamic=correction == "dynamic"
+        )
 
-    def expert_scores(self, vector: np.ndarray, row: int | str) -> dict[str, float]:
-        """What each expert adds to the uncorrected score of a moment for a query vector (K,)."""
-        parts = (vector * self.store.vector(row)).reshape(len(self.description.experts), -1).sum(axis=1)
+    def expert_scores(self, vector: np.ndarray, key: str) -> dict[str, float]:
+        """What each expert adds to the uncorrected score of a moment for a query vector (K,).
+
+        Raises:
+            KeyError: there is no such moment.
+        """
+        return self.split_score(vector, self._vector(key))
+
+    def split_score(self, text_vector: np.ndarray, video_vector: np.ndarray) -> dict[str, float]:
+        """The inner product of two folded vectors (K,), by expert."""
+        parts = (text_vector * video_vector).reshape(len(self.description.experts), -1).sum(axis=1)
         return dict(zip(self.description.experts, parts.tolist(), strict=True))
+
+    def _vector(self, key: str) -> np.ndarray:
+        found = self.store.vectors([key])
+        if key not in found:
+            raise KeyError(key)
+        return found[key]
 
     def _check_correction(self, correction: str | None) -> str:
         correction = correction or self.default_correction
@@ -324,63 +397,61 @@ class VideoIndex:
         if correction != "none" and self.description.tau is None:
             raise SearchError(
                 f"correction {correction} needs a query bank, which this index does not have: add one with "
-                "`camoe calibrate --queries FILE`, or search with correction none"
+                "`camoe calibrate --bank FILE`, or search with correction none"
             )
         return correction
 
-    def _expert_weights(self, experts: Mapping[str, float] | None) -> np.ndarray:
+    def _expert_weights(self, experts: Mapping[str, float]) -> np.ndarray:
         names = self.description.experts
-        for name in experts or {}:
+        for name in experts:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"the model has {', '.join(names)}"
                 raise SearchError(f"unknown expert {name!r}: {hint}")
-        weights = [(experts or {}).get(name, 1.0) for name in names]
+        weights = [experts.get(name, 1.0) for name in names]
         return np.repeat(np.asarray(weights, np.float32), self.description.dim)
 
     # --- describing --------------------------------------------------------------------------------------------------
 
-    def stats(self) -> dict:
+    def info(self) -> dict:
         """What is in the index: counts, hours, model, settings, mean gates, query bank, size on disk."""
-        columns, description = self.moments.data, self.description
-        seconds = columns.column("end").to_numpy() - columns.column("start").to_numpy()
-        paths = columns.column("path").to_pylist()
-        last_end = {}
-        for path, end in zip(paths, columns.column("end").to_pylist(), strict=True):
-            last_end[path] = max(end, last_end.get(path, 0.0))
-        gates = columns.column("gate_weights").combine_chunks().flatten().to_numpy()
-        mean_gates = gates.reshape(-1, len(description.experts)).mean(axis=0).tolist() if len(self) else []
-        bank = read_bank(self.folder, description)
-        skipped = self.folder / "skipped.jsonl"
-        return {
-            "files": len(last_end),
-            "moments": len(self),
-            "hours": sum(last_end.values()) / 3600,
-            "mean_moment_seconds": float(seconds.mean()) if len(self) else None,
-            "skipped": len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.exists() else 0,
-            "model": description.model,
-            "weights": description.weights,
-            "num_frames": description.num_frames,
-            "sampling": description.sampling,
-            "window": description.window,
-            "stride": description.stride,
-            "store": description.store if description.uri is None else f"milvus {description.uri}",
-            "faiss": description.faiss,
-            "width": description.width,
-            "mean_gates": dict(zip(description.experts, mean_gates, strict=False)),
-            "query_bank": None if bank is None else {"queries": len(bank.texts), "tau": bank.tau},
-            "hubs": int(columns.column("is_hub").to_numpy().sum()),
-            "bytes": sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file()),
-        }
+        from .describe import info
+
+        return info(self.folder, self.store)
+
+    def skipped(self) -> list[dict]:
+        """Files, or parts of them, that could not be read: {"path", "cause"}, and "start", "end" of a part."""
+        from .remove import skipped_files
+
+        with self.store.state():
+            return skipped_files(self.store.connection)
+
+    def table(self) -> pyarrow.Table:
+        """One row per moment and file: key, path, start, end (seconds), size, mtime_ns, content_hash, vector (K),
+        gate_weights (E), bias, is_hub."""
+        from .describe import table
+
+        return table(self.store)
 
     def export(self, path: str | os.PathLike):
         """Write all columns as .parquet or .jsonl, or all but the vectors as .csv."""
-        suffix = Path(path).suffix
-        if suffix == ".parquet":
-            self.moments.to_parquet(path)
-        elif suffix == ".jsonl":
-            self.moments.to_json(path)
-        elif suffix == ".csv":
-            self.moments.remove_columns(["vector", "gate_weights"]).to_csv(path)
-        else:
-            raise SearchError(f"cannot export to {path}: name it .parquet, .jsonl or .csv")
+        from .describe import export
+
+        export(self.store, path)
+
+
+def _is_index(folder: str | os.PathLike) -> bool:
+    from .database import exists
+
+    return exists(folder)
+
+
+def read_folder(folder: str | os.PathLike) -> Description:
+    """What the index in a folder is.
+
+    Raises:
+        SearchError: there is none.
+    """
+    store = LocalStore(Path(folder))
+    store.close()
+    return store.description

@@ -1,43 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An index in Milvus: the vectors of one or many index folders in one collection, and searching it.
+"""An index in Milvus: a copy of one or many index folders in one collection, and searching it.
 
-A collection has a row per moment:
+A collection has a row per moment and file:
 
-    key          VARCHAR, primary: hash of folder, path, start and end
-    vector       FLOAT_VECTOR (K+1): the folded vector, and minus the bank's bias; metric inner product
-    path, start, end, seconds, gate_weights, is_hub
-    path_lower   what the path filter compares
+    key          VARCHAR, primary: hash of source, content, window and path
+    vector       FLOAT_VECTOR or FLOAT16_VECTOR, metric inner product: the folded vector (K) and, unless the bias has a
+                 column of its own, minus the bias
+    bias         the query bank's correction
+    path, path_lower (what the path filter compares), start, end, seconds, gate_weights, is_hub
     source       which index folder it comes from
-    version      hash of vector, gate weights and is_hub: a row is sent again when it changes
 
-The index folder remains the place where videos are encoded and interrupted runs resume; `MilvusStore.update` makes its
-rows in the collection equal to it, however far an earlier call got. Searching needs only the collection: a single row
-in a second collection, NAME_index, says which model made it. So many machines can fill one collection, each from its
-share of the files, and others can search it. K entries a folded vector, N queries.
+The folder keeps vectors and state: a new query bank and a lost collection need every vector, and reading them here
+costs nothing. Its table `sent` says what the collection was told, so that an update costs what has changed since,
+however far an earlier one got. Searching needs only the collection: a second one, NAME_index, says which model and
+query bank made it and which sources fill it. All sources must agree on what gives a vector or a bias its meaning
+(`MEANING`).
 
-The pymilvus client is the same for a server, a cluster and an embedded database (a file: milvus-lite).
+The pymilvus client is the same for a server, a cluster and an embedded database (a file: milvus-lite). K entries a
+folded vector, N queries.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import os
+import socket
+import uuid
 
 import numpy as np
-import pyarrow as pa
 
+from .database import Description, snapshot, transaction
+from .describe import MOMENTS, gates
 from .errors import SearchError
 from .results import Filters, Hit, sort_hits
-from .store import Description, column_matrix
+from .rows import Rows
+from .writer import IndexWriter
 
 
 DEFAULT_COLLECTION = "camoe"
-INDEX_TYPES = {"flat": "FLAT", "hnsw": "HNSW", "ivf": "IVF_FLAT"}
+INDEX_TYPES = ("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "DISKANN")
 BATCH_BYTES = 8 << 20  # of vectors per request; Milvus accepts 64 MB
 TIMEOUT = 10.0  # seconds to reach a server
 MAX_HITS = 16_384  # Milvus's own limit per search
+# Milvus counts VARCHAR in bytes. Systems allow 4,096 for a path; its lower case may be longer.
+MAX_PATH, MAX_SOURCE = 8192, 256
+# With the bias in its own column, Milvus ranks by the uncorrected score: so many times k rows are fetched and ranked.
+OVERFETCH = 10
 FIELDS = ["path", "start", "end"]
+
+# Settings of `Description` on which all sources of a collection have to agree.
+MEANING = ("weights", "experts", "dim", "num_frames", "sampling", "tau", "bank")
+
+
+def settings(
+    uri: str | None,
+    collection: str | None,
+    source: str | None,
+    folder: str,
+    index_type: str | None = None,
+    params: dict | None = None,
+    dtype: str | None = None,
+    bias: str | None = None,
+) -> dict:
+    """What `Description.milvus` holds.
+
+    Args:
+        source: name of the folder in the collection; default: the folder's name and the machine's.
+        bias: "folded" (default) or "column".
+
+    Raises:
+        SearchError: there is no address, or a name is too long.
+    """
+    if uri is None:
+        raise SearchError("--store milvus needs --uri: a server's address, or a file name ending in .db")
+    source = source or f"{os.path.basename(os.path.abspath(folder))}@{socket.gethostname()}"
+    if len(source.encode()) > MAX_SOURCE or '"' in source or "\\" in source:
+        raise SearchError(f"the source {source!r} must have at most {MAX_SOURCE} bytes, and no quotes or backslashes")
+    return {
+        "uri": uri if "://" in uri else os.path.abspath(os.path.expanduser(uri)),
+        "collection": collection or DEFAULT_COLLECTION,
+        "source": source,
+        "index_type": index_type or "FLAT",
+        "params": params or {},
+        "dtype": dtype or "float32",
+        "bias": bias or "folded",
+    }
 
 
 class MilvusStore:
@@ -62,9 +111,11 @@ class MilvusStore:
         self.uri, self.collection = uri, collection
         with _milvus_errors(f"open {uri}"):
             self._client = MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=TIMEOUT)
-            for name in (self._description_collection, self.collection):
-                if self._client.has_collection(name):
-                    self._client.load_collection(name)  # into the server's memory; does nothing if it is loaded
+            self._names = {f"{collection}_index", collection}.intersection(self._client.list_collections())
+            for name in self._names:
+                self._client.load_collection(name)  # into the server's memory; does nothing if it is loaded
+        self.description: Description | None = None  # what the collection holds; None if there is none yet
+        self.refresh()
 
     def close(self):
         """Close the connection; another process can then open an embedded database."""
@@ -76,56 +127,103 @@ class MilvusStore:
     def _description_collection(self) -> str:
         return f"{self.collection}_index"
 
-    def description(self) -> Description | None:
-        """What the collection holds; None if there is none yet."""
+    def refresh(self):
+        """Read the description again."""
+        self.description, self._sources = None, {}
+        if self._description_collection not in self._names:
+            return
         with _milvus_errors(f"read {self.collection}"):
-            if not self._client.has_collection(self._description_collection):
-                return None
-            rows = self._client.get(self._description_collection, ids=["description"], output_fields=["text"])
-        return Description(**json.loads(rows[0]["text"])) if rows else None
+            rows = self._client.query(
+                self._description_collection, filter='key != ""', output_fields=["key", "text"],
+                consistency_level="Strong",
+            )  # fmt: skip
+        for row in rows:
+            if row["key"] == "description":
+                self.description = Description(**json.loads(row["text"]))
+            else:
+                self._sources |= json.loads(row["text"])
 
-    def _prepare(self, description: Description):
-        """Create the collections if needed and write the description.
+    def prepare(self, description: Description):
+        """Create the collections if needed, and say what they hold. Vectors are not sent yet.
 
         Raises:
-            SearchError: the collection holds vectors of another model.
+            SearchError: what is there comes from another model, another query bank or other settings, or the source is
+                that of another index.
         """
-        before = self.description()
-        if before is not None and (before.weights, before.experts) != (description.weights, description.experts):
+        milvus = description.milvus
+        source, before = milvus["source"], self.description
+        if self._sources.get(source, milvus["id"]) != milvus["id"]:
             raise SearchError(
-                f"the collection {self.collection} of {self.uri} holds vectors of {before.model} (weights "
-                f"{before.weights[:8]}), not of {description.model}: name another with --collection, or drop it"
+                f"the collection {self.collection} has rows of another index by the name {source}: choose another "
+                f"--source, or if that index is lost: `camoe remove --source {source} --uri {self.uri}`"
             )
+        differing = [name for name in MEANING if before and getattr(before, name) != getattr(description, name)]
+        if differing and self._sources.keys() - {source}:
+            name = differing[0]
+            raise SearchError(
+                f"the collection {self.collection} of {self.uri} is shared, and was made with {name} "
+                f"{getattr(before, name)}, not {getattr(description, name)}: name another with --collection"
+            )
+        if before and before.width != description.width:
+            raise SearchError(
+                f"the collection {self.collection} of {self.uri} has vectors of {before.width} entries, not "
+                f"{description.width}: name another with --collection, or drop it"
+            )
+        for name in ("dtype", "bias"):
+            if before and before.milvus[name] != milvus[name]:
+                raise SearchError(
+                    f"the collection {self.collection} has {name} {before.milvus[name]}, not {milvus[name]}"
+                )
+        self._create_missing(description)
+        kept = {name: milvus[name] for name in ("index_type", "params", "dtype", "bias")}
+        shared = dataclasses.replace(description, milvus=kept, cache=None, exclude=[])
+        self._describe("description", dataclasses.asdict(shared))
+        self._describe(_hash(source), {source: milvus["id"]})
+        self.refresh()
+
+    def _describe(self, key: str, values: dict):
+        row = {"key": key, "text": json.dumps(values), "vector": [0.0, 0.0]}
+        with _milvus_errors(f"write {self.collection}"):
+            self._client.upsert(self._description_collection, [row])
+
+    def _create_missing(self, description: Description):
         from pymilvus import DataType
 
-        with _milvus_errors(f"write {self.collection}"):
-            if before is None and not self._client.has_collection(self._description_collection):
+        milvus = description.milvus
+        with _milvus_errors(f"create {self.collection}"):
+            if self._description_collection not in self._names:
                 schema = self._client.create_schema()
                 schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=32)
                 schema.add_field("text", DataType.VARCHAR, max_length=65_535)
                 schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)  # every collection needs one
-                self._create(self._description_collection, schema, "FLAT")
-            if not self._client.has_collection(self.collection):
-                self._create(self.collection, self._schema(description), INDEX_TYPES[description.faiss])
-            text = json.dumps(vars(description) | {"generation": "", "source": ""})
-            row = {"key": "description", "text": text, "vector": [0.0, 0.0]}
-            self._client.upsert(self._description_collection, [row])
+                self._create(self._description_collection, schema, "FLAT", {}, ())
+            if self.collection not in self._names:
+                columns = ("path_lower", "source")
+                self._create(
+                    self.collection, self._schema(description), milvus["index_type"], milvus["params"], columns
+                )
 
-    def _create(self, name: str, schema, index_type: str):
+    def _create(self, name: str, schema, index_type: str, params: dict, columns: tuple[str, ...]):
         index = self._client.prepare_index_params()
-        index.add_index("vector", index_type=index_type, metric_type="IP")
-        self._client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+        index.add_index("vector", index_type=index_type, metric_type="IP", params=params)
+        for column in columns:
+            index.add_index(column, index_type="INVERTED")
+        # Bounded: a search may miss what was written in the last seconds, and waits for nothing.
+        self._client.create_collection(name, schema=schema, index_params=index, consistency_level="Bounded")
+        self._names.add(name)
 
     def _schema(self, description: Description):
         from pymilvus import DataType
 
+        milvus, width = description.milvus, description.width
+        kind = DataType.FLOAT16_VECTOR if milvus["dtype"] == "float16" else DataType.FLOAT_VECTOR
         schema = self._client.create_schema()
         schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=32)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=description.width + 1)
+        schema.add_field("vector", kind, dim=width + (milvus["bias"] == "folded"))
         for name in ("path", "path_lower"):
-            schema.add_field(name, DataType.VARCHAR, max_length=65_535)
-        for name in ("source", "version"):
-            schema.add_field(name, DataType.VARCHAR, max_length=32)
+            schema.add_field(name, DataType.VARCHAR, max_length=MAX_PATH)
+        schema.add_field("source", DataType.VARCHAR, max_length=MAX_SOURCE)
+        schema.add_field("bias", DataType.FLOAT)
         for name in ("start", "end", "seconds"):
             schema.add_field(name, DataType.DOUBLE)
         experts = len(description.experts)
@@ -135,46 +233,87 @@ class MilvusStore:
 
     # --- filling -----------------------------------------------------------------------------------------------------
 
-    def update(self, description: Description, table: pa.Table) -> tuple[int, int]:
-        """Make the rows of an index folder in the collection equal to its table.
-
-        Args:
-            description: of the index; its `source` identifies the folder's rows. Rows of other folders stay.
-            table: its moments.
+    def update(self, writer: IndexWriter) -> tuple[int, int]:
+        """Make the rows of an index folder in the collection equal to the folder.
 
         Returns:
             The number of rows written (new or changed) and of rows deleted.
+
+        Raises:
+            SearchError: a path is too long, see also `prepare`; nothing was sent.
         """
-        self._prepare(description)
+        description, connection = writer.description, writer.connection
+        self.prepare(description)
+        writer.refresh_hubs()
+        source = description.milvus["source"]
+        meaning = [getattr(description, name) for name in MEANING]
+        version = _hash(json.dumps(meaning))
+        with snapshot(connection):
+            rows = Rows(writer.folder, connection, description, {})
+            hubs = {row for (row,) in connection.execute("SELECT best FROM bank")}
+            wanted = {}
+            for row, _, path, start, end, _, _, digest, file, window, number in connection.execute(MOMENTS):
+                if len(path.lower().encode()) > MAX_PATH or len(path.encode()) > MAX_PATH:
+                    raise SearchError(f"a path is longer than {MAX_PATH} bytes; nothing was sent: {path[:200]}…")
+                told = (path, version, int(row in hubs), _hash(repr((source, digest, number, path))))
+                wanted[file, window] = told, row, start, end
+        sent = {(file, window): tuple(told) for file, window, *told in connection.execute("SELECT * FROM sent")}
+        todo = [place for place, (told, *_) in wanted.items() if sent.get(place) != told]
+        size = max(1, BATCH_BYTES // (4 * (description.width + 1)))
+        # Of files that were removed or renamed. They go first: `sent` forgets an old key when the new one is written.
+        stale = sorted({told[-1] for told in sent.values()} - {told[-1] for told, *_ in wanted.values()})
         with _milvus_errors(f"write {self.collection}"):
-            stored = self._versions(description.source)
-            vectors = column_matrix(table, "vector")
-            size = max(1, BATCH_BYTES // (4 * (description.width + 1)))
-            keys, written = set(), 0
-            for first in range(0, len(table), size):
-                part = slice(first, first + size)
-                rows = _rows(description.source, table.slice(first, size), vectors[part])
-                keys.update(row["key"] for row in rows)
-                changed = [row for row in rows if stored.get(row["key"]) != row["version"]]
-                if changed:
-                    self._client.upsert(self.collection, changed)
-                written += len(changed)
-            stale = sorted(stored.keys() - keys)
             for first in range(0, len(stale), MAX_HITS):
                 self._client.delete(self.collection, ids=stale[first : first + MAX_HITS])
+            with transaction(connection):
+                gone = [place for place in sent if place not in wanted]
+                connection.executemany("DELETE FROM sent WHERE file = ? AND window = ?", gone)
+            for first in range(0, len(todo), size):
+                part = todo[first : first + size]
+                self._client.upsert(self.collection, self._rows(description, rows, [wanted[place] for place in part]))
+                with transaction(connection):
+                    connection.executemany(
+                        "INSERT OR REPLACE INTO sent VALUES(?, ?, ?, ?, ?, ?)",
+                        [(*place, *wanted[place][0]) for place in part],
+                    )
             self._client.flush(self.collection)
-        return written, len(stale)
+        return len(todo), len(stale)
 
-    def _versions(self, source: str) -> dict[str, str]:
-        """Key -> version of the rows of an index folder."""
-        pages = self._client.query_iterator(
-            self.collection, filter=f'source == "{source}"', output_fields=["key", "version"], batch_size=MAX_HITS
-        )
-        versions = {}
-        with contextlib.closing(pages):
-            while page := pages.next():
-                versions.update((row["key"], row["version"]) for row in page)
-        return versions
+    def _rows(self, description: Description, rows: Rows, moments: list[tuple]) -> list[dict]:
+        """Moments of an index folder as rows of the collection."""
+        milvus = description.milvus
+        vectors = rows.vectors([row for _, row, *_ in moments])  # (b,K)
+        gate_weights = gates(vectors, len(description.experts))
+        bias = np.array([rows.bias(row) for _, row, *_ in moments], np.float32)
+        if milvus["bias"] == "folded":
+            vectors = np.concatenate([vectors, -bias[:, None]], axis=1)  # (b,K+1)
+        vectors = vectors.astype(milvus["dtype"])
+        made = []
+        for n, ((path, _, is_hub, key), _, start, end) in enumerate(moments):
+            row = {"key": key, "vector": vectors[n], "path": path, "path_lower": path.lower(), "bias": float(bias[n])}
+            row |= {"source": milvus["source"], "start": start, "end": end, "seconds": end - start}
+            made.append(row | {"gate_weights": gate_weights[n].tolist(), "is_hub": bool(is_hub)})
+        return made
+
+    def remove_source(self, source: str) -> int:
+        """Delete all rows of a source, for example of an index that is lost. Returns their number.
+
+        Raises:
+            SearchError: the collection has no such source.
+        """
+        if source not in self._sources:
+            names = ", ".join(sorted(self._sources)) or "none"
+            raise SearchError(f"the collection {self.collection} has no source {source!r}; it has: {names}")
+        condition = f'source == "{source}"'
+        with _milvus_errors(f"write {self.collection}"):
+            count = self._client.query(
+                self.collection, filter=condition, output_fields=["count(*)"], consistency_level="Strong"
+            )
+            self._client.delete(self.collection, filter=condition)
+            self._client.delete(self._description_collection, ids=[_hash(source)])
+            self._client.flush(self.collection)
+        self.refresh()
+        return count[0]["count(*)"]
 
     # --- searching ---------------------------------------------------------------------------------------------------
 
@@ -182,26 +321,47 @@ class MilvusStore:
         with _milvus_errors(f"count {self.collection}"):
             return self._client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"]
 
-    def search(self, queries: np.ndarray, k: int, filters: Filters) -> list[list[Hit]]:
-        """The k best moments for each of (N,K+1) queries, best first; fewer where fewer pass the filters.
+    def search(
+        self, queries: np.ndarray, k: int, filters: Filters, corrected: np.ndarray, dynamic: bool = False
+    ) -> list[list[Hit]]:
+        """The k best moments for each of (N,K) queries, see `VectorStore`; one request.
 
         Raises:
             SearchError: k is above Milvus's limit, or Milvus does not answer.
         """
         if k > MAX_HITS:
             raise SearchError(f"k is {k}: Milvus gives {MAX_HITS} results at most")
+        milvus, count = self.description.milvus, len(queries)
+        if dynamic:  # both ways in one request; the hub flag of the uncorrected best moment decides below
+            queries = np.concatenate([queries, queries])
+            corrected = np.arange(2 * count) >= count
+        limit = k
+        if milvus["bias"] == "folded":
+            queries = np.concatenate([queries, corrected[:, None]], axis=1)
+        elif corrected.any():
+            limit = min(OVERFETCH * k, MAX_HITS)
         with _milvus_errors(f"search {self.collection}"):
             found = self._client.search(
-                self.collection, data=list(queries), limit=k, filter=_expression(filters), output_fields=FIELDS
-            )
-        return [
-            sort_hits([Hit(hit["distance"], *(hit["entity"][name] for name in FIELDS), hit["key"]) for hit in hits])
-            for hits in found
-        ]
-
-    def is_hub(self, key: str) -> bool:
-        """Whether a moment is the best one of its index folder for some query of the bank."""
-        return self._get(key, ["is_hub"])["is_hub"]
+                self.collection, data=list(queries.astype(milvus["dtype"])), limit=limit,
+                filter=_expression(filters), output_fields=[*FIELDS, "is_hub", "bias"],
+            )  # fmt: skip
+        lists, hubs = [], []
+        for hits, is_corrected in zip(found, corrected, strict=True):
+            subtract = is_corrected and milvus["bias"] == "column"
+            moments = [
+                Hit(
+                    hit["distance"] - (hit["entity"]["bias"] if subtract else 0.0),
+                    *(hit["entity"][name] for name in FIELDS),
+                    hit["key"],
+                )
+                for hit in hits
+            ]
+            flags = {hit["key"]: hit["entity"]["is_hub"] for hit in hits}
+            lists.append(sort_hits(moments)[:k])
+            hubs.append(bool(lists[-1]) and flags[lists[-1][0].key])
+        if dynamic:
+            return [lists[count + n if hubs[n] else n] for n in range(count)]
+        return lists
 
     def locate(self, key: str) -> Hit:
         """The file and time of a row, with score 0.
@@ -209,34 +369,41 @@ class MilvusStore:
         Raises:
             KeyError: there is no such row.
         """
-        row = self._get(key, FIELDS)
+        row = self._get([key], FIELDS).get(key)
+        if row is None:
+            raise KeyError(key)
         return Hit(0.0, row["path"], row["start"], row["end"], key)
 
-    def vector(self, key: str) -> np.ndarray:
-        """(K,), without the bias."""
-        return np.asarray(self._get(key, ["vector"])["vector"], np.float32)[:-1]
+    def vectors(self, keys: list[str]) -> dict[str, np.ndarray]:
+        """(K,) of each key that there is, without the bias."""
+        width, dtype = self.description.width, self.description.milvus["dtype"]
+        found = {}
+        for key, row in self._get(keys, ["vector"]).items():
+            vector = row["vector"]
+            if isinstance(vector, bytes):  # as a float16 vector comes
+                vector = np.frombuffer(vector, dtype)
+            found[key] = np.asarray(vector, np.float32)[:width]
+        return found
 
-    def _get(self, key: str, fields: list[str]) -> dict:
+    def _get(self, keys: list[str], fields: list[str]) -> dict[str, dict]:
         with _milvus_errors(f"read {self.collection}"):
-            rows = self._client.get(self.collection, ids=[str(key)], output_fields=fields)
-        if not rows:
-            raise KeyError(key)
-        return rows[0]
+            rows = self._client.get(self.collection, ids=[str(key) for key in keys], output_fields=["key", *fields])
+        return {row["key"]: row for row in rows}
 
 
-def _rows(source: str, table: pa.Table, vectors: np.ndarray) -> list[dict]:
-    """Moments of an index folder as rows of the collection."""
-    folded = np.concatenate([vectors, -np.asarray(table["bias"], np.float32)[:, None]], axis=1)  # (b,K+1)
-    gates = column_matrix(table, "gate_weights")
-    columns = [table[name].to_pylist() for name in ("path", "start", "end", "is_hub")]
-    rows = []
-    for vector, gate, path, start, end, is_hub in zip(folded, gates, *columns, strict=True):
-        key = hashlib.blake2b(repr((source, path, start, end)).encode(), digest_size=16).hexdigest()
-        version = hashlib.blake2b(vector.tobytes() + gate.tobytes() + bytes([is_hub]), digest_size=16).hexdigest()
-        row = {"key": key, "vector": vector, "path": path, "path_lower": path.lower(), "source": source}
-        row |= {"version": version, "start": start, "end": end, "seconds": end - start}
-        rows.append(row | {"gate_weights": gate.tolist(), "is_hub": is_hub})
-    return rows
+def open_collection(description: Description) -> MilvusStore:
+    """The collection that an index names."""
+    return MilvusStore(description.milvus["uri"], description.milvus["collection"])
+
+
+def with_id(milvus: dict, old: dict | None) -> dict:
+    """Settings of a copy with the id that its rows have: the index's own where the copy is the one it had."""
+    same = old is not None and all(old[name] == milvus[name] for name in ("uri", "collection", "source"))
+    return milvus | {"id": old["id"] if same else uuid.uuid4().hex}
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _expression(filters: Filters) -> str:

@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from .database import Description
+
 
 class Hit(NamedTuple):
     """A moment that was found."""
@@ -14,7 +16,7 @@ class Hit(NamedTuple):
     path: str
     start: float  # seconds
     end: float
-    row: int | str  # of the index; in Milvus the moment's key
+    key: str  # of the moment: hash of the file's content, a dot, number of the window (a hash in Milvus)
 
 
 @dataclass(frozen=True)
@@ -30,26 +32,35 @@ class Filters:
 
 
 class VectorStore(Protocol):
-    """What finds vectors: `FaissStore` or `MilvusStore`. N queries, K entries a folded vector."""
+    """What finds vectors: `LocalStore` or `MilvusStore`. N queries, K entries a folded vector."""
+
+    description: Description  # of the index, as of the last look at it
+
+    def refresh(self):
+        """Look whether the index has changed."""
 
     def __len__(self) -> int:
         """How many moments can be found."""
 
-    def search(self, queries: np.ndarray, k: int, filters: Filters) -> list[list[Hit]]:
-        """The k best moments for each of (N,K+1) queries, best first; fewer where fewer pass the filters."""
+    def search(
+        self, queries: np.ndarray, k: int, filters: Filters, corrected: np.ndarray, dynamic: bool = False
+    ) -> list[list[Hit]]:
+        """The k best moments for each of (N,K) queries, best first; fewer where fewer pass the filters.
 
-    def is_hub(self, row: int | str) -> bool:
-        """Whether a moment is the best one for some query of the bank."""
-
-    def locate(self, row: int | str) -> Hit:
-        """The file and time of a row, with score 0.
-
-        Raises:
-            KeyError: there is no such row.
+        Args:
+            corrected: (N,) bool, the queries from whose scores the bias is subtracted.
+            dynamic: subtract it also for queries whose best uncorrected moment is a hub.
         """
 
-    def vector(self, row: int | str) -> np.ndarray:
-        """(K,), without the bias."""
+    def locate(self, key: str) -> Hit:
+        """The file and time of a moment, with score 0.
+
+        Raises:
+            KeyError: there is no such moment.
+        """
+
+    def vectors(self, keys: list[str]) -> dict[str, np.ndarray]:
+        """(K,) of each key that there is, without the bias."""
 
     def close(self):
         """Release connections. The store cannot be used afterwards."""

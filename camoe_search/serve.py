@@ -11,8 +11,9 @@ fetches only the part of a file that it plays, nothing leaves the machine, and t
     GET  /media/KEY            the file of a moment, with range requests
     GET  /thumbnail/KEY        a picture of a moment
 
-A key is GENERATION.ROW. A key that is not in the index is a 404, and so is every other address: no path is ever taken
-from a request. The page keeps working while the folder is indexed again; the next search opens the new index.
+A key names what a file holds and a window in it (results.py): it stays valid when the file moves. A key that is not in
+the index is a 404, and so is every other address: no path is ever taken from a request. The page keeps working while
+the folder is indexed again; the next search is in what there is then.
 """
 
 import contextlib
@@ -58,7 +59,7 @@ SECURITY_HEADERS = {
 
 
 class SearchService:
-    """An index searched from several threads, and opened again when its folder changes.
+    """An index searched from several threads.
 
     Args:
         index: what is searched.
@@ -69,21 +70,14 @@ class SearchService:
         self.index = index
         self.page_size = page_size
         self._encode_lock = threading.Lock()  # tokenizers are not thread-safe
-        self._open_lock = threading.Lock()
-
-    def current_index(self) -> VideoIndex:
-        """The index as it is on disk now."""
-        with self._open_lock:
-            if self.index.is_outdated():
-                self.index = VideoIndex(self.index.folder, self.index.encoder)
-            return self.index
 
     def about(self) -> dict:
         """What the page shows before a search."""
-        index = self.current_index()
+        index = self.index
+        moments = len(index)  # also looks whether the index has changed
         has_bank = index.description.tau is not None
         return {
-            "moments": len(index),
+            "moments": moments,
             "model": os.path.basename(index.description.model.rstrip("/")),
             "experts": index.description.experts,
             "corrections": list(CORRECTIONS) if has_bank else ["none"],
@@ -98,7 +92,7 @@ class SearchService:
             SearchError: what is wrong with the request.
         """
         begin = time.perf_counter()
-        index = self.current_index()
+        index = self.index
         page = _number(query, "page", 0, int)
         if not 0 <= page < MAX_PAGES:
             raise SearchError(f"page {page} is not from 0 to {MAX_PAGES - 1}: narrow the search instead")
@@ -114,27 +108,30 @@ class SearchService:
         }
         k = (page + 1) * self.page_size + 1  # one more, to know whether there is a next page
         if query.get("like") is not None:
-            row = _row(index, query["like"])
-            vector, hits = index.similar_vector(row), index.search_similar(row, k, **options)
+            key = self.locate(query["like"]).key
+            vector, hits = index.similar_vector(key), index.search_similar(key, k, **options)
         else:
             if not isinstance(query.get("text"), str):
                 raise SearchError("give a `text`, or `like`: the key of a moment")
             with self._encode_lock:
-                vector = index.encoder.encode_texts([query["text"]])[0]
+                vector = index.encode_texts([query["text"]])[0]
             hits = index.search_vectors(vector[None], k, **options)[0]
         shown = hits[page * self.page_size : k - 1]
+        vectors = index.store.vectors([hit.key for hit in shown])  # without those removed since they were found
         return {
-            "hits": [self._as_json(index, vector, weights, hit) for hit in shown],
+            "hits": [
+                self._as_json(index, vector, vectors[hit.key], weights, hit) for hit in shown if hit.key in vectors
+            ],
             "page": page,
             "more": len(hits) == k and page + 1 < MAX_PAGES,
             "milliseconds": round(1000 * (time.perf_counter() - begin)),
         }
 
-    def _as_json(self, index: VideoIndex, vector, weights: dict, hit: Hit) -> dict:
-        parts = index.expert_scores(vector, hit.row)
+    def _as_json(self, index: VideoIndex, text_vector, video_vector, weights: dict, hit: Hit) -> dict:
+        parts = index.split_score(text_vector, video_vector)
         experts = {name: part * weights.get(name, 1.0) for name, part in parts.items()}
         return {
-            "key": f"{_generation(index)}.{hit.row}",
+            "key": hit.key,
             "name": os.path.basename(hit.path),
             "folder": os.path.dirname(hit.path),
             "start": hit.start,
@@ -150,27 +147,10 @@ class SearchService:
         Raises:
             SearchError: the index does not have it, or no longer has it.
         """
-        return self.index.store.locate(_row(self.index, key))
-
-
-def _generation(index: VideoIndex) -> str:
-    """The part of a key that changes with every new index, where row numbers change. Keys in Milvus never change."""
-    return index.description.generation.removeprefix("generation-") or "milvus"
-
-
-def _row(index: VideoIndex, key: str) -> int | str:
-    """The row of a key.
-
-    Raises:
-        SearchError: the index does not have it, or no longer has it.
-    """
-    generation, _, row = str(key).partition(".")
-    if generation != _generation(index):
-        raise SearchError("this moment is not in the index, or the index has changed: search again")
-    try:
-        return index.store.locate(int(row) if row.isdecimal() and row.isascii() and len(row) < 19 else row).row
-    except KeyError:
-        raise SearchError("this moment is not in the index") from None
+        try:
+            return self.index.store.locate(str(key))
+        except KeyError:
+            raise SearchError("this moment is not in the index, or no longer: search again") from None
 
 
 def _number(query: dict, name: str, default, kind):

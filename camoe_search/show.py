@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Showing results: times, a table, a grid of thumbnails, and rows for JSON."""
+"""Showing results: times, a table, a grid of thumbnails, and rows for JSON. Only pictures need torch."""
+
+from __future__ import annotations
 
 import os
 import textwrap
-
-from PIL import Image, ImageDraw
-
-from modeling_camoe.frames import Clip, VideoDecodingError, sample_frames
+from typing import TYPE_CHECKING
 
 from .results import Hit
+
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 TILE, CAPTION, COLUMNS = 224, 34, 5  # pixels, pixels, pictures per row
@@ -39,7 +42,7 @@ def _relative(path: str) -> str:
 
 
 def json_rows(hits: list[Hit]) -> list[dict]:
-    """One dict per hit: rank, score, path, start, end, row."""
+    """One dict per hit: rank, score, path, start, end, key."""
     return [{"rank": rank} | hit._asdict() for rank, hit in enumerate(hits, start=1)]
 
 
@@ -49,6 +52,10 @@ def thumbnail(path: str, start: float, end: float, size: int = TILE) -> Image.Im
     Raises:
         VideoDecodingError: naming the file and the cause.
     """
+    from PIL import Image
+
+    from modeling_camoe.frames import Clip, sample_frames
+
     clip = Clip(path, start, end) if end > start else Clip(path)
     frames = sample_frames(clip, 1, size=size).frames  # (1,3,size,size)
     return Image.fromarray(frames[0].permute(1, 2, 0).numpy())
@@ -56,6 +63,10 @@ def thumbnail(path: str, start: float, end: float, size: int = TILE) -> Image.Im
 
 def thumbnail_grid(hits: list[Hit]) -> Image.Image:
     """Thumbnails with rank, score, time and file name. A file that cannot be read shows the cause instead."""
+    from PIL import Image, ImageDraw
+
+    from modeling_camoe.frames import VideoDecodingError
+
     columns = max(1, min(COLUMNS, len(hits)))
     rows = max(1, -(-len(hits) // columns))
     picture = Image.new("RGB", (columns * TILE, rows * (TILE + CAPTION)), "white")

@@ -66,7 +66,7 @@ def load_release(folder: str) -> dict[str, str]:
 
     retrieval = pipeline("video-text-retrieval", model=folder, trust_remote_code=True, device="cpu")
     vectors = retrieval(noise_videos())  # (B,K)
-    retrieval(noise_videos()[0], candidate_texts=[{"caption": caption} for caption in CAPTIONS])
+    retrieval(noise_videos()[0], candidate_labels=[{"caption": caption} for caption in CAPTIONS])
     if importlib.util.find_spec("sentence_transformers") is not None:
         check_sentence_transformer(folder, vectors)
     return loaded

@@ -2,7 +2,9 @@
 """Example clips of a release, and what the released model says about each of them.
 
     example_1.mp4, example_2.mp4, ...
-    examples.json   [{"clip": "example_1.mp4", "caption": "...", "candidates": [{"text", "score", "probability"}]}]
+    example_1.jpg, ...  the frame in the middle of each clip, for the widget, which takes an image
+    examples.json       [{"clip": "example_1.mp4", "caption": "...", "candidates": [{"label", "score", "similarity"}],
+                          "frame": "example_1.jpg", "frame_labels": [{"label", "score"}]}]
 
 Captions come from a metadata.jsonl beside the clips, as in a VideoFolder. Every clip is compared with the captions of
 all clips; if fewer than two clips have one, also with the example sentences of the card. The card and its widget are
@@ -13,9 +15,12 @@ import json
 import shutil
 from pathlib import Path
 
-from modeling_camoe.frames import VideoDecodingError
+from PIL import Image
+
+from modeling_camoe.frames import VideoDecodingError, sample_frames
 
 
+FRAME_SIZE = 448  # pixels, square
 CLIP_SUFFIXES = (".mp4", ".webm")  # what browsers play
 MAX_CLIPS = 8
 MAX_BYTES = 20 * 2**20  # of one clip
@@ -47,14 +52,27 @@ def add_examples(folder: Path, retrieval, clips: list, sentences: list[str]):
     for clip, name in zip(clips, names, strict=True):
         shutil.copy(clip, folder / name)
     try:
-        found = retrieval([str(folder / name) for name in names], candidate_texts=candidates)
+        found = retrieval([str(folder / name) for name in names], candidate_labels=candidates)
     except VideoDecodingError as error:
         raise ExampleError(f"--example_clips: {error}") from error
     examples = [
         {"clip": name, "caption": caption, "candidates": ranked}
         for name, caption, ranked in zip(names, captions, found, strict=True)
     ]
+    for example in examples:
+        frame = _write_frame(folder / example["clip"])
+        labels = retrieval(Image.open(frame).convert("RGB"), candidate_labels=candidates)  # as the widget asks
+        labels = [{"label": found["label"], "score": round(found["score"], 4)} for found in labels]
+        example |= {"frame": frame.name, "frame_labels": labels}
     (folder / "examples.json").write_text(json.dumps(examples, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_frame(clip: Path) -> Path:
+    """The frame in the middle of a clip, as an image beside it."""
+    [frame] = sample_frames(clip, 1, size=FRAME_SIZE).frames  # (3,H,W)
+    path = clip.with_suffix(".jpg")
+    Image.fromarray(frame.permute(1, 2, 0).numpy()).save(path, quality=90)
+    return path
 
 
 def _check(clip: Path) -> Path:

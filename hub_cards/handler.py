@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference Endpoint: texts and videos in, vectors or scores out. Every request is treated as untrusted.
+"""Inference Endpoint: texts and videos in, vectors, scores or labels out. Every request is treated as untrusted.
 
 Request body (JSON):
 
@@ -8,19 +8,23 @@ Request body (JSON):
     {"inputs": {"texts": [...], "videos": [...]}}                   -> {"scores": [[...]]}, texts x videos
     {"inputs": "a dog runs"}                                        -> like one text
 
-A video is base64 of a file, {"frames": [base64 of an image, ...]}, or {"url": "https://..."} if the owner of the
-endpoint has set CAMOE_ALLOW_URLS=1. An invalid request raises RequestError, which the endpoint's server answers with
-HTTP 400 {"error": message}; later requests are not affected.
+A video is base64 of a file, or {"frames": [base64 of an image, ...]}. The payload of zero-shot image classification,
+which the Hub's widget and clients post, is answered as that task says, best first; `hypothesis_template` is optional:
+
+    {"inputs": "<base64 of an image or a video>", "parameters": {"candidate_labels": ["a dog", "a cat"]}}
+                                                                    -> [{"label": "a dog", "score": 0.9}, ...]
+
+An image is a clip of one frame. A label's score is its probability among the labels given. An invalid request raises
+RequestError, which the endpoint's server answers with HTTP 400 {"error": message}; later requests are not affected.
 """
 
-import os
 from collections.abc import Iterator
 
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from untrusted import MAX_BYTES, RequestError, check_video, decode_base64, download, read_frames
+from untrusted import MAX_BYTES, RequestError, check_video, decode_base64, is_image, read_frames
 
 
 MAX_TEXTS = 256
@@ -33,34 +37,54 @@ class EndpointHandler:
 
     Args:
         path: folder of this repository.
-        allow_urls: download videos from https addresses; by default only if CAMOE_ALLOW_URLS=1 is set.
     """
 
-    def __init__(self, path: str = "", allow_urls: bool | None = None):
-        self.allow_urls = os.environ.get("CAMOE_ALLOW_URLS") == "1" if allow_urls is None else allow_urls
+    def __init__(self, path: str = ""):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = AutoModel.from_pretrained(path, trust_remote_code=True).to(device).eval()
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
         self.probe_video = get_class_from_dynamic_module("frames.probe_video", path)
 
-    def __call__(self, data: dict) -> dict:
+    @torch.inference_mode()
+    def __call__(self, data: dict) -> dict | list[dict]:
         """Answer one request, with lists and numbers only.
 
         Raises:
             RequestError: what is wrong with the request.
         """
+        parameters = data.get("parameters") if isinstance(data, dict) else None
+        if isinstance(parameters, dict) and "candidate_labels" in parameters:
+            return self._classify(data.get("inputs"), **parameters)
         texts, videos = _read_inputs(data)
         result = {}
-        with torch.inference_mode():
-            if texts:
-                result["text_vectors"] = self._embed(text=texts)
-            if videos:
-                # One at a time: the decoded frames of one video fit in memory, those of a whole request may not.
-                rows = [self._embed(videos=[video]) for video in self._read_videos(videos)]
-                result["video_vectors"] = torch.cat(rows)  # (B,K)
+        if texts:
+            result["text_vectors"] = self._embed(text=texts)
+        if videos:
+            # One at a time: the decoded frames of one video fit in memory, those of a whole request may not.
+            rows = [self._embed(videos=[video]) for video in self._read_videos(videos)]
+            result["video_vectors"] = torch.cat(rows)  # (B,K)
         if len(result) == 2:
             return {"scores": (result["text_vectors"] @ result["video_vectors"].T).tolist()}
         return {name: vectors.tolist() for name, vectors in result.items()}
+
+    def _classify(self, inputs, candidate_labels, hypothesis_template: str = "{}", **ignored) -> list[dict]:
+        """Zero-shot classification of an image or a video: the labels, best first."""
+        labels = candidate_labels.split(",") if isinstance(candidate_labels, str) else candidate_labels  # in a query
+        _check_texts(labels, "candidate_labels")
+        if not isinstance(hypothesis_template, str) or "{}" not in hypothesis_template:
+            raise RequestError('hypothesis_template must be a text with "{}" where the label goes')
+        labels = [label.strip() for label in labels]
+        texts = [hypothesis_template.replace("{}", label) for label in labels]
+        _check_texts(texts, "candidate_labels in hypothesis_template")
+        if isinstance(inputs, dict) and set(inputs) == {"image"}:  # as the JavaScript client posts it
+            inputs = inputs["image"]
+        if isinstance(inputs, Image.Image) or (isinstance(inputs, str) and is_image(inputs)):
+            inputs = {"frames": [inputs]}
+        [video] = self._read_videos([inputs], "inputs")
+        scores = (self._embed(text=texts) @ self._embed(videos=[video]).T)[:, 0]  # (N,)
+        probabilities = (self.model.clip.logit_scale.exp().float().cpu() * scores).softmax(dim=0).tolist()
+        found = [{"label": label, "score": score} for label, score in zip(labels, probabilities, strict=True)]
+        return sorted(found, key=lambda answer: -answer["score"])
 
     def _embed(self, **inputs) -> torch.Tensor:
         """Texts or videos -> vectors, (N,K) or (B,K)."""
@@ -72,25 +96,20 @@ class EndpointHandler:
             return self.model.get_text_features(**inputs).pooler_output.float().cpu()
         return self.model.get_video_features(**inputs).pooler_output.float().cpu()
 
-    def _read_videos(self, videos: list) -> Iterator:
+    def _read_videos(self, videos: list, name: str | None = None) -> Iterator:
         budget = MAX_BYTES
         for index, video in enumerate(videos):
-            where = f"videos[{index}]"
+            where = name or f"videos[{index}]"
             if isinstance(video, dict) and set(video) == {"frames"}:
                 frames, size = read_frames(video["frames"], where, budget)
                 yield frames
                 budget -= size
-                continue
-            if isinstance(video, dict) and set(video) == {"url"}:
-                if not self.allow_urls:
-                    raise RequestError(f"{where}: this endpoint does not download; send the file as base64")
-                content = download(video["url"], where, budget)
             elif isinstance(video, str):
                 content = decode_base64(video, where, budget)
+                yield check_video(content, where, self.probe_video)
+                budget -= len(content)
             else:
-                raise RequestError(f'{where} must be base64 of a video file, {{"frames": [...]}} or {{"url": "..."}}')
-            yield check_video(content, where, self.probe_video)
-            budget -= len(content)
+                raise RequestError(f'{where} must be base64 of a file or {{"frames": [base64 of an image, ...]}}')
 
 
 def _read_inputs(data) -> tuple[list[str], list]:
@@ -108,11 +127,18 @@ def _read_inputs(data) -> tuple[list[str], list]:
         raise RequestError("texts and videos must be lists")
     if not texts and not videos:
         raise RequestError("there are no texts and no videos")
-    if len(texts) > MAX_TEXTS or len(videos) > MAX_VIDEOS:
-        raise RequestError(f"{len(texts)} texts, {len(videos)} videos; the limits are {MAX_TEXTS} and {MAX_VIDEOS}")
+    if len(videos) > MAX_VIDEOS:
+        raise RequestError(f"{len(videos)} videos; the limit is {MAX_VIDEOS}")
+    if texts:
+        _check_texts(texts, "texts")
+    return texts, videos
+
+
+def _check_texts(texts, where: str):
+    if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_TEXTS:
+        raise RequestError(f"{where} must be a list of 1 to {MAX_TEXTS} texts")
     for index, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise RequestError(f"texts[{index}] must be a non-empty text")
+            raise RequestError(f"{where}[{index}] must be a non-empty text")
         if len(text) > MAX_CHARACTERS:
-            raise RequestError(f"texts[{index}] has {len(text)} characters; the limit is {MAX_CHARACTERS}")
-    return texts, videos
+            raise RequestError(f"{where}[{index}] has {len(text)} characters; the limit is {MAX_CHARACTERS}")

@@ -27,6 +27,7 @@ from examples import CLIP_SUFFIXES, ExampleError, add_examples
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
+from machine_paths import find_machine_paths
 from transformers.utils import logging
 
 from modeling_camoe import CAMoEModel, CAMoEPipeline, CAMoEProcessor
@@ -39,7 +40,7 @@ RUN_FILES = ("query_bank.txt", "eval_results.json", "eval_ranks.safetensors", "a
 # From this folder, in every release.
 STATIC_FILES = ("handler.py", "untrusted.py", "requirements.txt")
 # What a release may contain: text, pictures, safetensors and example clips, but no pickles, which can run code.
-SUFFIXES = frozenset({".json", ".md", ".png", ".py", ".safetensors", ".txt", ".yaml", *CLIP_SUFFIXES})
+SUFFIXES = frozenset({".jpg", ".json", ".md", ".png", ".py", ".safetensors", ".txt", ".yaml", *CLIP_SUFFIXES})
 # Files of an earlier release to delete: old code or shards would still be loaded.
 STALE = re.compile(r"[^/]+\.(py|safetensors|safetensors\.index\.json)|examples\.json|example_\d+\.\w+")
 
@@ -76,8 +77,7 @@ def assemble(run_dir: Path, folder: Path, source: Path, repo_id: str, example_cl
     model = CAMoEModel.from_pretrained(run_dir).eval()
     processor = CAMoEProcessor.from_pretrained(run_dir)
     retrieval = CAMoEPipeline(model, processor=processor, device="cpu")
-    retrieval.save_pretrained(folder)  # weights, config and all code
-    processor.save_pretrained(folder)
+    retrieval.save_pretrained(folder)  # a whole release (modeling_camoe/saving.py)
     for name in RUN_FILES:
         if (run_dir / name).is_file():
             shutil.copy(run_dir / name, folder / name)
@@ -93,6 +93,16 @@ def assemble(run_dir: Path, folder: Path, source: Path, repo_id: str, example_cl
     if unknown:
         raise ReleaseError(f"the release would contain files of an unknown kind: {', '.join(unknown)}")
     return fingerprint(model, processor)
+
+
+def check_paths(folder: Path):
+    """Refuse to publish paths of this machine."""
+    found = find_machine_paths(folder)
+    if found:
+        raise ReleaseError(
+            f"paths of this machine would be published: {'; '.join(found)}. Write what a reader needs to know instead "
+            "(the name of the data, of the model on the Hub) into these files of the run, and release again"
+        )
 
 
 def verify(folder: Path, expected: dict[str, str]):
@@ -117,10 +127,6 @@ def describe(folder: Path, repo_id: str) -> str:
     lines = [f"{path.stat().st_size:>12,}  {path.name}" for path in files]
     if (folder / "config.json").is_file() and not (folder / "eval_results.json").is_file():
         lines.append("no eval_results.json: the card says that nothing was measured")
-    local = {str(Path.home()), str(HERE.parent.resolve())}
-    for path in files:
-        if path.suffix in (".json", ".yaml") and any(place in path.read_text(encoding="utf-8") for place in local):
-            lines.append(f"note: {path.name} contains paths of this machine")
     return "\n".join([f"{repo_id}: {len(files)} files, {total / 1e6:.1f} MB", *lines])
 
 
@@ -177,6 +183,7 @@ def release(arguments: argparse.Namespace):
         folder = Path(temporary) / "release"
         folder.mkdir()
         expected = assemble(run_dir, folder, source, arguments.repo_id, arguments.example_clips)
+        check_paths(folder)
         verify(folder, expected)
         print(describe(folder, arguments.repo_id))
         if kept is not None:

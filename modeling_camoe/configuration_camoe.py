@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration of CAMoE: a CLIP plus a single-gate mixture of experts over its frame embeddings.
+"""Configuration of CAMoE: a dual encoder plus a single-gate mixture of experts over its frame embeddings.
 
-Everything beyond CLIP is configured by name: which experts there are, how each aggregates frames, and the prior at
-which the gate starts. Another list of experts is a change of configuration, never of code.
+It is the only place that says which experts there are, in which order, what text each reads, how each aggregates
+frames, and with which statistics frames are normalised. A processor is made from it. Another list of experts is a
+change of configuration, never of code.
 """
 
 import math
@@ -10,12 +11,24 @@ from dataclasses import field, fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
-from transformers.models.clip.configuration_clip import CLIPConfig
+from torch import nn
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
+
+# The dual encoders that may stand underneath, and what their text towers need. "longest": the embedding is read at a
+# token of the text (its end, or its first), and padding after it changes nothing. "max_length": SigLIP reads the last
+# position of a text that was padded to the tower's full length, and attends to that padding.
+BACKBONES = {
+    "clip": "longest",
+    "siglip": "max_length",
+    "metaclip_2": "longest",
+    "chinese_clip": "longest",
+    "altclip": "longest",
+}
 
 # How each default expert aggregates frames: our choice (we had not read the paper's text; see docs/ablations.md).
 # An expert of another name takes "excitation" unless `frame_aggregation` says otherwise.
@@ -24,7 +37,11 @@ DEFAULT_AGGREGATION = {
     "entity": "excitation",
     "action": "motion",
     "scene": "excitation",
+    "mean": "mean",
 }
+DEFAULT_EXPERTS = ("fusion", "entity", "action", "scene")
+# One expert, the mean of the frames: exactly what a dual encoder without any training says about a clip.
+ZERO_SHOT = {"experts": ["mean"], "gate": "uniform"}
 FRAME_AGGREGATIONS = ("mean", "excitation", "transformer", "motion")
 GATES = ("single", "uniform")
 
@@ -35,10 +52,14 @@ class CAMoEConfig(PreTrainedConfig):
     Configuration of a [`CAMoEModel`].
 
     Args:
-        clip_config (`CLIPConfig` or `dict`, *optional*):
-            The CLIP underneath; its `projection_dim` is D, the width of every expert. Defaults to CLIP ViT-B/32.
+        clip_config (`PreTrainedConfig` or `dict`, *optional*):
+            The dual encoder underneath: `clip`, `siglip` (which SigLIP 2 at a fixed resolution also is), `metaclip_2`,
+            `chinese_clip` or `altclip`. The width of its pooled vectors is D. Defaults to CLIP ViT-B/32.
         experts (`list[str]`, *optional*, defaults to `["fusion", "entity", "action", "scene"]`):
-            Names of the E experts, in the order of texts and gates. Any non-empty list of distinct names.
+            Names of the E experts, in the order of texts and gates. Any non-empty list of distinct identifiers.
+        streams (`dict[str, str]`, *optional*):
+            Expert name -> the caption stream that it reads. Experts that are not named read the stream of their own
+            name; the configuration then names them all.
         frame_aggregation (`dict[str, str]`, *optional*):
             Expert name -> `"mean"` (no parameters), `"excitation"` (one order-free weight per frame), `"transformer"`
             (temporal, sees the order) or `"motion"` (the same over what changes: each frame minus the one before).
@@ -61,7 +82,10 @@ class CAMoEConfig(PreTrainedConfig):
         expert_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the mean of the experts' own contrastive losses beside the fused one.
         image_mean, image_std (`list[float]`, *optional*):
-            Per-channel statistics with which the model normalises uint8 frames on its own device; CLIP's by default.
+            Per-channel statistics with which frames are normalised; CLIP's by default. A plain checkpoint's are read
+            from its own files.
+        image_resample (`int`, *optional*, defaults to 3):
+            How frames are resized, as PIL numbers it: 2 bilinear, 3 bicubic.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of new linear layers and of the position table.
 
@@ -76,10 +100,19 @@ class CAMoEConfig(PreTrainedConfig):
     """
 
     model_type = "camoe"
-    sub_configs_defaults = {"clip_config": CLIPConfig}
+    sub_configs_defaults = {"clip_config": SubConfigSpec(AutoConfig, model_type="clip")}
+    # `Trainer` concatenates the outputs of a whole evaluation: it keeps `text_embeds`, `video_embeds`, `gate_weights`.
+    keys_to_ignore_at_inference = [
+        "logits_per_text",
+        "logits_per_video",
+        "expert_scores",
+        "text_model_output",
+        "video_model_output",
+    ]
 
     clip_config: dict | PreTrainedConfig | None = None
-    experts: list[str] = field(default_factory=lambda: list(DEFAULT_AGGREGATION))
+    experts: list[str] = field(default_factory=lambda: list(DEFAULT_EXPERTS))
+    streams: dict[str, str] | None = None
     frame_aggregation: dict[str, str] | None = None
     gate: str = "single"
     gate_prior: dict[str, float | int] | None = None
@@ -91,25 +124,75 @@ class CAMoEConfig(PreTrainedConfig):
     expert_loss_weight: float | int = 0.0
     image_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
     image_std: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
+    image_resample: int = 3
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        if isinstance(self.clip_config, dict):
-            self.clip_config = CLIPConfig(**self.clip_config)
-        elif self.clip_config is None:
-            self.clip_config = CLIPConfig()
+        if isinstance(self.clip_config, dict | PreTrainedConfig):
+            check_backbone(self.clip_config)
+        super().__post_init__(**kwargs)  # makes a configuration of `clip_config`
         if self.temporal_num_attention_heads is None:
-            self.temporal_num_attention_heads = max(1, self.clip_config.projection_dim // 64)
+            self.temporal_num_attention_heads = max(1, self.projection_dim // 64)
         # Written out in full, in the order of `experts`: a checkpoint keeps its aggregations if a default changes.
-        defaults = {name: DEFAULT_AGGREGATION.get(name, "excitation") for name in self.experts}
-        self.frame_aggregation = defaults | (self.frame_aggregation or {})
-        super().__post_init__(**kwargs)
+        self.frame_aggregation = self._default_aggregation() | (self.frame_aggregation or {})
+        self.streams = dict(zip(self.experts, self.experts, strict=True)) | (self.streams or {})
+
+    def _default_aggregation(self) -> dict[str, str]:
+        return {name: DEFAULT_AGGREGATION.get(name, "excitation") for name in self.experts}
+
+    def follow_experts(self):
+        """Make the fields that are per expert those of `experts`, after that list was changed, and check them.
+
+        Experts that were there before keep their values, new ones take the defaults. A prior that does not cover all
+        experts any more is dropped.
+        """
+        kept = {name: kind for name, kind in (self.frame_aggregation or {}).items() if name in self.experts}
+        self.frame_aggregation = self._default_aggregation() | kept
+        self.streams = {name: (self.streams or {}).get(name, name) for name in self.experts}
+        if self.gate_prior is not None:
+            covered = set(self.experts) <= set(self.gate_prior)
+            self.gate_prior = {name: self.gate_prior[name] for name in self.experts} if covered else None
+        self._check_experts()
 
     def validate_architecture(self):
         """Called by `@strict` after the types are checked: checks what types cannot express."""
+        self._check_experts()
+        if self.gate not in GATES:
+            raise ValueError(f"`gate` is {self.gate!r}; choose from {GATES}.")
+        text, vision = self.clip_config.text_config, self.clip_config.vision_config
+        if self.clip_config.model_type == "siglip" and (
+            not vision.vision_use_head or text.projection_size != vision.hidden_size
+        ):
+            raise ValueError(
+                "`clip_config` is a SigLIP whose towers do not end in one space: `vision_use_head` is "
+                f"{vision.vision_use_head}, `projection_size` {text.projection_size}, `hidden_size` "
+                f"{vision.hidden_size}."
+            )
+        dim, heads = self.projection_dim, self.temporal_num_attention_heads
+        if heads < 1 or dim % heads != 0:
+            raise ValueError(f"`projection_dim` {dim} is not a multiple of `temporal_num_attention_heads` {heads}.")
+        for field_name in ("temporal_num_layers", "max_frames", "excitation_reduction"):
+            if getattr(self, field_name) < 1:
+                raise ValueError(f"`{field_name}` must be at least 1, got {getattr(self, field_name)}.")
+        if self.expert_loss_weight < 0:
+            raise ValueError(f"`expert_loss_weight` must not be negative, got {self.expert_loss_weight}.")
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+            raise ValueError(
+                f"`image_mean` and `image_std` are three numbers each, the second positive, got {self.image_mean} "
+                f"and {self.image_std}."
+            )
+        if self.dual_softmax_temp is not None and self.dual_softmax_temp <= 0:
+            raise ValueError(f"`dual_softmax_temp` must be positive or None, got {self.dual_softmax_temp}.")
+
+    def _check_experts(self):
+        """Names, and the fields that are per expert."""
         if not self.experts or len(set(self.experts)) != len(self.experts):
             raise ValueError(f"`experts` must be a non-empty list of distinct names, got {self.experts}.")
-        for field_name in ("frame_aggregation", "gate_prior"):
+        for name in self.experts:  # each names a module and its weights
+            if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+                reason = "a module's own attribute" if name.isidentifier() else "no identifier"
+                raise ValueError(f"`experts` has {name!r}, which is {reason}: choose another name.")
+        for field_name in ("frame_aggregation", "gate_prior", "streams"):
             unknown = sorted(set(getattr(self, field_name) or {}) - set(self.experts))
             if unknown:
                 raise ValueError(f"`{field_name}` names {unknown}, which `experts` {self.experts} does not have.")
@@ -118,30 +201,31 @@ class CAMoEConfig(PreTrainedConfig):
                 raise ValueError(
                     f"`frame_aggregation` of expert {name!r} is {aggregation!r}; choose from {FRAME_AGGREGATIONS}."
                 )
-        if self.gate not in GATES:
-            raise ValueError(f"`gate` is {self.gate!r}; choose from {GATES}.")
         if self.gate_prior is not None:
             missing = sorted(set(self.experts) - set(self.gate_prior))
             if missing or min(self.gate_prior.values()) <= 0:
                 raise ValueError(f"`gate_prior` needs a positive weight for every expert, got {self.gate_prior}.")
-        dim, heads = self.clip_config.projection_dim, self.temporal_num_attention_heads
-        if heads < 1 or dim % heads != 0:
-            raise ValueError(f"`projection_dim` {dim} is not a multiple of `temporal_num_attention_heads` {heads}.")
-        for field_name in ("temporal_num_layers", "max_frames", "excitation_reduction"):
-            if getattr(self, field_name) < 1:
-                raise ValueError(f"`{field_name}` must be at least 1, got {getattr(self, field_name)}.")
-        if self.expert_loss_weight < 0:
-            raise ValueError(f"`expert_loss_weight` must not be negative, got {self.expert_loss_weight}.")
-        if self.dual_softmax_temp is not None and self.dual_softmax_temp <= 0:
-            raise ValueError(f"`dual_softmax_temp` must be positive or None, got {self.dual_softmax_temp}.")
 
     @property
     def projection_dim(self) -> int:
-        """D, the width of every expert's embedding."""
-        return self.clip_config.projection_dim
+        """D, the width of the dual encoder's pooled vectors and of every expert's embedding."""
+        clip = self.clip_config
+        return clip.text_config.projection_size if clip.model_type == "siglip" else clip.projection_dim
+
+    @property
+    def text_padding(self) -> str:
+        """How the text tower wants texts padded: to the "longest" of a batch, or to "max_length", its positions."""
+        return BACKBONES[self.clip_config.model_type]
+
+    @property
+    def max_text_length(self) -> int:
+        """Tokens that the text tower takes, start and end included."""
+        positions = self.clip_config.text_config.max_position_embeddings
+        # As in RoBERTa, AltCLIP counts positions from the padding token's id + 1.
+        return positions - (self.clip_config.model_type == "altclip") * (self.clip_config.text_config.pad_token_id + 1)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """CLIP's text configuration: `resize_token_embeddings` writes the new vocabulary size there."""
+        """The text tower's configuration: `resize_token_embeddings` writes the new vocabulary size there."""
         return self.clip_config.get_text_config(decoder=decoder, encoder=encoder)
 
     @property
@@ -152,27 +236,96 @@ class CAMoEConfig(PreTrainedConfig):
         return [math.log(prior[name] / total) for name in self.experts]
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a configuration; a plain CLIP's becomes the `clip_config` of a fresh CAMoE around it."""
+    def get_config_dict(
+        cls, pretrained_model_name_or_path, *, zero_shot: bool = False, **kwargs
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a configuration. That of a plain dual encoder becomes the `clip_config` of a fresh CAMoE around it.
+
+        Args:
+            zero_shot: give a plain dual encoder one expert, the mean of its frames, instead of the default experts.
+                No effect on a CAMoE checkpoint.
+        """
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config_dict.get("model_type") == "clip":
-            logger.info(f"{pretrained_model_name_or_path} is a plain CLIP: the experts and the gate start fresh.")
-            config_dict = {"clip_config": config_dict}
+        if config_dict.get("model_type", cls.model_type) != cls.model_type:
+            check_backbone(config_dict, pretrained_model_name_or_path)
+            logger.info(f"{pretrained_model_name_or_path} is a plain dual encoder: experts and gate start fresh.")
+            config_dict = {
+                "clip_config": config_dict,
+                **image_statistics(load_image_processor(pretrained_model_name_or_path, config_dict, **hub)),
+                **(ZERO_SHOT if zero_shot else {}),
+            }
         return config_dict, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As in the library, but keyword values are merged in before validation instead of set unchecked after it.
 
-        If `experts` is given, aggregations that the dictionary has for other experts are dropped.
+        If `experts` is given, what the dictionary says about other experts is dropped.
         """
         own_fields = {f.name for f in fields(cls)} - {f.name for f in fields(PreTrainedConfig)} - {"clip_config"}
         own = {key: kwargs.pop(key) for key in own_fields & set(kwargs)}
-        written = config_dict.get("frame_aggregation")
-        if written and "experts" in own:
-            kept = {name: written[name] for name in written if name in own["experts"]}
-            config_dict = config_dict | {"frame_aggregation": kept}
+        if "experts" in own:
+            config_dict = dict(config_dict)
+            for name in {"frame_aggregation", "streams", "gate_prior"} & set(config_dict):
+                written = config_dict[name] or {}
+                config_dict[name] = {expert: written[expert] for expert in written if expert in own["experts"]} or None
+            if set(config_dict.get("gate_prior") or {}) != set(own["experts"]):
+                config_dict.pop("gate_prior", None)  # it says nothing about the new experts
         return super().from_dict(config_dict | own, **kwargs)
 
+
+def check_backbone(config: dict | PreTrainedConfig, name: str = "`clip_config`"):
+    """Refuse another kind of model by name.
+
+    Raises:
+        ValueError: naming the kinds that are supported.
+    """
+    is_dict = isinstance(config, dict)
+    model_type = config.get("model_type", "clip") if is_dict else config.model_type
+    if model_type not in BACKBONES:
+        detail = " (SigLIP 2 only at a fixed resolution, not NaFlex)" if model_type == "siglip2" else ""
+        raise ValueError(f"{name} is a {model_type!r} model; supported are {', '.join(BACKBONES)}{detail}.")
+
+
+def load_image_processor(pretrained_model_name_or_path, clip_config: dict | PreTrainedConfig, **hub):
+    """The image processor of a plain dual encoder, from either of the files in which it may be.
+
+    Args:
+        clip_config: of the dual encoder. A folder without such a file has the library's defaults for this kind of
+            model at its image size, with a warning.
+        **hub: `revision`, `token` and so on.
+    """
+    from transformers import AutoImageProcessor  # loads torchvision, which a CAMoE checkpoint's config does not need
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+    try:
+        return AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **hub)
+    except OSError:
+        if isinstance(clip_config, dict):
+            clip_config = AutoConfig.for_model(**clip_config)
+        side = clip_config.vision_config.image_size
+        square = {"height": side, "width": side}
+        is_cropped = clip_config.model_type != "siglip"
+        sizes = {"size": {"shortest_edge": side}, "crop_size": square} if is_cropped else {"size": square}
+        processor = IMAGE_PROCESSOR_MAPPING[type(clip_config)]["torchvision"](**sizes)
+        logger.warning(
+            f"{pretrained_model_name_or_path} has no file of an image processor: frames are prepared as is usual for "
+            f"a {clip_config.model_type!r} model of {side} pixels, {image_statistics(processor)}."
+        )
+        return processor
+
+
+def image_statistics(image_processor) -> dict[str, Any]:
+    """What the configuration knows of an image or video processor."""
+    return {
+        "image_mean": [float(value) for value in image_processor.image_mean],
+        "image_std": [float(value) for value in image_processor.image_std],
+        "image_resample": int(image_processor.resample),
+    }
+
+
+# What tells where on the Hub a file is, and which of its versions.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 __all__ = ["CAMoEConfig"]

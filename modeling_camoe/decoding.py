@@ -11,19 +11,19 @@ The lazy decoder takes the targets one after the other:
    The rest of the queue waits for the next target.
 4. `WantedFrames` converts the wanted frames, and only these, as they come out of the decoder.
 
-Whatever looks doubtful on the way (no time stamp, no key frame, damage, a frame that does not come out) ends the lazy
-attempt with None, and `decode_everything` starts at the first packet, looks at every frame and skips nothing. It is
-the reference: it returns the frames or raises an error. `decode_key_frames` takes the key frames next to the targets.
+A container is not believed: the decoder itself must say that what follows a gap is a key frame, and frames must come
+out in the order of their time stamps. Whatever is doubtful (no time stamp, no key frame, damage, a frame that does not
+come out) ends the lazy attempt with None. Then `decode_everything` starts at the first packet and skips nothing. It is
+the reference: it knows which frames a damaged picture spoils, and returns the frames or raises an error.
+`decode_key_frames` takes the key frames next to the targets.
 
-All three take a [`VideoFile`], [`Targets`] and a size, and return {time stamp: (3, H, W) uint8 RGB}. They return None
-as well where the video ends before the last target; then they have corrected the end of the [`VideoFile`].
+All three take a [`VideoFile`], [`Targets`] and a [`PictureMaker`], and return {time stamp: (3, H, W) uint8 RGB}. They
+return None as well where the video ends before the last target; then they have corrected the end of the [`VideoFile`].
 """
 
 import math
 from collections import deque
 from dataclasses import dataclass
-
-import numpy as np
 
 from .video_file import TIME_TOLERANCE, VideoDecodingError, pyav
 
@@ -47,34 +47,7 @@ class Targets:
     ticks: list[int]  # one per segment of the window, ascending: the frame shown then is wanted
     begin: float  # of the window, seconds
     finish: float
-
-
-class ImageMaker:
-    """Decoded frame -> (3, size, size) uint8 RGB."""
-
-    def __init__(self, size):
-        self.size = size
-        self.reformatter = pyav().video.reformatter.VideoReformatter()  # keeps swscale's tables from frame to frame
-
-    def __call__(self, frame):
-        width, height = frame.width, frame.height
-        if self.size is not None:
-            short = min(width, height)
-            width, height = int(self.size * width / short), int(self.size * height / short)
-        # Planar RGB takes swscale half the time of packed "rgb24", has none of its bias of -1 to -2 levels, and the
-        # channels come first already. When it scales down, swscale widens the cubic kernel: it is antialiased.
-        image = self.reformatter.reformat(frame, width, height, "gbrp", interpolation="BICUBIC", threads=1)
-        rows, columns = slice(None), slice(None)
-        if self.size is not None:
-            top, left = (height - self.size) // 2, (width - self.size) // 2
-            rows, columns = slice(top, top + self.size), slice(left, left + self.size)
-        green, blue, red = (
-            np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, :width][rows, columns]
-            for plane in image.planes
-        )
-        rgb = np.stack([red, green, blue])  # (3, H, W)
-        quarter_turns = round(frame.rotation / 90) % 4
-        return np.ascontiguousarray(np.rot90(rgb, quarter_turns, axes=(1, 2))) if quarter_turns else rgb
+    skips_damage: bool = False  # instead of an error, damage is noted in the file, and other targets can be chosen
 
 
 # --- lazy ------------------------------------------------------------------------------------------------------------
@@ -84,9 +57,9 @@ class _Doubt(Exception):
     """The lazy decoder is not certain of its frames. Ends in `decode_lazily`."""
 
 
-def decode_lazily(video, targets, size):
+def decode_lazily(video, targets, make_picture):
     """The frames shown at the targets, decoding as little else as possible."""
-    wanted = WantedFrames(size)
+    wanted = WantedFrames(make_picture)
     decoder = PictureDecoder(video, wanted)
     reader = PacketReader(video)
     try:
@@ -104,18 +77,36 @@ def decode_lazily(video, targets, size):
                 if decoder.is_fresh and not (packets and packets[0].is_keyframe and packets[0].pts <= pts):
                     raise _Doubt
                 for packet in packets:
-                    decoder.decode(packet, is_needed=packet.pts >= pts)
+                    decoder.decode(packet, is_needed=packet.pts >= pts or packet.is_keyframe)
         decoder.drain()
     except _Doubt:
         return None
     return None if wanted.missing else wanted.images
 
 
+def find_shown(video, targets):
+    """The time stamps of the frames shown at the targets, without decoding; None if they are doubtful."""
+    reader, found = PacketReader(video), []
+    try:
+        for target in targets.ticks:
+            if reader.may_jump_to(target):
+                reader.jump_to(target)
+            pts = reader.find_shown_at(target)
+            if pts is None:
+                return None
+            if not found or pts != found[-1]:
+                found.append(pts)
+                reader.take_through(pts)
+    except _Doubt:
+        return None
+    return found
+
+
 class WantedFrames:
     """The frames that were asked for: images of those that have come out of the decoder, time stamps of the others."""
 
-    def __init__(self, size):
-        self.make_image = ImageMaker(size)
+    def __init__(self, make_picture):
+        self.make_picture = make_picture
         self.images = {}  # pts -> (3, H, W)
         self.missing = set()  # pts
         self.newest = -math.inf  # pts
@@ -130,7 +121,7 @@ class WantedFrames:
 
     def take(self, frame):
         if frame.pts in self.missing and not frame.is_corrupt:
-            self.images[frame.pts] = self.make_image(frame)
+            self.images[frame.pts] = self.make_picture(frame)
             self.missing.discard(frame.pts)
 
 
@@ -142,15 +133,25 @@ class PictureDecoder:
         self.wanted = wanted
         # HEVC, too, has pictures that no other refers to, but only "no other of their temporal layer".
         self.can_skip = video.decoder.name == "h264"
-        self.newest_key = -math.inf  # pts of the newest key frame in the decoder
+        self._refresh()
+
+    def _refresh(self):
         self.is_fresh = True  # it has seen no packet, hence can only begin with a key frame
+        self.begin = -math.inf  # pts of the key frame that it began with
+        self.first_key = None  # the same, until that frame has come out
+        self.newest_out = -math.inf  # pts of the newest frame that came out
 
     def decode(self, packet, is_needed):
         """Decodes a packet; if it is not needed, only if others may refer to it. None is the end."""
         if packet is not None:
+            if self.is_fresh:
+                self.begin = packet.pts
+                self.first_key = (
+                    None if packet.is_discard else packet.pts
+                )  # an edit list cuts it away: not to come out
             self.is_fresh = False
-            if packet.is_keyframe:
-                self.newest_key = packet.pts
+            if packet.pts < self.begin:
+                return  # open group of pictures: it refers to others that were not decoded, and so do only its like
         # The decoder knows which pictures no other refers to; we know which are shown before the wanted one.
         self.video.decoder.skip_frame = "NONREF" if self.can_skip and not is_needed else "DEFAULT"
         try:
@@ -158,18 +159,25 @@ class PictureDecoder:
         except pyav().FFmpegError as error:
             raise _Doubt from error
         for frame in frames:
-            # What refers to a damaged picture is damaged, too, though FFmpeg does not say so. (Frames shown before the
-            # key frame do not count: in an open group of pictures, they refer to others that we did not decode.)
-            if frame.pts is None or (frame.is_corrupt and frame.pts >= self.newest_key):
-                raise _Doubt
+            self._check(frame)
             self.wanted.take(frame)
+
+    def _check(self, frame):
+        # What refers to a damaged picture is damaged, too, though FFmpeg does not say so.
+        if frame.pts is None or frame.is_corrupt or frame.pts <= self.newest_out:
+            raise _Doubt
+        self.newest_out = frame.pts
+        if self.first_key is not None and frame.pts >= self.first_key:
+            if frame.pts != self.first_key or not frame.key_frame:
+                raise _Doubt  # the container says that it is a key frame, the decoder does not
+            self.first_key = None
 
     def drain(self):
         """Gets the last frames out of the decoder and makes it ready to begin at another key frame."""
         if not self.is_fresh:
             self.decode(None, is_needed=True)
             self.video.decoder.flush_buffers()
-            self.is_fresh = True
+            self._refresh()
 
 
 class PacketReader:
@@ -179,15 +187,13 @@ class PacketReader:
         self.video = video
         self.here = video.first_tick  # decoding time of the packet read last
         self.delay = 0  # from decoding to showing a key frame
-        self.can_jump = self.can_jump_blindly = not video.has_few_times
-        self.order = TimeOrder()
+        self.can_jump = self.can_jump_blindly = video.can_jump
         self._start()
 
     def _start(self):
-        self.packets = self.video.container.demux(self.video.stream)
+        self.packets = self.video.packets()
         self.queue = deque()  # packets that were read but not decoded, in decoding order
         self.shown = {}  # pts -> duration of the packets read since the last jump, from the newest wanted frame on
-        self.has_begun = False  # a key frame was read
         self.at_end = False
         self.error = None  # that ended reading
 
@@ -213,8 +219,7 @@ class PacketReader:
             except pyav().FFmpegError:
                 break
             self._start()
-            while not self.queue and not self.at_end:
-                self._read()
+            self._read()
             if self.queue and self.queue[0].pts <= target:
                 self.can_jump_blindly &= self.here > came_from
                 return
@@ -236,11 +241,10 @@ class PacketReader:
         if min(self.shown) > target:
             return min(self.shown)  # nothing is shown yet: the first frame
         pts = max(pts for pts in self.shown if pts <= target)
-        if self.at_end and (above == 0 or self.error):
+        if self.at_end and self.video.has_absolute_times and (above == 0 or self.error):
             # The last frame, or the last that could be read. Is it really still shown at the target?
-            interval = 1 / self.video.fps / self.video.time_base
-            end = pts + (self.shown[pts] or interval)
-            if target >= end + interval / 2:
+            end = pts + (self.shown[pts] or self.video.interval)
+            if target >= end + self.video.interval / 2:
                 if self.error:
                     raise self.error
                 self.video.check_end(end, self.here)
@@ -248,23 +252,22 @@ class PacketReader:
         return pts
 
     def _read(self):
-        """Reads a packet into the queue; returns its pts, or None at the end and before the first key frame."""
+        """Reads a packet into the queue; returns its pts, or None at the end."""
         try:
             packet = next(self.packets, None)
         except pyav().FFmpegError as error:
             self.error, packet = error, None
-        if packet is None or packet.size == 0:  # PyAV ends with an empty packet
+        if packet is None:
             self.at_end = True
             return None
-        if packet.pts is None:
+        # Only a key frame can come first, in the file and after a jump.
+        if packet.pts is None or packet.is_corrupt or not (self.shown or packet.is_keyframe):
             raise _Doubt
-        self.order.add(packet.pts)
+        if packet.pts in self.shown:
+            raise _Doubt  # two frames at a time
         self.here = packet.pts if packet.dts is None else packet.dts
         if packet.is_keyframe:
-            self.has_begun = True
             self.delay = packet.pts - self.here
-        elif not self.has_begun:
-            return None  # belongs to a key frame that was not read
         self.queue.append(packet)
         self.shown[packet.pts] = packet.duration or 0
         return packet.pts
@@ -274,8 +277,6 @@ class PacketReader:
         Takes the packets up to the frame `pts` out of the queue, and drops those before the last key frame:
         (packets, how many were dropped). No packets if the frame was taken already.
         """
-        if self.video.may_lack_times and not self.order.is_changed:
-            raise _Doubt  # frames are reordered, but time stamps are not
         self.shown = {other: duration for other, duration in self.shown.items() if other >= pts}
         count = next((i + 1 for i, packet in enumerate(self.queue) if packet.pts == pts), 0)
         keys = [i for i in range(count) if self.queue[i].is_keyframe and self.queue[i].pts <= pts]
@@ -284,49 +285,65 @@ class PacketReader:
         return packets, dropped
 
 
-class TimeOrder:
-    """Whether packets come in another order than that in which their frames are shown."""
-
-    def __init__(self):
-        self.highest = -math.inf  # pts
-        self.is_changed = False
-
-    def add(self, pts):
-        self.is_changed |= pts < self.highest
-        self.highest = max(self.highest, pts)
-
-
 # --- key frames ------------------------------------------------------------------------------------------------------
 
 
-def decode_key_frames(video, targets, size):
+def decode_key_frames(video, targets, make_picture):
     """The key frames nearest to the targets, if possible within the window."""
-    make_image = ImageMaker(size)
     video.decoder.thread_count, video.decoder.thread_type = 1, "NONE"  # threads work on successive frames
-    index = video.stream.index_entries  # sorted by decoding time
-    first = next(video.container.demux(video.stream))
-    delay = 0 if first.pts is None or first.dts is None else first.pts - first.dts
-    images, visited = {}, set()
-    for target in targets.ticks:
-        around = [index.search_timestamp(target - delay, backward=backward) for backward in (True, False)]
-        keys = [index[i].timestamp + delay for i in around if i >= 0]
-        if len(keys) == 2:  # else jump to the target, and see which key frame that leads to
-            inside = [key for key in keys if targets.begin <= video.seconds(key) + TIME_TOLERANCE < targets.finish]
-            target = min(inside or keys, key=lambda key: abs(key - target))
-        if target in visited:
-            continue
-        visited.add(target)
-        packet = _read_key_frame(video, target)
+    if video.can_jump:
+        packets = _key_packets_by_index(video, targets)
+    else:
+        packets = _key_packets_of_all(video, targets)
+    images = {}
+    for packet in packets:
         if packet is None:
             return None
         if packet.pts in images:
             continue
-        for frame in video.decoder.decode(packet) + video.decoder.decode(None):
-            if frame.pts == packet.pts and not frame.is_corrupt:
-                images[frame.pts] = make_image(frame)
+        try:
+            frames = video.decoder.decode(packet) + video.decoder.decode(None)
+        except pyav().FFmpegError:
+            return None
+        for frame in frames:
+            if frame.pts == packet.pts and frame.key_frame and not frame.is_corrupt:
+                images[frame.pts] = make_picture(frame)
         if packet.pts not in images:
             return None
-    return images
+        video.decoder.flush_buffers()
+    return images or None
+
+
+def _nearest(keys, target, targets, video):
+    """The key frame (in ticks) next to a target, within the window if there is one."""
+    inside = [key for key in keys if targets.begin <= video.seconds(key) + TIME_TOLERANCE < targets.finish]
+    return min(inside or keys, key=lambda key: abs(key - target))
+
+
+def _key_packets_of_all(video, targets):
+    """From a file that is read from its beginning."""
+    if not video.is_trusted:
+        yield None
+        return
+    keys = {packet.pts: packet for packet in video.packets() if packet.is_keyframe}
+    for target in targets.ticks:
+        yield keys[_nearest(keys, target, targets, video)]
+
+
+def _key_packets_by_index(video, targets):
+    """From a file with an index, or without one, by jumps."""
+    index = video.stream.index_entries  # sorted by decoding time
+    first = next(video.packets(), None)
+    delay = 0 if first is None or first.pts is None or first.dts is None else first.pts - first.dts
+    visited = set()
+    for target in targets.ticks:
+        around = [index.search_timestamp(target - delay, backward=backward) for backward in (True, False)]
+        keys = [index[i].timestamp + delay for i in around if i >= 0]
+        if len(keys) == 2:  # else jump to the target, and see which key frame that leads to
+            target = _nearest(keys, target, targets, video)
+        if target not in visited:
+            visited.add(target)
+            yield _read_key_frame(video, target)
 
 
 def _read_key_frame(video, target):
@@ -335,9 +352,9 @@ def _read_key_frame(video, target):
         try:
             tick = max(video.first_tick, target - int(seconds_back / video.time_base))
             video.container.seek(tick, stream=video.stream)
+            packet = next((packet for packet in video.packets() if packet.is_keyframe), None)
         except pyav().FFmpegError:
             return None
-        packet = next((packet for packet in video.container.demux(video.stream) if packet.is_keyframe), None)
         if packet is not None and packet.pts is not None:
             return packet
         index = video.stream.index_entries
@@ -349,50 +366,168 @@ def _read_key_frame(video, target):
 # --- everything ------------------------------------------------------------------------------------------------------
 
 
-def decode_everything(video, targets, size):
-    """The frames shown at the targets, by decoding all that precedes them."""
-    make_image = ImageMaker(size)
-    interval = 1 / video.fps / video.time_base
-    stored = _sorted_times(video) if video.may_lack_times else []
-    waiting, images = deque(targets.ticks), {}
-    shown, shown_pts = None, None  # the frame that is shown until the next one
-    is_damaged = is_shown_damaged = False  # since the last key frame
-
-    def take(frame, pts, is_damaged):
-        if is_damaged:
-            raise VideoDecodingError(
-                f"{video.name}: damaged at {video.seconds(pts):.3f} s; encode or download it again"
-            )
-        images[pts] = make_image(frame)
-
-    for count, frame in enumerate(video.container.decode(video.stream)):
-        if count < len(stored):
-            pts = stored[count]
-        else:
-            pts = video.first_tick + round(count * interval) if frame.pts is None else frame.pts
-        is_damaged = frame.is_corrupt or (is_damaged and not frame.key_frame)
-        if shown is None:
-            shown, shown_pts, is_shown_damaged = frame, pts, is_damaged
-        if pts < shown_pts:
+def decode_everything(video, targets, make_picture):
+    """
+    The frames shown at the targets, by decoding all that precedes them. If the [`VideoFile`] is careful, damage is an
+    error that names the time; otherwise None, for others than the damaged pictures may be spoiled.
+    """
+    timeline = video.timeline()
+    if not timeline.times:
+        raise VideoDecodingError(f"{video.name}: its video stream is empty")
+    clock = FrameClock(video, timeline)
+    damage = Damage(timeline)
+    waiting, taken = deque(targets.ticks), {}  # taken: pts -> (image, number of its packet or None)
+    shown = None  # (frame, pts) until the next frame is shown
+    patience = REORDER_LIMIT  # frames to decode after the last target: they may tell of damage in those before
+    for frame in _decoded_frames(video, damage):
+        pts = clock.time_of(frame, damage)
+        if pts is None:
+            return None  # time stamps are not in order: the clock will count frames
+        if damage.is_found and not video.is_careful:
+            return None
+        if shown is None and video.true_first is None and pts > timeline.first + 1.5 * video.interval:
+            video.true_first = video.seconds(pts)  # it refers to pictures before the beginning, as after a cut
+            return None
+        if shown is not None and pts <= shown[1]:
             continue
-        while waiting and waiting[0] < pts:
-            take(shown, shown_pts, is_shown_damaged)
+        while waiting and shown is not None and waiting[0] < pts:
             waiting.popleft()
+            if shown[1] not in taken:
+                taken[shown[1]] = make_picture(shown[0]), timeline.positions.get(shown[0].pts)
+        shown = frame, pts
         if not waiting:
-            return images
-        shown, shown_pts, is_shown_damaged = frame, pts, is_damaged
-    if shown is None:
-        raise VideoDecodingError(f"{video.name}: not one of its frames can be decoded")
-    end = shown_pts + (shown.duration or interval)
-    if waiting[-1] >= end + interval / 2:
-        video.check_end(end, end)
+            patience -= 1
+            if not video.is_careful or (patience < 0 and not (targets.skips_damage and damage.is_found)):
+                break
+    else:
+        if not video.is_careful and clock.count < len(timeline.times):
+            return None  # at the end, threads drop errors
+    if damage.is_found and not video.is_careful:
         return None
-    take(shown, shown_pts, is_shown_damaged)
-    return images
+    if shown is None:
+        cause = f" ({damage.cause})" if damage.cause else ""
+        raise VideoDecodingError(f"{video.name}: not one of its frames can be decoded{cause}")
+
+    if targets.ticks[-1] >= timeline.end + video.interval / 2:
+        video.check_end(timeline.end, timeline.sorted_times[-1])
+        return None
+    regions = damage.regions()  # in ticks
+    spoiled = [tick for tick in targets.ticks if any(start <= tick < end for start, end in regions)]
+    spoiled += [pts for pts, (_, position) in taken.items() if damage.spoils(position)]
+    if spoiled and targets.skips_damage:
+        video.damage = [(video.seconds(start), video.seconds(end)) for start, end in regions]
+        return None
+    if spoiled:
+        start, end = next(((s, e) for s, e in regions if s <= min(spoiled) < e), (min(spoiled), math.inf))
+        # Frames that come out may be spoiled; if none do, something else than their content may be the cause.
+        if end == math.inf and damage.newest_seen < damage.spans()[-1][0]:
+            what = f"damaged or incomplete: nothing from {video.seconds(start):.3f} s on can be decoded"
+        else:
+            until = f", up to {video.seconds(end):.3f} s" if end < math.inf else ""
+            what = f"damaged at {video.seconds(start):.3f} s{until}"
+        raise VideoDecodingError(f"{video.name}: {what}; encode or download it again")
+    if waiting:
+        frame, pts = shown
+        end = max(pts + (frame.duration or video.interval), timeline.end)
+        if waiting[-1] >= end + video.interval / 2:
+            video.check_end(end, end)
+            return None
+        taken[pts] = make_picture(frame), None
+    return {pts: image for pts, (image, _) in taken.items()}
 
 
-def _sorted_times(video):
-    """The times of all packets in the order in which their frames are shown; [] if some have none."""
-    times = [packet.pts for packet in video.container.demux(video.stream) if packet.size > 0]
-    video.reopen()
-    return [] if None in times else sorted(times)
+def _decoded_frames(video, damage):
+    """All frames in the order in which they are shown. What the decoder refuses is noted as damage."""
+    position = -1
+    for position, packet in enumerate(video.packets()):
+        try:
+            yield from video.decoder.decode(packet)
+        except pyav().FFmpegError as error:
+            damage.add(position, error.strerror)
+    try:
+        yield from video.decoder.decode(None)
+    except pyav().FFmpegError as error:
+        damage.add(position, error)
+
+
+class FrameClock:
+    """When a decoded frame is shown."""
+
+    def __init__(self, video, timeline):
+        self.video = video
+        self.timeline = timeline
+        self.counts = video.counts_frames or video.lacks_order
+        self.count = 0  # of frames that have come out
+        self.newest = None  # time of the last frame
+
+    def time_of(self, frame, damage):
+        """The time of the next frame, in ticks. None if time stamps turn out not to be in order."""
+        times = self.timeline.sorted_times
+        if self.counts:
+            position = self.timeline.positions.get(frame.pts)
+            if frame.key_frame and position is not None and damage.is_found:
+                self.count = position  # all that came before it is shown before it
+            pts = times[min(self.count, len(times) - 1)]
+        elif frame.pts is not None:
+            pts = frame.pts
+            is_label = pts in self.timeline.positions
+            if self.newest is not None and pts < self.newest and is_label and self.timeline.is_timed:
+                if not self.timeline.is_reordered:
+                    self.video.counts_frames = True
+                    return None
+        else:
+            pts = times[0] if self.newest is None else round(self.newest + self.video.interval)
+        self.count += 1
+        self.newest = pts if self.newest is None else max(self.newest, pts)
+        damage.see(frame, self.timeline.positions.get(frame.pts), pts)
+        return pts
+
+
+class Damage:
+    """Which packets are damaged, and which others they spoil: all up to the next key frame."""
+
+    def __init__(self, timeline):
+        self.timeline = timeline
+        self.lost = set()  # numbers of packets
+        self.keys = []  # numbers of packets that the decoder called key frames
+        self.newest_seen = -1  # highest number of a packet whose frame came out
+        self.cause = None
+
+    @property
+    def is_found(self):
+        return bool(self.lost)
+
+    def add(self, position, cause=None):
+        self.lost.add(position)
+        self.cause = self.cause or cause
+
+    def see(self, frame, position, pts):
+        """Notes what a frame says that came out of the decoder."""
+        if position is None:  # it carries no time stamp of a packet
+            position = min(range(len(self.timeline.times)), key=lambda i: abs(self.timeline.times[i] - pts))
+        self.newest_seen = max(self.newest_seen, position)
+        if frame.is_corrupt:
+            self.add(position)
+        elif frame.key_frame:
+            self.keys.append(position)
+
+    def spans(self):
+        """[first, last) numbers of spoiled packets."""
+        spans = []
+        for position in sorted(self.lost):
+            if not spans or position >= spans[-1][1]:
+                spans.append((position, min((key for key in self.keys if key > position), default=math.inf)))
+        return spans
+
+    def spoils(self, position):
+        return position is not None and any(first <= position < last for first, last in self.spans())
+
+    def regions(self):
+        """[start, end) of the spoiled times, in ticks."""
+        times, regions = self.timeline.times, []
+        for first, last in self.spans():
+            first = max(0, min(first, len(times) - 1))
+            end = times[last] if last < len(times) else math.inf
+            start = min(times[first : last if last < len(times) else None])
+            regions.append((start, max(start, end)))
+        return regions

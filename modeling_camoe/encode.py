@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .frames import VideoDecodingError, describe_source
+from .frames import VideoDecodingError
+from .video_inputs import describe_video
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class ClipFrames(Dataset):
         try:
             return index, self.video_processor.decode(clip)
         except VideoDecodingError as error:
-            return BadVideo(index, describe_source(clip), str(error))
+            return BadVideo(index, describe_video(clip), str(error))
 
 
 class _Collate:
@@ -102,7 +103,7 @@ def iter_encoded_videos(
     Args:
         model: [`CAMoEModel`]; runs where it is and in the mode it is in (put it in `eval()`).
         processor: its [`CAMoEProcessor`], which decides how many frames are sampled, how, and at which size.
-        clips: paths, bytes or `Clip`s; a list, or anything with a length and an index.
+        clips: videos in any form the video processor takes; a list, or anything with a length and an index.
         batch_size: clips per forward pass.
         num_workers: processes that decode; 0 decodes in this one.
         on_bad_video: "raise" stops at a clip that cannot be decoded, "skip" lists it in the batch.
@@ -112,9 +113,11 @@ def iter_encoded_videos(
 
     Raises:
         VideoDecodingError: naming the file and the cause.
+        ValueError: the processor is not this model's; names what differs.
     """
     if on_bad_video not in ("raise", "skip"):
         raise ValueError(f"`on_bad_video` is {on_bad_video!r}; choose 'raise' or 'skip'.")
+    processor.check(model.config)
     loader = DataLoader(
         ClipFrames(clips, decoder or processor.video_processor),
         batch_size=batch_size,
@@ -133,8 +136,8 @@ def iter_encoded_videos(
                     output = model.get_video_features(**inputs)
                 vectors, gates = output.pooler_output.float().cpu(), output.gate_weights.float().cpu()
             else:
-                vectors = torch.empty(0, model.config.projection_dim * len(model.config.experts))
-                gates = torch.empty(0, len(model.config.experts))
+                vectors = torch.empty(0, model.config.projection_dim * len(model.config.experts), dtype=torch.float32)
+                gates = torch.empty(0, len(model.config.experts), dtype=torch.float32)
             yield VideoBatch(indices, vectors, gates, times, bad)
             bar.update(len(indices) + len(bad))
 
@@ -158,9 +161,11 @@ def encode_texts(
 
     Captions of similar length are encoded together, so that little is padding; rows stay in the given order.
     """
+    processor.check(model.config)
     streams = processor.streams_of(captions)
     order = sorted(range(len(streams)), key=lambda n: max(len(text) for text in streams[n]))
-    vectors = torch.empty(len(streams), model.config.projection_dim * len(model.config.experts))
+    num_dims = model.config.projection_dim * len(model.config.experts)
+    vectors = torch.empty(len(streams), num_dims, dtype=torch.float32)
     with tqdm(total=len(order), desc=progress, unit="caption", disable=progress is None) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]

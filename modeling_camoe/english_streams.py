@@ -226,8 +226,8 @@ class _Reader:
 
     def add(self, spans: list[Span], start: int, end: int, joining: Sequence[str] = ()) -> int:
         """Append a span, or extend the last one if it is adjacent or only a word of `joining` lies between."""
-        last = spans[-1][1] if spans else -1
-        if last == start or (last == start - 1 and self.words[last].lower in joining):
+        last = spans[-1][1] if spans else None
+        if last is not None and (last == start or (last == start - 1 and self.words[last].lower in joining)):
             spans[-1] = (spans[-1][0], end)
         else:
             spans.append((start, end))

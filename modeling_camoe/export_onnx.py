@@ -28,7 +28,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoProcessor
+
+from .modeling_camoe import CAMoEModel
+from .processing_camoe import CAMoEProcessor
 
 
 TOLERANCE = 1e-4  # largest difference of an entry of a vector from PyTorch's; float32 leaves about 1e-6
@@ -50,7 +52,7 @@ config = json.load(open("onnx_config.json"))
 video_encoder = onnxruntime.InferenceSession("video_encoder.onnx")
 text_encoder = onnxruntime.InferenceSession("text_encoder.onnx")
 
-# Clips: {num_frames} RGB frames at the centres of equal segments, short side scaled to {size}, centre crop.
+# Clips: {num_frames} RGB frames at the centres of equal segments, {resize}.
 frames = np.zeros((2, config["num_frames"], 3, config["image_size"], config["image_size"]), np.uint8)
 frame_mask = np.ones(frames.shape[:2], np.int64)  # 0 where a short clip was padded
 video_vectors = video_encoder.run(None, {{"pixel_values_videos": frames, "frame_mask": frame_mask}})[0]
@@ -59,11 +61,11 @@ video_vectors = video_encoder.run(None, {{"pixel_values_videos": frames, "frame_
 captions = [{example}]
 tokenizer = Tokenizer.from_file("tokenizer.json")
 tokenizer.enable_truncation(config["max_length"])
-tokenizer.enable_padding(pad_id=config["pad_token_id"])
+tokenizer.enable_padding(pad_id=config["pad_token_id"], length=config["padded_length"])
 encoded = tokenizer.encode_batch([text for caption in captions for text in caption])
 shape = (len(captions), len(config["experts"]), -1)
 input_ids = np.array([text.ids for text in encoded], np.int64).reshape(shape)
-attention_mask = np.array([text.attention_mask for text in encoded], np.int64).reshape(shape)
+attention_mask = np.array([text.attention_mask for text in encoded], np.int64).reshape(shape){all_tokens}
 text_vectors = text_encoder.run(None, {{"input_ids": input_ids, "attention_mask": attention_mask}})[0]
 
 scores = text_vectors @ video_vectors.T  # (captions, clips), in [-1, 1]
@@ -111,12 +113,18 @@ def export_onnx(model, processor, folder: str | os.PathLike) -> dict:
     Raises:
         FileExistsError: the folder is not empty.
         ImportError: onnx, onnxscript or onnxruntime is not installed (naming the pip command).
+        ValueError: the tokenizer is sentencepiece's own (SigLIP 1).
         RuntimeError: onnxruntime's vectors differ from the model's; nothing is written.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} holds something already; name a new folder")
     _require_onnx()
+    if not processor.tokenizer.is_fast:
+        raise ValueError(
+            f"a {type(processor.tokenizer).__name__} has no tokenizer.json, without which the graphs cannot be used: "
+            "SigLIP 2 and all other dual encoders have one, the first SigLIP has not"
+        )
     model = copy.deepcopy(model).float().cpu().eval()
     model.set_attn_implementation("sdpa")
 
@@ -134,6 +142,24 @@ def export_onnx(model, processor, folder: str | os.PathLike) -> dict:
         (made / "README.md").write_text(_readme(config), encoding="utf-8")
         os.replace(made, folder)
     return config
+
+
+def export_text_encoder(model, processor, folder: str | os.PathLike) -> dict:
+    """Write the text tower alone into an existing folder: text_encoder.onnx and tokenizer.json, checked as above.
+
+    Returns:
+        What `onnx_config.json` would hold; it is not written.
+
+    Raises:
+        ImportError, RuntimeError: as for `export_onnx`.
+    """
+    _require_onnx()
+    folder = Path(folder)
+    model = copy.deepcopy(model).float().cpu().eval()
+    model.set_attn_implementation("sdpa")
+    difference = _export_text_encoder(model, folder / "text_encoder.onnx")
+    processor.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    return _describe(model, processor) | {"opset": OPSET, "max_difference_from_pytorch": {"text_encoder": difference}}
 
 
 def _require_onnx():
@@ -163,22 +189,29 @@ def _export_video_encoder(model, path: Path) -> float:
 
 def _export_text_encoder(model, path: Path) -> float:
     """Returns the largest difference from PyTorch, at sizes other than the exported ones."""
-    config = model.config.clip_config.text_config
-    num_experts = len(model.config.experts)
+    config, longest = model.config.clip_config.text_config, model.config.max_text_length
+    num_experts, is_padded = len(model.config.experts), model.config.text_padding == "max_length"
+    special = {config.bos_token_id, config.eos_token_id, config.pad_token_id}
+    special = sorted(token for token in special if token is not None and token < config.vocab_size)
+    plain = next(token for token in range(config.vocab_size) if token not in special)
 
     def inputs(texts: int, tokens: int) -> dict[str, torch.Tensor]:
+        """Texts as the tower reads them: the end token near the end, then padding. SigLIP's have one length."""
+        tokens = longest if is_padded else tokens
         ids = torch.randint(0, config.vocab_size, (texts, num_experts, tokens))
-        ids[ids == config.eos_token_id] = config.bos_token_id
-        ids[..., -2:] = config.eos_token_id  # CLIP reads a text at its first end token
+        ids[torch.isin(ids, torch.tensor(special))] = plain
         mask = torch.ones_like(ids)
-        mask[..., -1] = 0
+        if not is_padded:
+            ids[..., -2] = config.eos_token_id if config.eos_token_id in special else plain
+            ids[..., -1] = plain if config.pad_token_id is None else config.pad_token_id
+            mask[..., -1] = 0
         return {"input_ids": ids, "attention_mask": mask}
 
-    texts, tokens = torch.export.Dim("texts"), torch.export.Dim("tokens", max=config.max_position_embeddings)
-    shapes = {"input_ids": {0: texts, 2: tokens}, "attention_mask": {0: texts, 2: tokens}}
+    texts, tokens = torch.export.Dim("texts"), torch.export.Dim("tokens", max=longest)
+    shape = {0: texts} if is_padded else {0: texts, 2: tokens}
+    shapes = {"input_ids": shape, "attention_mask": shape}
     encoder = _TextEncoder(model).eval()
     _export(encoder, inputs(2, 5), shapes, "text_vectors", path)
-    longest = config.max_position_embeddings
     return max(_difference(encoder, path, inputs(1, 3)), _difference(encoder, path, inputs(3, longest)))
 
 
@@ -228,10 +261,13 @@ def _describe(model, processor) -> dict:
         "vector_size": len(model.config.experts) * model.config.projection_dim,
         "logit_scale": model.clip.logit_scale.exp().item(),  # multiplies scores before a softmax
         "image_size": model.config.clip_config.vision_config.image_size,
+        "center_crop": bool(processor.video_processor.do_center_crop),
         "num_frames": processor.video_processor.num_frames,
         "max_frames": model.config.max_frames,
         "max_length": processor.max_length,
         "pad_token_id": processor.tokenizer.pad_token_id,
+        "padded_length": model.config.max_text_length if model.config.text_padding == "max_length" else None,
+        "masks_padding": "attention_mask" in processor.tokenizer.model_input_names,
     }
 
 
@@ -242,7 +278,8 @@ def _readme(config: dict) -> str:
     ]
     return README.format(
         title=config["name"],
-        size=config["image_size"],
+        resize=_resize(config["image_size"], config["center_crop"]),
+        all_tokens="" if _masks_padding(config) else "\nattention_mask[:] = 1  # the tower reads padding",
         num_frames=config["num_frames"],
         experts=", ".join(config["experts"]),
         example=json.dumps(texts),
@@ -252,6 +289,14 @@ def _readme(config: dict) -> str:
     )
 
 
+def _masks_padding(config: dict) -> bool:
+    return config["padded_length"] is None or config["masks_padding"]
+
+
+def _resize(size: int, center_crop: bool) -> str:
+    return f"short side scaled to {size}, centre crop" if center_crop else f"scaled to {size} x {size}"
+
+
 def main():
     """The program. A user's mistake prints one line and exits with 2."""
     parser = argparse.ArgumentParser(
@@ -259,13 +304,12 @@ def main():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="CAMoE checkpoint, a folder or Hub id")
+    parser.add_argument("checkpoint", help="CAMoE checkpoint or plain dual encoder, a folder or Hub id")
     parser.add_argument("folder", help="new folder for the files")
     arguments = parser.parse_args()
     try:
-        model, processor = (cls.from_pretrained(arguments.checkpoint) for cls in (AutoModel, AutoProcessor))
-        if model.config.model_type != "camoe":
-            raise ValueError(f"{arguments.checkpoint} is a {model.config.model_type!r} checkpoint, not a CAMoE one")
+        classes = (CAMoEModel, CAMoEProcessor)
+        model, processor = (cls.from_pretrained(arguments.checkpoint, zero_shot=True) for cls in classes)
         config = export_onnx(model, processor, arguments.folder)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -279,4 +323,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["export_onnx"]
+__all__ = ["export_onnx", "export_text_encoder"]

@@ -25,12 +25,13 @@ import numpy as np
 import torch
 
 from .decoding import Targets, decode_everything, decode_key_frames, decode_lazily
+from .pictures import PictureMaker
 from .torchcodec_decoder import decode_with_torchcodec
 from .video_file import (
     Clip,
     VideoDecodingError,
     as_clip,
-    describe_source,  # noqa: F401 — callers name a clip in their messages with it
+    describe_source,
     open_video,
 )
 
@@ -42,6 +43,7 @@ VIDEO_EXTENSIONS = frozenset(
 
 SAMPLINGS = ("uniform", "jitter", "keyframe")
 BACKENDS = ("pyav", "torchcodec")
+ON_DAMAGE = ("error", "around")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class SampledFrames:
     frames: torch.Tensor  # (T', 3, size, size) uint8 RGB
     times: tuple[float, ...]  # (T',) seconds, strictly increasing
     duration: float  # of the window, seconds
+    skipped_damage: tuple[tuple[float, float], ...] = ()  # (start, end) of damaged parts that frames were taken around
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def sample_frames(
     seed: int | None = None,
     backend: str = "pyav",
     threads: int | None = None,
+    on_damage: str = "error",
 ) -> SampledFrames:
     """
     Decodes a few frames that are spread evenly over a video or a window of it.
@@ -91,7 +95,7 @@ def sample_frames(
             (for training); `"keyframe"` the key frame nearest to the centre. That is much cheaper, but the frame may
             lie seconds away, and a video with few key frames gives few frames.
         size: the short side is scaled to it (bicubic, antialiased), then the central size x size is cut out. None: as
-            stored. A rotation that the file asks for is applied; a pixel aspect ratio other than 1 is ignored.
+            stored. What the file asks a player for is applied: turns, mirroring, and the shape of its pixels.
         start: where the window begins, in seconds. Overrides that of a [`Clip`].
         end: where the window ends, in seconds (or where the video does, if sooner). Overrides that of a [`Clip`].
         fps: take no more frames than this many per second of the window.
@@ -99,55 +103,82 @@ def sample_frames(
         backend: `"pyav"` or `"torchcodec"` (to be installed, with FFmpeg). Both find the same frames.
         threads: of the decoder; 0: one per core. Default: 1 for small videos and in worker processes (the other cores
             are busy with other videos there), else 0.
+        on_damage: what to do if a wanted frame is damaged: `"error"`, or take frames `"around"` the damaged part,
+            evenly from the rest of the window; the result names that part.
 
     Returns:
         [`SampledFrames`] with frames (T', 3, size, size), 1 <= T' <= num_frames.
 
     Raises:
-        VideoDecodingError: the file is missing, damaged or no video, or the window lies outside of the video.
+        VideoDecodingError: the file is missing, damaged or no video, or the window is empty or outside of the video.
         ValueError: an argument makes no sense.
     """
     clip = as_clip(source)
     start = clip.start if start is None else start
     end = clip.end if end is None else end
-    _check_arguments(num_frames, sampling, size, start, end, fps, backend)
+    _check_arguments(num_frames, sampling, size, start, end, fps, backend, on_damage)
+    if end is not None and end <= (start or 0):  # of a table's row: an error of that clip, as a damaged file is
+        name = describe_source(clip)
+        raise VideoDecodingError(f"{name}: the window is empty: it starts at {start or 0} s and ends at {end} s")
 
     with open_video(clip.source, threads) as video:
 
         def targets():
             window = _window(video, start, end)
-            times = _times(video, *window, num_frames, sampling, fps, seed)
-            return Targets([video.ticks(time) for time in times], *window)
+            holes = _holes(video.damage, *window)
+            times = _times(video, *window, num_frames, sampling, fps, seed, holes)
+            return Targets([video.ticks(time) for time in times], *window, on_damage == "around")
 
-        if backend == "torchcodec":
-            decode = decode_with_torchcodec
-        else:
-            decode = decode_key_frames if sampling == "keyframe" else decode_lazily
-        images = _decode(video, decode, targets, size)
-        if images is None:
-            video.reopen(quickly=False)
-            images = _decode(video, decode_everything, targets, size)
+        make_picture = PictureMaker(size, video.pixel_aspect)
+        images = None
+        for decode in _decoders(video, sampling, backend):
+            images = _decode(video, decode, targets, make_picture)
+            if images is not None:
+                break
         begin, finish = _window(video, start, end)
+        holes = _holes(video.damage, begin, finish)
 
     shown = sorted(images)
     return SampledFrames(
         frames=torch.from_numpy(np.stack([images[pts] for pts in shown])),  # (T', 3, size, size)
         times=tuple(video.seconds(pts) for pts in shown),
         duration=finish - begin,
+        skipped_damage=tuple((float(hole_start), float(hole_end)) for hole_start, hole_end in holes),
     )
 
 
-def _decode(video, decode, targets, size):
-    """
-    The frames at the targets by one of the decoders, or None if it is not certain of them. A decoder that finds the
-    end of the video before the last target corrects the end, and the targets are chosen again.
-    """
-    stated_end = video.true_end
-    images = decode(video, targets(), size)
-    if images is None and video.true_end != stated_end:
+def _decoders(video, sampling, backend):
+    """Ways to decode, from the cheapest to the one that always answers. What follows damage is left to one thread."""
+    if backend == "torchcodec":
+        yield decode_with_torchcodec
         video.reopen()
-        images = decode(video, targets(), size)
-    return images
+    if sampling == "keyframe":
+        yield decode_key_frames
+    else:
+        if video.is_trusted:
+            yield decode_lazily
+        elif video.threads != 1:
+            yield decode_everything
+        if video.threads != 1:
+            video.be_careful()
+            if video.is_trusted:
+                yield decode_lazily
+    video.be_careful()
+    yield decode_everything
+
+
+def _decode(video, decode, targets, make_picture):
+    """
+    The frames at the targets by one of the decoders, or None if it is not certain of them. A decoder that learns more
+    about the file (its end, its damage, its clock) returns None and notes it; then the targets are chosen again.
+    """
+    for _ in range(4):
+        known = video.findings
+        images = decode(video, targets(), make_picture)
+        if images is not None or known == video.findings:
+            return images
+        video.reopen()
+    raise VideoDecodingError(f"{video.name}: its frames and their time stamps do not add up")
 
 
 def probe_video(source: str | os.PathLike | bytes | Clip) -> VideoInfo:
@@ -173,11 +204,13 @@ def probe_video(source: str | os.PathLike | bytes | Clip) -> VideoInfo:
 # --- which times -----------------------------------------------------------------------------------------------------
 
 
-def _check_arguments(num_frames, sampling, size, start, end, fps, backend):
+def _check_arguments(num_frames, sampling, size, start, end, fps, backend, on_damage):
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling={sampling!r} is not one of {', '.join(SAMPLINGS)}")
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not one of {', '.join(BACKENDS)}")
+    if on_damage not in ON_DAMAGE:
+        raise ValueError(f"on_damage={on_damage!r} is not one of {', '.join(ON_DAMAGE)}")
     if backend == "torchcodec" and sampling == "keyframe":
         raise ValueError('sampling="keyframe" needs backend="pyav"')
     if num_frames < 1:
@@ -189,8 +222,6 @@ def _check_arguments(num_frames, sampling, size, start, end, fps, backend):
     for argument, seconds in (("start", start), ("end", end)):
         if seconds is not None and not 0 <= seconds < math.inf:
             raise ValueError(f"{argument} must be a number of seconds from 0 on, got {seconds}")
-    if end is not None and end <= (start or 0):
-        raise ValueError(f"the window is empty: it starts at {start or 0} s and ends at {end} s")
 
 
 def _window(video, start, end):
@@ -209,15 +240,25 @@ def _window(video, start, end):
     return begin, max(finish, begin)
 
 
-def _times(video, begin, finish, num_frames, sampling, fps, seed):
-    """One time per segment, in seconds, ascending."""
+def _holes(damage, begin, finish):
+    """The damaged parts of the window, in seconds."""
+    return [(max(begin, start), min(finish, end)) for start, end in damage if start < finish and end > begin]
+
+
+def _times(video, begin, finish, num_frames, sampling, fps, seed, holes=()):
+    """One time per segment, in seconds, ascending. Damaged parts are cut out before the rest is cut into segments."""
+    length = finish - begin - sum(end - start for start, end in holes)
+    if holes and length <= 0:
+        raise VideoDecodingError(f"{video.name}: damaged from {begin:.3f} s to {finish:.3f} s")
     if fps is not None:
-        num_frames = min(num_frames, max(1, round((finish - begin) * fps)))
-    width = (finish - begin) / num_frames
-    centres = [begin + (i + 0.5) * width for i in range(num_frames)]
-    if sampling != "jitter":
-        return centres
-    # At least a frame interval away from the times of the neighbours, so that no frame is taken twice.
-    room = max(0.0, width - 1 / video.fps)
-    generator = random.Random(seed)
-    return [centre + (generator.random() - 0.5) * room for centre in centres]
+        num_frames = min(num_frames, max(1, round(length * fps)))
+    width = length / num_frames
+    times = [begin + (i + 0.5) * width for i in range(num_frames)]
+    if sampling == "jitter":
+        # At least a frame interval away from the times of the neighbours, so that no frame is taken twice.
+        room = max(0.0, width - 1 / video.fps)
+        generator = random.Random(seed)
+        times = [centre + (generator.random() - 0.5) * room for centre in times]
+    for start, end in holes:
+        times = [time + (end - start) if time >= start else time for time in times]
+    return times

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """CAMoE: video-text retrieval with a single-gate mixture of experts over CLIP's frame embeddings (arXiv 2109.04290).
 
-B videos, N texts, T frames, E experts, D = CLIP's `projection_dim`, L tokens. A clip's frames go through CLIP one by
-one, the experts turn them into E vectors, the gate weights these, and the fold makes one vector of E*D entries. Each
-expert has its own text, so a caption is E texts, folded the same way. The inner product of the two is the score.
+B videos, N texts, T frames, E experts, D = width of CLIP's embeddings, L tokens. A clip's frames go through CLIP one
+by one, the experts turn them into E vectors, the gate weights these, and the fold makes one vector of E*D entries.
+Each expert has its own text, so a caption is E texts, folded the same way. The inner product of the two is the score.
+"CLIP" is any of the dual encoders in configuration_camoe.py.
 
 Every `pooler_output` here IS such a folded vector: index the videos' and query with a text's, by inner product.
 """
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import AutoModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.clip.modeling_clip import CLIPModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
@@ -26,6 +27,7 @@ from .configuration_camoe import CAMoEConfig
 from .experts import IdentityLinear, PositionEmbedding, PriorLinear, ZeroLinear
 from .losses import contrastive_loss, expert_contrastive_loss
 from .retrieval import CAMoERetrievalHead, expert_scores, fold_text, fold_video, similarity
+from .saving import SavesModel
 from .text_groups import encode_in_groups, may_group
 
 
@@ -97,7 +99,7 @@ class CAMoEOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-class CAMoEPreTrainedModel(PreTrainedModel):
+class CAMoEPreTrainedModel(SavesModel, PreTrainedModel):
     """Weight initialisation, loading and saving. The prefix "clip" lets plain CLIP checkpoints load unchanged."""
 
     config: CAMoEConfig
@@ -133,19 +135,20 @@ class CAMoEPreTrainedModel(PreTrainedModel):
             init.zeros_(module.weight)
             init.copy_(module.bias, torch.tensor(module.start))
         elif isinstance(module, CAMoEModel):
-            # CLIP leaves its own scale uninitialised when a checkpoint lacks it.
-            init.constant_(module.clip.logit_scale, self.config.clip_config.logit_scale_init_value)
-            # `from_pretrained` builds on the meta device, where the values from `__init__` are lost.
-            init.copy_(module.pixel_mean, torch.tensor(self.config.image_mean).view(3, 1, 1))
-            init.copy_(module.pixel_std, torch.tensor(self.config.image_std).view(3, 1, 1))
+            # Most dual encoders leave their scale uninitialised when a checkpoint lacks it; SigLIP sets its own.
+            start = getattr(self.config.clip_config, "logit_scale_init_value", None)
+            if start is not None:
+                init.constant_(module.clip.logit_scale, start)
 
 
 class CAMoEModel(CAMoEPreTrainedModel):
     """
     CAMoE: CLIP, experts over its frame embeddings, a gate, and the contrastive losses.
 
-    Loads its own checkpoints and plain CLIP ones (`CAMoEModel.from_pretrained("openai/clip-vit-base-patch32")`). With
-    the latter, experts and gate start fresh: every expert gives exactly the mean-pooled CLIP embedding.
+    Loads its own checkpoints and plain dual encoders (`CAMoEModel.from_pretrained("openai/clip-vit-base-patch32")`).
+    With the latter, experts and gate start fresh: every expert gives exactly the mean-pooled embedding of the frames.
+    `CAMoEModel.from_pretrained("google/siglip2-base-patch16-224", zero_shot=True)` has one expert, that mean: its
+    score is that model's own cosine. SigLIP's `logit_bias` is kept but takes no part: it would shift all scores alike.
 
     Example:
 
@@ -162,11 +165,17 @@ class CAMoEModel(CAMoEPreTrainedModel):
     """
 
     def __init__(self, config: CAMoEConfig):
+        config.follow_experts()  # the list may have been changed since the configuration was made
         super().__init__(config)
-        self.clip = CLIPModel._from_config(config.clip_config)
+        self.clip = AutoModel.from_config(config.clip_config)
+        if hasattr(self.clip, "logit_bias"):
+            # Kept, but no parameter: it gets no gradient, for which DDP would wait.
+            bias = self.clip.logit_bias.detach()
+            del self.clip.logit_bias
+            self.clip.logit_bias = nn.Buffer(bias)
         self.head = CAMoERetrievalHead(
             dim=config.projection_dim,
-            experts=config.frame_aggregation,
+            experts={name: config.frame_aggregation[name] for name in config.experts},
             # CODEPATH: "single" is CAMoE; "uniform" is the ablation and baseline recipes (one expert needs no gate)
             gate_log_prior=config.gate_log_prior if config.gate == "single" else None,
             num_layers=config.temporal_num_layers,
@@ -174,15 +183,13 @@ class CAMoEModel(CAMoEPreTrainedModel):
             max_frames=config.max_frames,
             reduction=config.excitation_reduction,
         )
-        self.pixel_mean = nn.Buffer(torch.tensor(config.image_mean).view(3, 1, 1), persistent=False)
-        self.pixel_std = nn.Buffer(torch.tensor(config.image_std).view(3, 1, 1), persistent=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.clip.text_model.embeddings.token_embedding
+        return self.clip.text_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module):
-        self.clip.text_model.embeddings.token_embedding = value
+        self.clip.text_model.set_input_embeddings(value)
 
     @torch.no_grad()
     def clamp_logit_scale(self):
@@ -236,14 +243,25 @@ class CAMoEModel(CAMoEPreTrainedModel):
             raise ValueError(
                 f"`pixel_values_videos` must be (videos, frames, 3, H, W), got {tuple(pixel_values_videos.shape)}."
             )
+        side = self.config.clip_config.vision_config.image_size
+        expected = (side, side) if isinstance(side, int) else tuple(side)
+        if tuple(pixel_values_videos.shape[3:]) != expected and not kwargs.get("interpolate_pos_encoding"):
+            raise ValueError(f"Frames are {tuple(pixel_values_videos.shape[3:])} pixels, the model takes {expected}.")
         batch, num_frames = pixel_values_videos.shape[:2]
         pixels = pixel_values_videos.flatten(0, 1)  # (B*T,3,H,W)
         if pixels.dtype == torch.uint8:
-            mean, std = self.pixel_mean.to(pixels.device), self.pixel_std.to(pixels.device)  # (3,1,1)
-            pixels = (pixels.to(self.dtype) / 255 - mean) / std
-        clip_output = self.clip.get_image_features(pixels.to(self.dtype), **kwargs)
+            # In float32 whatever the model's dtype, and in the processor's order of operations: the same to the bit.
+            statistics = (self.config.image_mean, self.config.image_std)
+            mean, std = (255 * torch.tensor(v, dtype=torch.float32, device=pixels.device) for v in statistics)  # (3,)
+            pixels = (pixels.float() - mean[:, None, None]) / std[:, None, None]
+        clip_output = self.clip.get_image_features(pixels.to(self.dtype), **self._layer_options(kwargs))
         frame_embeds = F.normalize(clip_output.pooler_output, dim=-1).unflatten(0, (batch, num_frames))  # (B,T,D)
         return clip_output, frame_embeds
+
+    def _layer_options(self, kwargs: dict) -> dict:
+        """A call's options; outputs of single layers that this configuration asks for reach both towers."""
+        names = ("output_hidden_states", "output_attentions")
+        return {name: True for name in names if getattr(self.config, name, False)} | kwargs
 
     @can_return_tuple
     def get_text_features(
@@ -257,7 +275,8 @@ class CAMoEModel(CAMoEPreTrainedModel):
         Captions, as one text per expert -> one folded vector each.
 
         Args:
-            input_ids: (N, E, L), from the processor, trimmed to the longest text of the batch.
+            input_ids: (N, E, L), from the processor, padded to the longest text of the batch (for SigLIP, to its
+                tower's length).
             attention_mask: (N, E, L).
             text_embeds: (N, E, D) from an earlier call, instead of ids: CLIP does not run again.
 
@@ -275,13 +294,21 @@ class CAMoEModel(CAMoEPreTrainedModel):
                 f"`input_ids` must be (texts, {num_experts} experts, tokens), got {tuple(input_ids.shape)}. "
                 "Use the processor that was saved with this model: it makes one text per expert."
             )
+        is_padded = self.config.text_padding == "max_length"
+        if is_padded and input_ids.shape[2] != self.config.max_text_length:
+            raise ValueError(
+                f"`input_ids` have {input_ids.shape[2]} tokens; a {self.config.clip_config.model_type!r} text tower "
+                "reads its last position, so texts must be padded to "
+                f"{self.config.max_text_length}, as the processor does."
+            )
+        kwargs = self._layer_options(kwargs)
         batch = input_ids.shape[0]
         input_ids = input_ids.flatten(0, 1)  # (N*E,L)
         attention_mask = None if attention_mask is None else attention_mask.flatten(0, 1)
         clip_output = None
         if may_group(input_ids, attention_mask) and not _wants_layers(self.clip.config.text_config, kwargs):
             encode = functools.partial(self.clip.get_text_features, **kwargs)
-            clip_output = encode_in_groups(encode, input_ids, attention_mask)
+            clip_output = encode_in_groups(encode, input_ids, attention_mask, may_trim=not is_padded)
         if clip_output is None:
             clip_output = self.clip.get_text_features(input_ids, attention_mask=attention_mask, **kwargs)
         text_embeds = F.normalize(clip_output.pooler_output, dim=-1).unflatten(0, (batch, num_experts))  # (N,E,D)
@@ -305,6 +332,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
         output_expert_scores: bool = False,
         frame_embeds: torch.Tensor | None = None,
         text_embeds: torch.Tensor | None = None,
+        gather_across_devices: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CAMoEOutput:
         """
@@ -313,9 +341,10 @@ class CAMoEModel(CAMoEPreTrainedModel):
         Args:
             input_ids, attention_mask: (N, E, L). pixel_values_videos: (B, T, 3, H, W). frame_mask: (B, T).
             video_ids: (B,) integers, for the loss: pairs of the same video are not each other's negatives.
-            return_loss: also compute the contrastive loss (N = B, pair n in row n of both), over all processes' rows.
+            return_loss: also compute the contrastive loss (N = B, pair n in row n of both).
             output_expert_scores: also return each expert's contribution to each score.
             frame_embeds: (B, T, D) instead of pixels, text_embeds: (N, E, D) instead of ids, from an earlier call.
+            gather_across_devices: the loss is that of the pairs of all processes, which must all ask for it.
 
         Returns:
             [`CAMoEOutput`].
@@ -329,7 +358,9 @@ class CAMoEModel(CAMoEPreTrainedModel):
         logits_per_text = scale * similarity(text_output.pooler_output, video_vectors)
         loss = None
         if return_loss:
-            loss = self.retrieval_loss(text_output, video_output, video_ids)
+            loss = self.retrieval_loss(
+                text_output, video_output, video_ids, gather_across_devices=gather_across_devices
+            )
         scores_of_experts = None
         if output_expert_scores:
             device = text_output.text_embeds.device
@@ -354,15 +385,18 @@ class CAMoEModel(CAMoEPreTrainedModel):
         video_output: CAMoEVideoOutput,
         video_ids: torch.Tensor | None = None,
         log_scale: torch.Tensor | None = None,
+        gather_across_devices: bool = False,
     ) -> torch.Tensor:
         """The loss that the configuration asks for, of N pairs, computed in float32 or better -> scalar.
 
         `log_scale` replaces the model's own `logit_scale` (gradient caching needs its gradient separately).
+        `gather_across_devices` as for `forward`.
         """
         texts, videos = text_output.text_embeds, video_output.video_embeds.to(text_output.text_embeds.device)
         dtype = torch.promote_types(texts.dtype, torch.float32)
         scale = (self.clip.logit_scale if log_scale is None else log_scale).to(texts.device, dtype).exp()
         temp = self.config.dual_softmax_temp
+        gathering = {"gather_across_devices": gather_across_devices}
         # In bf16, logits near 100 are multiples of 0.5: no mixed precision here.
         with torch.autocast(texts.device.type, enabled=False):
             loss = contrastive_loss(
@@ -371,10 +405,12 @@ class CAMoEModel(CAMoEPreTrainedModel):
                 scale,
                 video_ids,
                 temp,
+                **gathering,
             )
             # CODEPATH: above 0 only in recipes that also train each expert on its own; checkpoints look the same
             if self.config.expert_loss_weight > 0:
-                expert_loss = expert_contrastive_loss(texts.to(dtype), videos.to(dtype), scale, video_ids, temp)
+                embeds = texts.to(dtype), videos.to(dtype)
+                expert_loss = expert_contrastive_loss(*embeds, scale, video_ids, temp, **gathering)
                 loss = loss + self.config.expert_loss_weight * expert_loss
         return loss
 

@@ -3,23 +3,29 @@
 
 Three uses, distinguished by argument names:
 
-    pipe(videos, candidate_texts=[...])     for each video, how well each text fits (zero-shot classification)
+    pipe(videos, candidate_labels=[...])    for each video, how well each label fits (zero-shot classification)
     pipe(texts=[...], videos=[...])         for each text, the videos, best first
     pipe(videos) or pipe(texts=[...])       the vectors, whose inner product is the score
 
-A single item instead of a list gives a single result. Files are encoded by encode.py, as in search and evaluation, so
-their vectors are the same.
+As in the library's pipelines, a single item gives a single result, a list gives a list, and data sets, columns,
+`KeyDataset` and generators give an iterator: each result comes as soon as it is computed, and only a batch is in
+memory. All is encoded by encode.py, as in search and evaluation, so the vectors are the same.
 """
 
-import os
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 
 import torch
+from torch.utils.data import IterableDataset
 from transformers import Pipeline
-from transformers.image_utils import is_pil_image
 
-from .encode import encode_texts, encode_videos
+from .encode import encode_texts, iter_encoded_videos
 from .retrieval import similarity
+from .video_inputs import as_videos, is_one_video
+
+
+IMAGE_TASK = "zero-shot-image-classification"
+TEXTS_PER_BATCH = 256
 
 
 class CAMoEPipeline(Pipeline):
@@ -30,6 +36,7 @@ class CAMoEPipeline(Pipeline):
         processor: its processor.
         batch_size: videos per forward pass, 8 by default.
         num_workers: processes that decode; 0, the default, decodes in this one.
+        candidate_labels, hypothesis_template, top_k: defaults for calls.
         **kwargs: as for every pipeline (`device`, ...).
     """
 
@@ -40,130 +47,166 @@ class CAMoEPipeline(Pipeline):
     _load_feature_extractor = False
 
     def __call__(
-        self, videos=None, *, texts=None, candidate_texts=None, top_k=None, batch_size=None, num_workers=None
+        self,
+        videos=None,
+        candidate_labels=None,
+        *,
+        texts=None,
+        hypothesis_template: str | None = None,
+        top_k: int | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
     ):
         """
         Args:
-            videos: a video, or a list of B: path, bytes of a file, `Clip`, array or tensor (T,3,H,W) or (T,H,W,3), or
-                a list of frames (PIL images or arrays). Any other iterable (a data set's column, a generator) counts
-                as a list.
-            texts: a caption, or a list of N (or mappings expert -> text), to query with or to embed.
-            candidate_texts: what each video is compared with.
+            videos: a video in any form that [`CAMoEVideoProcessor`] takes, or several. A picture is a clip of one
+                frame. A list of pictures is the frames of one clip (for the task "zero-shot-image-classification", as
+                many pictures).
+            candidate_labels: what each video is compared with: a label or a list of them. A label may be a whole
+                caption, or a mapping expert -> text.
+            texts: a caption, or several (or mappings expert -> text), to query with or to embed.
+            hypothesis_template: the text that is read for a label, "{}" standing for it, for instance "a video of {}";
+                the label itself by default.
             top_k: keep only this many of the best.
-            batch_size, num_workers: for this call.
+            batch_size, num_workers: for this call. Generators are decoded in this process.
 
         Returns:
-            With `candidate_texts`: for each video [{"text", "score", "probability"}, ...], best first; `score` is in
-            [-1, 1], `probability` the softmax of the scaled scores over the candidates. With `texts` and `videos`: for
-            each text [{"video", "score"}, ...], best first; `video` is the position in the list. With only one of the
-            two: float32 vectors, (B,K) or (N,K).
+            With `candidate_labels`: for each video [{"label", "score", "similarity"}, ...], best first. `score` is the
+            probability of the label among the candidates, the softmax of exp(logit_scale) times the similarities: it
+            depends on the other labels, and says nothing about whether any of them fits. `similarity` is CAMoE's own
+            score of the pair, the gated mean of the experts' cosines, in [-1, 1], whatever the other labels are.
+
+            With `texts` and `videos`: for each text [{"video", "score"}, ...], best first; `video` is the position in
+            the list, `score` the similarity. With only one of the two: float32 vectors, (B,K) or (N,K).
 
         Raises:
             ValueError: for arguments that do not go together.
             VideoDecodingError: a file cannot be decoded; names it.
         """
-        if texts is not None and candidate_texts is not None:
-            raise ValueError("Give `texts` to rank videos for each, or `candidate_texts` to rank these; not both.")
+        options = self._postprocess_params | _given(
+            candidate_labels=candidate_labels, hypothesis_template=hypothesis_template, top_k=top_k
+        )
+        self._sanitize_parameters(**options)
+        labels, top_k = options.get("candidate_labels"), options.get("top_k")
+        if candidate_labels is None and texts is not None:
+            labels = None  # a default of the pipeline
+        if texts is not None and labels is not None:
+            raise ValueError("Give `texts` to rank videos for each, or `candidate_labels` to rank these; not both.")
         if videos is None and texts is None:
-            needs = "`videos`, `texts`, or both" if candidate_texts is None else "`videos` to compare the texts with"
+            needs = "`videos`, `texts`, or both" if labels is None else "`videos` to compare the labels with"
             raise ValueError(f"The pipeline needs {needs}.")
-        if isinstance(candidate_texts, str | Mapping):
-            candidate_texts = [candidate_texts]
-        inputs = {"videos": videos, "texts": texts, "candidate_texts": candidate_texts}
-        inputs = {name: _as_list(given) for name, given in inputs.items()}
-        for name, given in inputs.items():
-            if isinstance(given, list | tuple) and not given:
+        for name, items in (("videos", videos), ("texts", texts)):
+            if isinstance(items, list | tuple) and not items:
                 raise ValueError(f"`{name}` is empty.")
-        inputs["batch_size"] = batch_size or self._batch_size or 8
-        inputs["num_workers"] = num_workers or self._num_workers or 0
-        return super().__call__(inputs, top_k=top_k)
 
-    def _sanitize_parameters(self, top_k=None):
+        if videos is None:
+            return self._embed_texts(texts)
+        # A list is a batch of pictures where the task is that of pictures; elsewhere, the frames of a clip.
+        is_list = isinstance(videos, list | tuple)
+        is_one = is_one_video(videos) and not (is_list and self.task == IMAGE_TASK)
+        is_stream = not (is_one or is_list or hasattr(videos, "ndim"))
+        if not is_stream:
+            videos = [videos] if is_one else [video for item in videos for video in as_videos(item)]
+        batches = self._embed_videos(
+            videos, batch_size or self._batch_size or 8, num_workers or self._num_workers or 0
+        )
+        if texts is not None:
+            return self._rank_videos(texts, list(batches), top_k)
+        finish = iter if labels is None else self._label(labels, options.get("hypothesis_template", "{}"), top_k)
+        results = (result for vectors in batches for result in finish(vectors))
+        if is_stream:
+            return results
+        if is_one:
+            return next(results)
+        return torch.stack(list(results)) if labels is None else list(results)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        self.processor.save_pretrained(save_directory)  # first: a model beside a processor does not look for one
+        super().save_pretrained(save_directory, **kwargs)
+
+    def _sanitize_parameters(self, candidate_labels=None, hypothesis_template=None, top_k=None):
+        """Called for the arguments of the constructor, too."""
+        if candidate_labels is not None and not isinstance(candidate_labels, str) and not len(candidate_labels):
+            raise ValueError("`candidate_labels` is empty.")
+        if hypothesis_template is not None and "{}" not in hypothesis_template:
+            raise ValueError(f"`hypothesis_template` has no {{}} for the label: {hypothesis_template!r}.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
-        return {}, {}, {} if top_k is None else {"top_k": top_k}
+        given = _given(candidate_labels=candidate_labels, hypothesis_template=hypothesis_template, top_k=top_k)
+        return {}, {}, given
 
-    def preprocess(self, inputs: dict) -> dict:
-        """Wraps single items in lists and notes whether there was one."""
-        videos, texts = inputs["videos"], inputs["texts"]
-        is_one_video = videos is not None and _is_one_video(videos)
-        is_one_text = isinstance(texts, str | Mapping)
-        return inputs | {
-            "videos": [videos] if is_one_video else None if videos is None else list(videos),
-            "texts": [texts] if is_one_text else texts if texts is None else list(texts),
-            "is_single": is_one_video if texts is None else is_one_text,
-        }
+    def _embed_videos(self, videos, batch_size: int, num_workers: int) -> Iterator[torch.Tensor]:
+        """Videos, one by one or with a length and an index -> their vectors (b,K), batch by batch."""
+        if not hasattr(videos, "__iter__") and not hasattr(videos, "__getitem__"):
+            as_videos(videos)  # says what it is
+        if not hasattr(videos, "__len__") or isinstance(videos, IterableDataset):
+            chunks = _chunks(videos, batch_size)
+            return itertools.chain.from_iterable(self._embed_videos(chunk, batch_size, 0) for chunk in chunks)
+        batches = iter_encoded_videos(
+            self.model, self.processor, videos, batch_size=batch_size, num_workers=num_workers
+        )
+        return (batch.vectors for batch in batches)
+
+    def _embed_texts(self, texts):
+        """A text -> (K,), a list -> (N,K), anything else -> an iterator of (K,)."""
+        if _is_one_text(texts):
+            return encode_texts(self.model, self.processor, [texts])[0]
+        if isinstance(texts, list | tuple):
+            return encode_texts(self.model, self.processor, texts)
+        chunks = _chunks(texts, TEXTS_PER_BATCH)
+        return itertools.chain.from_iterable(encode_texts(self.model, self.processor, chunk) for chunk in chunks)
+
+    def _rank_videos(self, texts, batches: list[torch.Tensor], top_k: int | None):
+        """Texts and the vectors of all videos -> the videos of each text, best first."""
+        if not batches:
+            raise ValueError("`videos` is empty.")
+        is_one = _is_one_text(texts)
+        text_vectors = encode_texts(self.model, self.processor, [texts] if is_one else list(texts))
+        found = []
+        for scores in similarity(text_vectors, torch.cat(batches)):
+            order = scores.argsort(descending=True, stable=True)[:top_k].tolist()
+            found.append([{"video": b, "score": scores[b].item()} for b in order])
+        return found[0] if is_one else found
+
+    def _label(self, labels, template: str, top_k: int | None):
+        """What turns vectors (b,K) into b lists of labels."""
+        labels = [labels] if _is_one_text(labels) else list(labels)
+        texts = [template.replace("{}", label) if isinstance(label, str) else label for label in labels]
+        text_vectors = encode_texts(self.model, self.processor, texts)
+        scale = self.model.clip.logit_scale.float().exp().item()
+
+        def rank(scores: torch.Tensor) -> list[dict]:  # (N,), of one video
+            probabilities = (scale * scores).softmax(dim=0).tolist()
+            order = scores.argsort(descending=True, stable=True)[:top_k].tolist()
+            return [{"label": labels[n], "score": probabilities[n], "similarity": scores[n].item()} for n in order]
+
+        return lambda vectors: map(rank, similarity(text_vectors, vectors).T)
+
+    # The library's three steps, for one batch of videos. A call overlaps them instead, as encode.py does.
+
+    def preprocess(self, videos) -> dict:
+        return self.processor.process_videos(videos)
 
     def _forward(self, inputs: dict) -> dict:
-        """Videos and texts -> their vectors, (B,K) and (N,K)."""
-        texts = inputs["candidate_texts"] if inputs["texts"] is None else inputs["texts"]
-        return {
-            "video_vectors": None
-            if inputs["videos"] is None
-            else self._embed_videos(inputs["videos"], inputs["batch_size"], inputs["num_workers"]),
-            "text_vectors": None if texts is None else encode_texts(self.model, self.processor, texts),
-            "candidate_texts": inputs["candidate_texts"],
-            "is_single": inputs["is_single"],
-        }
+        return {"vectors": self.model.get_video_features(**inputs).pooler_output}
 
-    def _embed_videos(self, videos: list, batch_size: int, num_workers: int) -> torch.Tensor:
-        """Videos in any form -> (B,K) float32 on the CPU."""
-        vectors = torch.empty(len(videos), self.model.config.projection_dim * len(self.model.config.experts))
-        files = [i for i, video in enumerate(videos) if _is_file(video)]
-        decoded = [i for i, video in enumerate(videos) if not _is_file(video)]
-        if files:
-            clips = [videos[i] for i in files]
-            vectors[files] = encode_videos(
-                self.model, self.processor, clips, batch_size=batch_size, num_workers=num_workers
-            ).vectors
-        for start in range(0, len(decoded), batch_size):
-            rows = decoded[start : start + batch_size]
-            inputs = self.processor(videos=[videos[i] for i in rows], return_tensors="pt").to(self.model.device)
-            vectors[rows] = self.model.get_video_features(**inputs).pooler_output.float().cpu()
-        return vectors
-
-    def postprocess(self, outputs: dict, top_k: int | None = None):
-        video_vectors, text_vectors = outputs["video_vectors"], outputs["text_vectors"]
-        if video_vectors is None or text_vectors is None:
-            results = text_vectors if video_vectors is None else video_vectors
-        elif outputs["candidate_texts"] is not None:
-            scale = self.model.clip.logit_scale.exp().item()
-            results = [
-                _ranked_texts(scores, outputs["candidate_texts"], scale, top_k)
-                for scores in similarity(text_vectors, video_vectors).T
-            ]
-        else:
-            results = [_ranked_videos(scores, top_k) for scores in similarity(text_vectors, video_vectors)]
-        return results[0] if outputs["is_single"] else results
+    def postprocess(self, outputs: dict) -> torch.Tensor:
+        return outputs["vectors"].float()
 
 
-def _ranked_texts(scores: torch.Tensor, texts: list, scale: float, top_k: int | None) -> list[dict]:
-    probabilities = (scale * scores).softmax(dim=0).tolist()
-    order = scores.argsort(descending=True, stable=True)[:top_k].tolist()
-    return [{"text": texts[n], "score": scores[n].item(), "probability": probabilities[n]} for n in order]
+def _given(**arguments) -> dict:
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _ranked_videos(scores: torch.Tensor, top_k: int | None) -> list[dict]:
-    order = scores.argsort(descending=True, stable=True)[:top_k].tolist()
-    return [{"video": b, "score": scores[b].item()} for b in order]
+def _is_one_text(texts) -> bool:
+    return isinstance(texts, str | Mapping)
 
 
-def _as_list(items):
-    """A data set's column, a generator or the like -> a list; one video or one text stays as it is."""
-    is_item = isinstance(items, str | os.PathLike | bytes | bytearray | memoryview | Mapping)
-    is_item = is_item or hasattr(items, "ndim") or hasattr(items, "read") or hasattr(items, "get_frames_at")
-    is_listable = hasattr(items, "__iter__") or hasattr(items, "__getitem__")
-    return list(items) if is_listable and not is_item and not is_pil_image(items) else items
-
-
-def _is_file(video) -> bool:
-    return isinstance(video, str | os.PathLike | bytes) or hasattr(video, "source")  # `source`: a Clip
-
-
-def _is_one_video(videos) -> bool:
-    if isinstance(videos, list | tuple):  # of videos, or of the frames of one
-        return all(is_pil_image(item) or getattr(item, "ndim", None) in (2, 3) for item in videos)
-    return getattr(videos, "ndim", None) != 5
+def _chunks(items, size: int) -> Iterator[list]:
+    """Lists of at most `size` items, read when they are asked for."""
+    items = iter(items)
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
 
 
 __all__ = ["CAMoEPipeline"]

@@ -8,28 +8,33 @@ Texts become (N,K) and videos (B,K), K = E*D, whose inner product is the score o
 that inner product. So anything built on sentence-transformers can use a CAMoE.
 
 Notable features:
-- videos are read by CAMoE's own video processor, not through the library's `video` modality, which would decode whole
-  files into memory and sample different frames than training did;
-- saved checkpoints carry modules.json and this file: the processor writes them (`save_sentence_files`);
-- the class follows the library's protocol for input modules without importing it, so only its users need it.
+- a video is whatever [`CAMoEVideoProcessor`] takes, a picture included. It is read by that processor, not through the
+  library's own `video` modality, which would decode whole files into memory and sample other frames than training did;
+- saved checkpoints carry modules.json and this file (saving.py);
+- the class is one of the library's `InputModule`s wherever the library loads it, and needs the library nowhere else.
 """
 
-import json
 import os
+import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import torch
 from torch import nn
 from transformers import AutoModel, AutoProcessor
 
 from .frames import VIDEO_EXTENSIONS
+from .video_inputs import IMAGE_EXTENSIONS, is_address
 
 
 DECODER_THREADS = 4  # decoding releases Python's global lock
 
+# Not imported: that takes seconds, and whoever only saves a checkpoint needs no sentence-transformers. The library is
+# there before it loads this file; without it, the class is a plain module with the same methods.
+_library = sys.modules.get("sentence_transformers.base.modules.input_module")
+InputModule = nn.Module if _library is None else _library.InputModule
 
-class CAMoESentenceModule(nn.Module):
+
+class CAMoESentenceModule(InputModule):
     """The one module of a SentenceTransformer: preprocessing and both towers.
 
     Args:
@@ -38,7 +43,7 @@ class CAMoESentenceModule(nn.Module):
     """
 
     save_in_root = True  # its files are those of the checkpoint
-    modalities = ["text", "video"]
+    modalities = ["text", "image", "video"]  # an image is a clip of one frame
 
     def __init__(self, model, processor):
         super().__init__()
@@ -69,8 +74,8 @@ class CAMoESentenceModule(nn.Module):
 
     def save(self, output_path: str, *args, **kwargs):
         """Weights, processor and code; the library adds its own two files."""
-        self.model.save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
+        self.model.save_pretrained(output_path)
 
     @property
     def tokenizer(self):
@@ -93,9 +98,10 @@ class CAMoESentenceModule(nn.Module):
         """A batch of texts or a batch of videos -> what `forward` takes.
 
         Args:
-            inputs: texts; or videos as the video processor takes them (a path, bytes, a `Clip`, frames), also as
-                `{"video": ...}`. A string is a video if it has a video's suffix and the file exists. As a document the
-                suffix is enough, so that a missing file is an error.
+            inputs: texts; or videos in any form the video processor takes, also as `{"video": ...}` or
+                `{"image": ...}`. A string is a video if it is an http(s) address, or has the suffix of a video or a
+                picture and the file exists. As a document the suffix is enough, so that a missing file is an error.
+                `{"text": ...}` is always a text: a service that encodes strings of strangers should pass them so.
             prompt: put before each text.
             task: "query" or "document", from `encode_query` and `encode_document`.
 
@@ -104,18 +110,14 @@ class CAMoESentenceModule(nn.Module):
         """
         videos = [_video_of(item, task) for item in inputs]
         if all(video is None for video in videos):
-            texts = [(prompt or "") + text for text in inputs]
-            return dict(self.processor(text=texts, return_tensors="pt"))
+            texts = [(prompt or "") + (item if isinstance(item, str) else item["text"]) for item in inputs]
+            return dict(self.processor.process_queries(texts))
         if any(video is None for video in videos):
             raise ValueError("texts and videos cannot share a batch: encode them in two calls")
         with ThreadPoolExecutor(min(DECODER_THREADS, len(videos))) as decoders:
-            videos = list(decoders.map(self._decode, videos))
+            videos = list(decoders.map(self.processor.video_processor.decode, videos))
         # uint8: the model rescales and normalises on its own device.
-        return dict(self.processor.video_processor(videos, do_rescale=False, do_normalize=False, return_tensors="pt"))
-
-    def _decode(self, video):
-        is_file = isinstance(video, str | os.PathLike | bytes | dict) or hasattr(video, "source")
-        return self.processor.video_processor.decode(video) if is_file else video
+        return dict(self.processor.process_videos(videos, do_rescale=False, do_normalize=False))
 
     def forward(self, features: dict, **kwargs) -> dict:
         """Adds `sentence_embedding`, (N,K): the vector to query with, or the one to index."""
@@ -128,27 +130,17 @@ class CAMoESentenceModule(nn.Module):
 
 def _video_of(item, task: str | None):
     """The video in an input, None if it is a text."""
-    if isinstance(item, dict) and set(item) == {"video"}:
-        return item["video"]
-    if isinstance(item, dict) and "array" in item:  # the library's own form: frames with metadata
-        return torch.as_tensor(item["array"])
+    if isinstance(item, Mapping) and len(item) == 1:  # the library's own form
+        (modality, content), *_ = item.items()
+        if modality in ("video", "image"):
+            return content
+        return None if modality == "text" else item
     if not isinstance(item, str):
         return item
-    has_video_suffix = os.path.splitext(item)[1].lower() in VIDEO_EXTENSIONS
-    return item if has_video_suffix and (task == "document" or os.path.isfile(item)) else None
+    if is_address(item) or item.startswith("data:"):
+        return item
+    has_suffix = os.path.splitext(item)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+    return item if has_suffix and (task == "document" or os.path.isfile(item)) else None
 
 
-def save_sentence_files(folder: str | os.PathLike):
-    """Write the two files by which SentenceTransformer recognises a checkpoint."""
-    module = {"idx": 0, "name": "0", "path": "", "type": f"sentence_camoe.{CAMoESentenceModule.__name__}"}
-    config = {
-        "model_type": "SentenceTransformer",
-        "prompts": {"query": "", "document": ""},
-        "default_prompt_name": None,
-        "similarity_fn_name": "dot",  # the score; cosine would divide by the length that the gate gives a vector
-    }
-    for name, content in (("modules.json", [module]), ("config_sentence_transformers.json", config)):
-        Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-__all__ = ["CAMoESentenceModule", "save_sentence_files"]
+__all__ = ["CAMoESentenceModule"]

@@ -3,8 +3,8 @@
 
 A caption's streams are short, and a stream without words repeats the caption. Padded to one length, the streams of 128
 captions hold four times the tokens of the captions alone. Without duplicates, and in three groups that are each padded
-to their own longest text, they hold about as many. CLIP's text tower is causal, so padding after a text changes
-nothing.
+to their own longest text, they hold about as many. Padding after a text changes nothing where the text tower is causal
+or masks it. SigLIP's is neither: there only the duplicates go.
 
 M texts (N captions x E experts) of L tokens, H hidden size, D dims.
 """
@@ -34,7 +34,7 @@ def may_group(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> b
 
 
 def encode_in_groups(
-    encode: Callable, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    encode: Callable, input_ids: torch.Tensor, attention_mask: torch.Tensor, may_trim: bool = True
 ) -> BaseModelOutputWithPooling | None:
     """The text tower's output for each text, computed once per distinct text. It equals one call for all texts up to
     rounding (1e-5 in float32).
@@ -42,6 +42,7 @@ def encode_in_groups(
     Args:
         encode: CLIP's `get_text_features`.
         input_ids, attention_mask: (M, L).
+        may_trim: whether texts may be cut to the longest of their group.
 
     Returns:
         `pooler_output` (M, D) and `last_hidden_state` (M, L, H), zero beyond the longest text of a group; None if
@@ -49,6 +50,8 @@ def encode_in_groups(
     """
     length = input_ids.shape[1]
     rows = torch.cat([input_ids, attention_mask.to(input_ids.dtype)], dim=1).tolist()  # one device synchronisation
+    if not may_trim:
+        return _encode_distinct(encode, input_ids, attention_mask, rows)
     lengths = [sum(row[length:]) for row in rows]
     if any(0 in row[length : length + size] for row, size in zip(rows, lengths, strict=True)):
         return None
@@ -62,6 +65,15 @@ def encode_in_groups(
         hidden.append(F.pad(output.last_hidden_state, (0, 0, 0, length - longest)))
     positions = torch.tensor(positions, device=input_ids.device)
     return BaseModelOutputWithPooling(torch.cat(hidden)[positions], torch.cat(pooled)[positions])
+
+
+def _encode_distinct(encode, input_ids, attention_mask, rows: list[list[int]]) -> BaseModelOutputWithPooling:
+    """One call for the distinct rows of ids and mask (M, 2L)."""
+    (group,), positions = group_texts([tuple(row) for row in rows], num_groups=1)
+    index = torch.tensor(group, device=input_ids.device)
+    output = encode(input_ids[index], attention_mask=attention_mask[index])
+    positions = torch.tensor(positions, device=input_ids.device)
+    return BaseModelOutputWithPooling(output.last_hidden_state[positions], output.pooler_output[positions])
 
 
 def group_texts(texts: list[tuple[int, ...]], num_groups: int = NUM_GROUPS) -> tuple[list[list[int]], list[int]]:

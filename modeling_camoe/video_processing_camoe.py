@@ -7,10 +7,13 @@ It differs from the library's processors in three ways:
 - frames are taken at segment centres (the library takes the left edges), and a clip with fewer than T frames is padded
   and masked (the library raises);
 - T is the same for every batch, so `torch.compile` compiles once.
+
+What counts as a video, and how it becomes frames, is in video_inputs.py. Everything else is the library's: this class
+overrides its hooks for decoding, sampling and preparing.
 """
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,18 +24,24 @@ from transformers.image_utils import (
     ChannelDimension,
     PILImageResampling,
     infer_channel_dimension_format,
-    is_pil_image,
 )
 from transformers.processing_utils import Unpack, VideosKwargs
-from transformers.utils import TensorType, logging
+from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
-from .frames import Clip, SampledFrames, describe_source
+from .frames import SampledFrames, VideoDecodingError, describe_source, probe_video
 from .frames import sample_frames as decode_frames
-
-
-logger = logging.get_logger(__name__)
+from .video_inputs import (
+    as_uint8,
+    as_videos,
+    describe_video,
+    is_decoder,
+    is_file,
+    is_sampled,
+    read_video,
+    sample_decoder,
+)
 
 
 class CAMoEVideoProcessorKwargs(VideosKwargs, total=False):
@@ -44,6 +53,19 @@ class CAMoEVideoProcessorKwargs(VideosKwargs, total=False):
     sampling: str | None
 
 
+class SampledVideoMetadata(VideoMetadata):
+    """
+    The library's metadata with true `timestamps`: where the times of the frames are known, they are given, instead of
+    being worked out from a rate that need not be constant.
+    """
+
+    times = None  # (T',) seconds; no annotation, so no field of the dataclass
+
+    @property
+    def timestamps(self) -> list[float]:
+        return super().timestamps if self.times is None else list(self.times)
+
+
 class CAMoEVideoProcessor(BaseVideoProcessor):
     r"""
     Turns videos into the inputs of [`CAMoEModel`].
@@ -51,12 +73,31 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
     Every argument may be given here, as a default, and overridden in a call. The defaults are CLIP's: short side 224
     (bicubic), centre crop 224 x 224, CLIP's mean and standard deviation.
 
+    A video is a path, the bytes of a file, an open file, an http(s) address, a [`Clip`] (a window of a file), a row of
+    a `datasets.Video` column, decoded or not (a torchcodec `VideoDecoder`, `{"path": ..., "bytes": ...}`), a
+    [`SampledFrames`], frames as a tensor or array (T, 3, H, W) or (T, H, W, 3), also as
+    `{"array": ..., "video_metadata": ...}`, a list of frames (PIL images, arrays, or paths of pictures), or one
+    picture, which is a clip of one frame. Lists, columns and generators of these are batches.
+
+    Frames are 8-bit RGB. Other types are converted first, so that the same picture has the same pixels in any form:
+
+    | type of frames | meaning |
+    |---|---|
+    | uint8 and other integers | 0 to 255; values outside are an error |
+    | floats, none above 1 | 0 to 1 |
+    | floats, some above 3 | 0 to 255 |
+    | floats, the largest between 1 and 3; values below 0 or above 255; bool | an error |
+
+    `do_rescale=False` takes floats as they are: they are expected to be scaled (and, with `do_normalize=False`,
+    normalised) already.
+
     Args:
         num_frames (`int`, *optional*, defaults to 12):
             T, frames per video. A video with more frames is sampled evenly, one with fewer is padded and masked.
         sampling (`str`, *optional*, defaults to `"uniform"`):
             How frames are chosen from a file: `"uniform"` (segment centres), `"jitter"` (a random time per segment) or
-            `"keyframe"` (the nearest key frames: much cheaper, approximate).
+            `"keyframe"` (the nearest key frames: much cheaper, approximate). Decoded frames and open decoders are
+            always sampled at segment centres.
         do_sample_frames (`bool`, *optional*, defaults to `True`):
             False keeps every frame of decoded videos. Files are always sampled.
         do_rescale, do_normalize (`bool`, *optional*, defaults to `True`):
@@ -84,45 +125,28 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
     def __init__(self, **kwargs: Unpack[CAMoEVideoProcessorKwargs]):
         super().__init__(**kwargs)
 
-    def preprocess(self, videos, **kwargs: Unpack[CAMoEVideoProcessorKwargs]) -> BatchFeature:
+    def __call__(self, videos, **kwargs: Unpack[CAMoEVideoProcessorKwargs]) -> BatchFeature:
         """
         Args:
-            videos: one video or a list of videos. A video is a path, the bytes of a file, a [`Clip`], a
-                [`SampledFrames`], a row of a `datasets.Video(decode=False)` column (`{"path": ..., "bytes": ...}`), a
-                tensor or array (T, 3, H, W) or (T, H, W, 3), or a list of frames (PIL images or arrays). Float values
-                are expected from 0 to 255, like uint8 ones, unless `do_rescale=False`.
+            videos: one video or several, in any of the forms above.
 
         Returns:
             [`BatchFeature`] with `pixel_values_videos` (B, T, 3, H, W), zero where padded, and `frame_mask` (B, T),
             1 for a real frame and 0 for padding. T is `num_frames` (or, with `do_sample_frames=False`, the length of
-            the longest video if that is more).
+            the longest video if that is more). With `return_metadata=True` also `video_metadata`: for each video its
+            number of frames and rate before sampling, and the indices and `timestamps` of the frames that were taken
+            (for a file, indices are worked out from times and the average rate, and its number of frames is what the
+            header says).
 
         Raises:
-            VideoDecodingError: a file cannot be decoded; names it.
+            VideoDecodingError: a file cannot be read or decoded; names it.
             ValueError: an input is not a video; says which.
         """
-        settings = self._settings(**kwargs)
-        videos = _flatten(videos)
-        if not videos:
-            raise ValueError("there are no videos: the list is empty")
-        frames = [self._load(video, index, settings) for index, video in enumerate(videos)]
-
-        video_metadata = make_batched_metadata(frames, video_metadata=kwargs.pop("video_metadata", None))
-        if settings["do_sample_frames"]:
-            for i, metadata in enumerate(video_metadata):
-                if len(frames[i]) > settings["num_frames"] or (settings["fps"] and not _is_file(videos[i])):
-                    count = VideoMetadata(total_num_frames=len(frames[i]), fps=metadata.fps)
-                    metadata.frames_indices = self.sample_frames(count, settings["num_frames"], settings["fps"])
-                    frames[i] = frames[i][metadata.frames_indices]
-
-        kwargs.update(
-            do_sample_frames=False, input_data_format=ChannelDimension.FIRST, num_frames=settings["num_frames"]
-        )
-        return super().preprocess(frames, video_metadata=video_metadata, **kwargs)
+        return super().__call__(videos, **kwargs)
 
     def decode(
         self,
-        video: str | os.PathLike | bytes | Clip | Mapping,
+        video,
         *,
         num_frames: int | None = None,
         sampling: str | None = None,
@@ -130,14 +154,21 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
         seed: int | None = None,
     ) -> SampledFrames:
         """
-        One file -> its frames at their final size, as uint8: the part of a call that a worker process can do. Calling
-        the processor on the result does the rest. `seed` makes `sampling="jitter"` repeatable.
+        One video in any form -> its sampled frames as uint8 RGB, resized: the part of a call that a worker process can
+        do. Calling the processor on the result does the rest. `seed` makes `sampling="jitter"` repeatable. `times` are
+        empty if frames were given without their rate.
 
         Raises:
-            VideoDecodingError: the file cannot be decoded; names it.
+            VideoDecodingError: the file cannot be read or decoded; names it.
+            ValueError: it is not a video.
         """
         settings = self._settings(num_frames=num_frames, sampling=sampling, fps=fps)
-        return self._decode(video, settings, seed=seed)
+        sampled, _ = self._load(video, 0, None, settings, seed)
+        frames = as_uint8(*self._prepare_input_videos([sampled.frames], do_convert_rgb=True), 0)
+        if settings["do_resize"]:  # does nothing to a file that was scaled while it was decoded
+            size = self._standardize_kwargs(size=settings["size"], default_to_square=settings["default_to_square"])
+            frames = self.resize(frames, size=size["size"], resample=settings["resample"])
+        return replace(sampled, frames=frames)
 
     def sample_frames(
         self, metadata: VideoMetadata, num_frames: int | None = None, fps: float | None = None, **kwargs
@@ -153,46 +184,86 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
             count = min(count, max(1, round(total / metadata.fps * fps)))
         return ((np.arange(count) + 0.5) * total / count).astype(int)
 
+    def _decode_and_sample_videos(
+        self,
+        videos,
+        video_metadata=None,
+        do_sample_frames: bool | None = None,
+        sample_indices_fn: Callable | None = None,
+    ) -> tuple[list, list[VideoMetadata | None]]:
+        videos = as_videos(videos)
+        if not videos:
+            raise ValueError("there are no videos: the list is empty")
+        given = [None] * len(videos)
+        if video_metadata is not None:
+            given = make_batched_metadata(videos, video_metadata)
+        # The library makes `sample_indices_fn` of the arguments of the call: they are found there alone.
+        settings = self._settings(**sample_indices_fn.keywords) if do_sample_frames else None
+        loaded = [self._load(video, i, given[i], settings) for i, video in enumerate(videos)]
+        return [sampled.frames for sampled, _ in loaded], [metadata for _, metadata in loaded]
+
     def _settings(self, **kwargs) -> dict:
         """A call's arguments, with defaults for the rest."""
         settings = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
         return settings | {name: value for name, value in kwargs.items() if value is not None}
 
-    def _decode(self, video, settings, seed=None) -> SampledFrames:
-        return decode_frames(
-            _as_source(video),
-            settings["num_frames"],
-            settings["sampling"],
-            size=self._decoded_size(settings),
-            fps=settings["fps"],
-            seed=seed,
-        )
+    def _load(self, video, index, metadata, settings, seed=None) -> tuple[SampledFrames, VideoMetadata | None]:
+        """
+        One video -> its sampled frames, in the layout and type in which they came, and their metadata.
 
-    def _load(self, video, index, settings) -> torch.Tensor:
-        """One video in any form -> (T, C, H, W)."""
-        if _is_file(video):
-            if not settings["do_sample_frames"]:
-                raise ValueError(
-                    f"{describe_source(_as_source(video))}: do_sample_frames=False is for decoded videos; "
-                    "for a file, choose num_frames"
-                )
-            return self._decode(video, settings).frames
-        if hasattr(video, "times"):  # SampledFrames
-            return video.frames
-        if isinstance(video, (list, tuple)):
-            video = _stack(video, index)
-        video = torch.as_tensor(video)
-        if len(video) == 0:
-            raise ValueError(f"video {index} has no frames")
-        try:
-            layout = settings["input_data_format"] or infer_channel_dimension_format(video, num_channels=(1, 3, 4))
-        except ValueError as error:
+        `settings` None keeps all frames. Reading the header of a file again takes time: only for `return_metadata`.
+        """
+        content, own_metadata = read_video(video, index)
+        if not is_file(content) and not is_decoder(content):
+            return self._thin(content, index, own_metadata or metadata, settings)
+        if settings is None:
             raise ValueError(
-                f"video {index} of shape {tuple(video.shape)} is neither (T, 3, H, W) nor (T, H, W, 3)"
-            ) from error
-        if settings["do_rescale"] and video.is_floating_point() and video.max() <= 1:
-            logger.warning_once("Float frames seem to be scaled to 0..1 already: then pass do_rescale=False.")
-        return video.permute(0, 3, 1, 2).contiguous() if ChannelDimension(layout) == ChannelDimension.LAST else video
+                f"{describe_video(video)}: do_sample_frames=False is for decoded videos; for a file, choose num_frames"
+            )
+        if is_decoder(content):
+            sampled, info = sample_decoder(content, settings["num_frames"], settings["fps"])
+        else:
+            try:
+                sampled = decode_frames(
+                    content,
+                    settings["num_frames"],
+                    settings["sampling"],
+                    size=self._decoded_size(settings),
+                    fps=settings["fps"],
+                    seed=seed,
+                )
+            except VideoDecodingError as error:  # bytes have no name, but where they came from has one
+                cause = str(error).removeprefix(describe_source(content))
+                raise VideoDecodingError(describe_video(video) + cause) from error
+            info = probe_video(content) if settings["return_metadata"] else None
+        return sampled, None if info is None else _metadata_of_times(sampled.times, info)
+
+    def _thin(self, frames, index, metadata, settings) -> tuple[SampledFrames, VideoMetadata]:
+        """Decoded frames, or a [`SampledFrames`], sampled at segment centres where they are too many."""
+        was_sampled = is_sampled(frames)
+        sampled = frames if was_sampled else SampledFrames(torch.as_tensor(frames), (), 0.0)
+        times = sampled.times
+        total = len(sampled.frames)
+        if total == 0:
+            raise ValueError(f"video {index} has no frames")
+        metadata = SampledVideoMetadata(**{"total_num_frames": total} | dict(metadata or {}))
+        indices = metadata.frames_indices  # of these frames in their video: they may have been sampled before
+        if indices is None or len(indices) != total:
+            indices = range(total)
+        rate = None if metadata.fps is None else metadata.fps * total / (metadata.total_num_frames or total)
+        if settings is not None and (total > settings["num_frames"] or (settings["fps"] and not was_sampled)):
+            kept = self.sample_frames(VideoMetadata(total, rate), settings["num_frames"], settings["fps"])
+            sampled = replace(
+                sampled, frames=sampled.frames[kept], times=tuple(times[i] for i in kept) if times else ()
+            )
+        else:
+            kept = range(total)
+        metadata.frames_indices = np.array([indices[i] for i in kept])
+        if times:
+            metadata.times = sampled.times
+        elif metadata.fps is not None:
+            sampled = replace(sampled, times=tuple(metadata.timestamps), duration=total / rate)
+        return sampled, metadata
 
     def _decoded_size(self, settings) -> int | None:
         """The short side to which the decoder scales, which is faster than the library; None where it cannot."""
@@ -205,14 +276,45 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
         is_cropped = settings["do_center_crop"] and short and max(crop_size.height, crop_size.width) <= short
         return short if is_scaled and is_cropped else None
 
+    def _prepare_input_videos(
+        self, videos, do_convert_rgb: bool | None = None, input_data_format=None, device: str | None = None
+    ) -> list[torch.Tensor]:
+        """As in the library, but each video may have a layout of its own, and integers become uint8."""
+        prepared = []
+        for index, video in enumerate(videos):
+            try:
+                layout = input_data_format or infer_channel_dimension_format(video, num_channels=(1, 3, 4))
+            except ValueError as error:
+                raise ValueError(
+                    f"video {index} of shape {tuple(video.shape)} is neither (T, 3, H, W) nor (T, H, W, 3)"
+                ) from error
+            if not video.is_floating_point():
+                video = as_uint8(video, index)
+            prepared += super()._prepare_input_videos([video], do_convert_rgb, ChannelDimension(layout), device)
+        return prepared
+
+    def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
+        """As in the library, where transparency shows a white background, but also for floats from 0 to 1."""
+        if video.shape[-3] != 4:
+            return super().convert_to_rgb(video)
+        white = 1 if video.is_floating_point() and video.max() <= 1 else 255
+        alpha = video[:, 3:] / white
+        blended = (1 - alpha) * white + alpha * video[:, :3]  # (T, 3, H, W)
+        return blended if video.is_floating_point() else blended.round().to(torch.uint8)
+
     def _preprocess(
         self,
         videos: list[torch.Tensor],
         num_frames: int,
+        do_rescale: bool,
         return_tensors: str | TensorType | None = None,
         **kwargs,
     ) -> BatchFeature:
-        videos = super()._preprocess(videos, **kwargs)["pixel_values_videos"]  # list of (T', 3, H, W)
+        if do_rescale:
+            videos = [as_uint8(video, index) for index, video in enumerate(videos)]
+        videos = super()._preprocess(videos, do_rescale=do_rescale, **kwargs)[
+            "pixel_values_videos"
+        ]  # (T', 3, H, W) each
         sizes = {tuple(video.shape[1:]) for video in videos}
         if len(sizes) > 1:
             raise ValueError(
@@ -232,53 +334,15 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
         return BatchFeature(data={"pixel_values_videos": batch, "frame_mask": frame_mask}, tensor_type=return_tensors)
 
 
-def _flatten(videos) -> list:
-    """One video, or videos in any nesting -> list of videos."""
-    if _is_file(videos) or hasattr(videos, "times"):
-        return [videos]
-    if isinstance(videos, (list, tuple)):
-        if videos and all(is_pil_image(item) or getattr(item, "ndim", None) in (2, 3) for item in videos):
-            return [videos]  # the frames of one video
-        return [video for item in videos for video in _flatten(item)]
-    if is_pil_image(videos):
-        return [[videos]]
-    if not isinstance(videos, (np.ndarray, torch.Tensor)) or videos.ndim not in (3, 4, 5):
-        if hasattr(videos, "get_frames_at"):  # torchcodec's; `datasets` opens one for every row
-            raise ValueError("an open decoder is not a video: read the column as datasets.Video(decode=False)")
-        kind = type(videos).__name__ + (f" of shape {tuple(videos.shape)}" if hasattr(videos, "shape") else "")
-        raise ValueError(
-            f"{kind} is not a video: give a path, bytes, a Clip, frames of shape (T, 3, H, W) or (T, H, W, 3), "
-            "or a list of images"
-        )
-    if videos.ndim == 5:
-        return list(videos)
-    return [videos if videos.ndim == 4 else videos[None]]
-
-
-# A `Clip` and `SampledFrames` are recognised by their attributes: where code came with a checkpoint, its classes exist
-# twice, and an object of one copy is not an instance of the other's class.
-
-
-def _is_file(video) -> bool:
-    return isinstance(video, (str, os.PathLike, bytes, Mapping)) or hasattr(video, "source")
-
-
-def _as_source(video) -> str | os.PathLike | bytes | Clip:
-    if not isinstance(video, Mapping):
-        return video
-    source = video.get("path") if video.get("bytes") is None else video["bytes"]
-    if source is None:
-        raise ValueError(f"a video given as a dict needs 'path' or 'bytes', got {sorted(video)}")
-    return source
-
-
-def _stack(frames, index) -> np.ndarray | torch.Tensor:
-    """List of frames -> one array with the same layout per frame."""
-    frames = [np.asarray(frame.convert("RGB")) if is_pil_image(frame) else frame for frame in frames]
-    frames = [frame[..., None] if frame.ndim == 2 else frame for frame in frames]
-    if len({tuple(frame.shape) for frame in frames}) > 1:
-        raise ValueError(f"video {index} has frames of different sizes")
-    return torch.stack(frames) if isinstance(frames[0], torch.Tensor) else np.stack(frames)
+def _metadata_of_times(times, info) -> SampledVideoMetadata:
+    """Frames taken at `times` from a video with the header `info` ([`VideoInfo`])."""
+    last = max(0, info.num_frames - 1)
+    indices = np.array([min(last, round(time * info.average_fps)) for time in times])
+    metadata = SampledVideoMetadata(
+        info.num_frames, info.average_fps, info.width, info.height, info.duration, "pyav", indices
+    )
+    metadata.times = times
+    return metadata
 
 
 __all__ = ["CAMoEVideoProcessor"]

@@ -21,4 +21,4 @@ def tiny_model_and_processor(num_frames: int = 3, **changes) -> tuple[CAMoEModel
             parameter.add_(0.1 * torch.randn_like(parameter))
     size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     video_processor = CAMoEVideoProcessor(num_frames=num_frames, **size)
-    return model, CAMoEProcessor(video_processor, tokenizer, experts=model.config.experts)
+    return model, CAMoEProcessor(video_processor, tokenizer, model.config)

@@ -19,12 +19,13 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from data.errors import UserError
+from data.files import write_json
 from engine.checkpoint_inputs import CheckpointInputs
+from engine.matrix_inputs import MatrixInputs
 from engine.recipe import exit_on_user_error, option, parse_options
 from evaluation.compare_runs import RANKS_FILE, RunRanks, compare_runs, comparison_table, load_run
-from evaluation.matrix_inputs import MatrixInputs
-from evaluation.ranks import CORRECTIONS
-from evaluation.scoring import choose_temperature, results_table, score_retrieval, write_results
+from evaluation.protocol import CORRECTIONS
+from evaluation.scoring import choose_temperature, results_table, score_retrieval
 
 
 @dataclass
@@ -32,7 +33,7 @@ class EvaluationOptions:
     """Everything that an evaluation is told."""
 
     # What is scored: one of these three
-    checkpoint: str | None = option(None, "CAMoE checkpoint, folder or Hub id")
+    checkpoint: str | None = option(None, "CAMoE checkpoint, or plain dual encoder as it is; folder or Hub id")
     scores: str | None = option(None, "scores of any system, .npy or .safetensors: rows texts, columns videos")
     results: str | None = option(None, "eval_results.json of a finished evaluation, only to --compare it")
 
@@ -65,7 +66,7 @@ class EvaluationOptions:
     corrections: list | None = option(
         None,
         "of none, dual_softmax, query_bank, dynamic_query_bank, sinkhorn; none always is reported "
-        "(default: none, dual_softmax and query_bank of a checkpoint, none of a matrix)",
+        "(default: none, dual_softmax and query_bank of a CAMoE, the first two of a plain model, none of a matrix)",
     )
     dual_softmax_temp: float | None = option(None, "temperature of test-time dual softmax (default: from validation)")
     query_bank_tau: float | None = option(None, "temperature of the query banks (default: from validation)")
@@ -102,9 +103,9 @@ class EvaluationOptions:
         for name in ("validation_split", "train_split"):
             if self.checkpoint is not None and getattr(self, name) == self.split:
                 raise UserError(f"--{name} is {self.split!r}, the split that is scored: it must be another, or null")
-        if self.corrections is None:
-            self.corrections = ["none", "dual_softmax", "query_bank"] if self.checkpoint is not None else ["none"]
-        for name in self.corrections:
+        if self.corrections is None and self.checkpoint is None:
+            self.corrections = ["none"]
+        for name in self.corrections or []:  # a checkpoint says later what it has by default
             if name not in CORRECTIONS:
                 near = difflib.get_close_matches(str(name), CORRECTIONS, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(CORRECTIONS)}"
@@ -177,6 +178,8 @@ def choose_temperatures(options: EvaluationOptions, source, banks: dict, how: di
 def evaluate(options: EvaluationOptions, accelerator: Accelerator) -> tuple[dict, RunRanks]:
     """Everything that eval_results.json holds, and the ranks that go beside it."""
     source = MatrixInputs(options) if options.scores is not None else CheckpointInputs(options, accelerator)
+    if options.corrections is None:
+        options.corrections = source.default_corrections()
     test = source.test()
     banks = source.banks(test) if any("query_bank" in name for name in options.corrections) else {}
     world, on_gpu = accelerator.num_processes, accelerator.device.type == "cuda"
@@ -223,10 +226,14 @@ def main():
         print(results_table(results))
         if other is not None:
             results["comparison"] = compare(options, ranks, other)
-        write_results(folder / "eval_results.json", results)
+        write_json(folder / "eval_results.json", results)
         ranks.save(folder / RANKS_FILE)
         if results.get("bank_captions_left_out"):
             print(f"left {results['bank_captions_left_out']} captions out of the query bank: they are scored, too")
+        if results.get("equal_captions"):
+            print(
+                f"{results['equal_captions']} of the captions are also another video's, which counts as a wrong answer"
+            )
         bad = results.get("bad_videos")
         if bad:
             print(f"left out {len(bad)} clips that could not be decoded; they are listed in the results")

@@ -32,6 +32,7 @@ from data.errors import UserError
 from engine.recipe import exit_on_user_error
 from engine.start import load_checkpoint
 from modeling_camoe.retrieval import expert_scores
+from modeling_camoe.video_inputs import describe_video
 
 
 FOR, AGAINST, GREY = "#0f766e", "#be123c", "#6b7280"
@@ -71,7 +72,12 @@ class ExpertContribution:
 
 @dataclass
 class Explanation:
-    """A score and its parts. `times`: (T,) seconds. `frame_effects`: (T,), summed over the experts."""
+    """A score and its parts.
+
+    Args:
+        times: (T,) seconds; empty for frames that came without their rate.
+        frame_effects: (T,), summed over the experts; None for a clip of one frame.
+    """
 
     query: str
     video: str
@@ -84,13 +90,20 @@ class Explanation:
         """The frame with the largest positive effect; None if no frame's effect is notable."""
         if self.frame_effects is None:
             return None
-        strongest = max(range(len(self.times)), key=self.frame_effects.__getitem__)
+        strongest = max(range(len(self.frame_effects)), key=self.frame_effects.__getitem__)
         return strongest if self.frame_effects[strongest] >= NOTABLE * abs(self.score) else None
+
+    def place(self, frame: int) -> str:
+        """Where a frame is: its time, or its number where times are not known."""
+        return f"{self.times[frame]:.1f} s" if self.times else f"frame {frame + 1}"
 
 
 @torch.inference_mode()
 def explain(model, processor, query: str, video) -> tuple[Explanation, torch.Tensor]:
     """Explain the score of one clip for one query.
+
+    Args:
+        video: in any form the video processor takes.
 
     Returns:
         the explanation, and the frames (T,3,H,W) uint8 that the model saw.
@@ -102,7 +115,7 @@ def explain(model, processor, query: str, video) -> tuple[Explanation, torch.Ten
     names = model.config.experts
     texts = processor.streams_of(query)[0]
     clip = processor.video_processor.decode(video)
-    num_frames = len(clip.times)
+    num_frames = len(clip.frames)
     pixels = processor(videos=[clip], do_rescale=False, do_normalize=False, return_tensors="pt").to(model.device)
     tokens = processor(text=dict(zip(names, texts, strict=True)), return_tensors="pt").to(model.device)
     output = model(**pixels, **tokens, output_expert_scores=True)
@@ -127,7 +140,7 @@ def explain(model, processor, query: str, video) -> tuple[Explanation, torch.Ten
         parts.append(part)
     explanation = Explanation(
         query=query,
-        video=str(video),
+        video=describe_video(video),
         score=contributions.sum().item(),
         times=list(clip.times),
         frame_effects=None if effects is None else effects.sum(dim=0).tolist(),
@@ -220,9 +233,9 @@ def _draw_strip(axis, explanation: Explanation, frames: torch.Tensor):
     padded = torch.nn.functional.pad(frames, (gap, gap, gap, gap), value=255)
     strip = padded.permute(2, 0, 3, 1).flatten(1, 2).numpy()  # (H',T*W',3)
     axis.imshow(strip, extent=(0, num_frames, 0, 1), aspect="auto")
-    for t, time in enumerate(explanation.times):
+    for t in range(num_frames):
         if num_frames <= 20 or t % 4 == 0:
-            axis.text(t + 0.5, -0.05, f"{time:.1f} s", ha="center", va="top", fontsize=9, color=GREY)
+            axis.text(t + 0.5, -0.05, explanation.place(t), ha="center", va="top", fontsize=9, color=GREY)
     strongest = explanation.strongest_frame()
     if strongest is not None:
         axis.add_patch(plt.Rectangle((strongest, 0), 1, 1, fill=False, edgecolor=FOR, linewidth=3, clip_on=False))
@@ -283,7 +296,7 @@ def as_text(explanation: Explanation) -> str:
     strongest = explanation.strongest_frame()
     if strongest is not None:
         effect = explanation.frame_effects[strongest]
-        lines.append(f"the most important frame is at {explanation.times[strongest]:.1f} s: {effect:+.4f}")
+        lines.append(f"the most important frame is at {explanation.place(strongest)}: {effect:+.4f}")
     elif explanation.frame_effects is not None:
         lines.append(f"no single frame decides: leaving one out costs less than {NOTABLE:.0%} of the score")
     return "\n".join(lines)

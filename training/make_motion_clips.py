@@ -35,7 +35,8 @@ import av
 from tqdm import tqdm
 
 from data.errors import UserError
-from motion.clips import MotionClip, write_atomically
+from data.files import write_json, write_whole
+from motion.clips import MotionClip
 from motion.plan import PRESETS, SPLITS, plan_split
 
 
@@ -71,7 +72,7 @@ def open_folder(folder: Path, settings: dict, overwrite: bool) -> None:
                 (folder / split).mkdir(exist_ok=True)
         for part in folder.glob("*/.*.part"):  # left by a run that was killed
             part.unlink()
-        write_atomically(settings_file, (json.dumps(settings, indent=2) + "\n").encode())
+        write_json(settings_file, settings)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}: choose another folder") from error
 
@@ -147,7 +148,7 @@ def make_clip_set(
         make_clips(missing, min(num_workers, max(1, len(missing))), progress)
     for split in filter(None, splits):
         rows = "".join(json.dumps(clip.row()) + "\n" for clip in split)
-        write_atomically(split[0].path.parent / "metadata.jsonl", rows.encode())
+        write_whole(split[0].path.parent / "metadata.jsonl", rows.encode())
     return sum(clip.path.stat().st_size for clip in clips)
 
 

@@ -30,7 +30,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from transformers import get_cosine_schedule_with_warmup
 
 from data.batches import PairCollator, RunBatchSampler, TrainPairs
-from data.captioned_clips import find_caption_column, load_split, read_captioned_clips
+from data.captioned_clips import check_decodable, find_caption_column, load_split, read_captioned_clips
 from data.encode_split import encode_split
 from data.errors import UserError
 from data.feature_cache import FeatureCache, FeatureCollator, FeaturePairs, encode_split_from_cache
@@ -194,6 +194,8 @@ def main():
     if peak_rate(accelerator.device) is not None:
         cost = pair_cost(model, options.num_frames, options.feature_cache is not None)
 
+    if "validation" in splits:  # not after a whole epoch
+        check_decodable(splits["validation"], processor.video_processor, options.validation_split)
     model.to(accelerator.device)
     pairs, scored_splits = make_pairs(options, accelerator, model, processor, splits)
     loader = make_loader(options, accelerator, pairs, processor)

@@ -195,10 +195,17 @@ function play(node, hit) {
   video.controls = true;
   if (!video.src) {
     video.src = `media/${hit.key}#t=${hit.start},${hit.end}`;
-    video.onloadedmetadata = () => { if (Math.abs(video.currentTime - hit.start) > 0.05) video.currentTime = hit.start; };
-    video.onerror = () => node.querySelector(".screen").append(
-      element("div", "note", `This browser cannot play the file. It is ${hit.folder}/${hit.name}, from ${formatTime(hit.start)}.`),
-    );
+    const giveUp = (what) => {
+      video.pause();
+      if (node.querySelector(".note")) return;
+      const where = `It is ${hit.folder}/${hit.name}, from ${formatTime(hit.start)}.`;
+      node.querySelector(".screen").append(element("div", "note", `This browser cannot play ${what}. ${where}`));
+    };
+    video.onloadedmetadata = () => {
+      if (!video.videoWidth) giveUp("the picture of the file, only its sound");  // HEVC and MPEG-4 in some browsers
+      else if (Math.abs(video.currentTime - hit.start) > 0.05) video.currentTime = hit.start;
+    };
+    video.onerror = () => giveUp("the file");
   }
   video.play().catch(() => {});  // onerror says why
 }

@@ -104,9 +104,13 @@ def _draw_experts(hit: Hit, experts: list[str], is_corrected: bool) -> str:
         f'<tr class="sum"><th>score</th><td></td><td></td><td>= {_number(hit.score)}</td>'
         "<td>the sum of the parts</td></tr>"
     )
+    # A browser that cannot decode the picture (HEVC, MPEG-4) plays the sound alone and reports no error.
+    check = "this.classList.toggle('unplayable', !this.videoWidth)"
     return (
-        f'<div class="inside"><video src="gradio_api/file={quote(clip.path)}" controls muted loop preload="none" '
-        f'poster="{_jpeg(clip.frames[0])}"></video><table><thead><tr><th>expert</th><th>gate</th><th>match</th>'
+        f'<div class="inside"><div class="player"><video src="gradio_api/file={quote(clip.path)}" controls muted loop '
+        f'preload="none" onloadedmetadata="{check}" onerror="{check}" poster="{_jpeg(clip.frames[0])}"></video>'
+        '<p class="note">This browser cannot play this file. The frames above are what the model saw.</p></div>'
+        "<table><thead><tr><th>expert</th><th>gate</th><th>match</th>"
         f"<th>part</th><th>weight of each frame</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CLIPConfig
 
-from camoe_search.encoder import Encoder
+from camoe_search.encoder import CAMoEEncoder
 from modeling_camoe import CAMoEConfig, CAMoEModel, CAMoEProcessor, CAMoEVideoProcessor
 from tests.tokenizer_files import CAPTIONS, tiny_tokenizer
 from tests.video_files import write_video
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def encoder(checkpoint):
-    return Encoder.from_pretrained(str(checkpoint), device="cpu")
+    return CAMoEEncoder.from_pretrained(str(checkpoint), device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,9 @@
 import torch
 
 from camoe_search.bank import QueryBank
+from camoe_search.database import Description, create
 from camoe_search.index import VideoIndex
-from camoe_search.store import Description, moments_table, write_index
+from camoe_search.writer import IndexWriter, Moment
 from modeling_camoe.retrieval import fold_text, fold_video
 
 
@@ -27,23 +28,32 @@ def random_videos(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
     return fold_video(torch.nn.functional.normalize(embeds, dim=-1), gates), gates
 
 
-def random_index(folder, count: int = 40, tau: float | None = 0.05, faiss: str = "flat") -> VideoIndex:
-    """Moment i is seconds i to 2i+1 of /videos/<i % 4>/<i>.mp4; tau None: without a query bank."""
-    vectors, gates = random_videos(count)
-    numbers = range(count)
-    rows = {
-        "path": [f"/videos/{i % 4}/{i:03}.mp4" for i in numbers],
-        "start": [float(i) for i in numbers],
-        "end": [2.0 * i + 1 for i in numbers],
-        "size": list(numbers),
-        "mtime_ns": list(numbers),
-        "content_hash": [str(i) for i in numbers],
-    }
-    description = Description("nowhere", "no weights", EXPERTS, DIM, 12, "uniform", faiss=faiss)
-    bank = None
-    if tau is not None:
-        queries = random_texts(30, seed=2)
-        bank = QueryBank([f"query {i}" for i in range(30)], queries.numpy(), tau)
+def random_bank(tau: float, seed: int = 2) -> QueryBank:
+    return QueryBank([f"query {i}" for i in range(30)], random_texts(30, seed).numpy(), tau)
+
+
+def moment(i: int) -> Moment:
+    """Moment i is seconds i to 2i+1 of /videos/<i % 4>/<i>.mp4."""
+    return Moment(f"{i % 4}/{i:03}.mp4", float(i), 2.0 * i + 1, i, i, f"{i:032x}")
+
+
+def make_index(folder, tau: float | None = 0.05, **settings) -> IndexWriter:
+    """An empty index, open for writing."""
     folder.mkdir(exist_ok=True)
-    write_index(folder, description, moments_table(rows, vectors.numpy(), gates.numpy()), bank)
+    create(folder, Description("nowhere", "no weights", EXPERTS, DIM, 12, "uniform", **settings))
+    writer = IndexWriter(folder)
+    writer.set_bank(None if tau is None else random_bank(tau))
+    return writer
+
+
+def random_index(folder, count: int = 40, tau: float | None = 0.05, **settings) -> VideoIndex:
+    """`count` moments as `moment` says; tau None: without a query bank."""
+    with make_index(folder, tau, **settings) as writer:
+        writer.add_moments("/videos", [moment(i) for i in range(count)], random_videos(count)[0].numpy())
+        writer.tidy()
     return VideoIndex(folder)
+
+
+def number(hit) -> int:
+    """Of a moment that was found."""
+    return int(hit.path[-7:-4])

@@ -79,7 +79,7 @@ def test_search_like_a_video(index, some_videos, capsys):
 
 def test_the_grid_shows_thumbnails_or_the_cause_of_a_missing_file(videos, checkpoint, tmp_path, capsys):
     folder = tmp_path / "index"
-    run(capsys, "index", videos, "--model", checkpoint, "--index", folder, "--num-workers", "0")
+    run(capsys, "index", videos, "--model", checkpoint, "--index", folder, "--num-workers", "0", "--no-text-tower")
     best = json.loads(run(capsys, "search", QUERY, "--index", folder, "--json"))
     (videos / best[1]["path"]).unlink()
     run(capsys, "search", QUERY, "--index", folder, "--grid", tmp_path / "grid.png")
@@ -113,18 +113,16 @@ def test_mistakes_are_one_line_each(index, capsys, tmp_path, some_videos, checkp
     assert "--stride needs" in error_line(capsys, "index", some_videos, "--index", index, "--stride", "2")
     assert "name it .parquet" in error_line(capsys, "export", "out.xls", "--index", index)
     (tmp_path / "blank.txt").write_text("\n\n")
-    assert "query bank is empty" in error_line(
-        capsys, "calibrate", "--queries", tmp_path / "blank.txt", "--index", index
-    )
+    assert "query bank is empty" in error_line(capsys, "calibrate", "--bank", tmp_path / "blank.txt", "--index", index)
 
 
-def test_stats_describe_the_index(index, capsys):
-    stats = json.loads(run(capsys, "stats", "--index", index, "--json"))
+def test_info_describes_the_index(index, capsys):
+    stats = json.loads(run(capsys, "info", "--index", index, "--json"))
     assert (stats["files"], stats["moments"], stats["skipped"]) == (6, 6, 0)
     assert stats["hours"] == pytest.approx((5 * 1 + 2) / 3600)
     assert stats["query_bank"] == {"queries": 3, "tau": 0.05}
     assert sum(stats["mean_gates"].values()) == pytest.approx(1, abs=1e-5)
-    assert "moments" in run(capsys, "stats", "--index", index)
+    assert "moments" in run(capsys, "info", "--index", index)
 
 
 def test_export_writes_all_columns_to_parquet_and_no_vectors_to_csv(index, capsys, tmp_path):
@@ -132,16 +130,27 @@ def test_export_writes_all_columns_to_parquet_and_no_vectors_to_csv(index, capsy
 
     run(capsys, "export", tmp_path / "all.parquet", "--index", index)
     exported = Dataset.from_parquet(str(tmp_path / "all.parquet"), cache_dir=str(tmp_path))
-    assert exported["vector"][:] == VideoIndex.load(index).moments["vector"][:]
+    assert exported["vector"][:] == VideoIndex.load(index).table()["vector"].to_pylist()
     run(capsys, "export", tmp_path / "all.csv", "--index", index)
     rows = list(csv.DictReader(open(tmp_path / "all.csv")))
     assert len(rows) == 6 and {"path", "start", "end", "bias"} <= rows[0].keys() and "vector" not in rows[0]
 
 
 def test_calibrate_prints_the_size_and_temperature_of_the_bank(videos, checkpoint, tmp_path, capsys):
-    run(capsys, "index", videos, "--model", checkpoint, "--index", tmp_path / "index", "--num-workers", "0")
+    run(
+        capsys,
+        "index",
+        videos,
+        "--model",
+        checkpoint,
+        "--index",
+        tmp_path / "index",
+        "--num-workers",
+        "0",
+        "--no-text-tower",
+    )
     (tmp_path / "log.txt").write_text("a blue disc\ntwo kids\n")
-    said = run(capsys, "calibrate", "--queries", tmp_path / "log.txt", "--tau", "0.2", "--index", tmp_path / "index")
+    said = run(capsys, "calibrate", "--bank", tmp_path / "log.txt", "--tau", "0.2", "--index", tmp_path / "index")
     assert said == "the query bank has 2 queries, temperature 0.2\n"
 
 
@@ -150,3 +159,16 @@ def test_calibrate_prints_the_size_and_temperature_of_the_bank(videos, checkpoin
 )
 def test_times_are_formatted_as_in_a_player(seconds, shown):
     assert format_time(seconds) == shown
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(checkpoint, tmp_path):
+    """As after `pip install camoe` without extras, in a process of its own."""
+    code = f"""
+import sys
+sys.modules["accelerate"] = None
+from camoe_search.cli import main
+main(["index", {str(tmp_path)!r}, "--model", {str(checkpoint)!r}, "--index", {str(tmp_path / "index")!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    message = "accelerate is not installed: camoe_search needs `pip install 'camoe[search]'`\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}")

@@ -5,14 +5,18 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Video
+from PIL import Image
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import InputModule
 
 from modeling_camoe.encode import encode_texts, encode_videos
-from modeling_camoe.frames import Clip, VideoDecodingError, sample_frames
+from modeling_camoe.frames import Clip, VideoDecodingError
 
 
 QUERIES = ["a red star spins", "two kids are playing basketball in a gym", "a disc"]
@@ -40,12 +44,76 @@ def test_queries_and_documents_are_the_folded_vectors(sentence_model, encoder, p
 def test_every_form_of_video_gives_the_same_vectors(sentence_model, encoder, paths):
     model, processor = encoder.model, encoder.processor
     window = Clip(paths[5], 0.5, 1.5)
-    frames = sample_frames(paths[0], 2, size=32).frames  # (T,3,H,W)
+    decoded = processor.video_processor.decode(paths[0])
+    frames = decoded.frames  # (T,3,H,W)
     content = open(paths[0], "rb").read()
-    forms = [{"video": paths[0]}, content, frames, {"array": frames, "video_metadata": None}]
+    rows = Dataset.from_dict({"video": [paths[0]]}).cast_column("video", Video(decode=False))
+    forms = [{"video": paths[0]}, content, Path(paths[0]), rows[0]["video"], open(paths[0], "rb"), decoded, frames]
+    forms += [frames.numpy(), frames.permute(0, 2, 3, 1), {"array": frames, "video_metadata": None}]
+    forms += [frames.float(), frames.double() / 255, frames.long(), (frames / 255).half(), {"video": frames / 255}]
+    images = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
+    forms += [images, {"video": images}, {"array": images, "video_metadata": None}]
     vectors = [sentence_model.encode_document([form])[0] for form in [*forms, window]]
     expected = encode_videos(model, processor, [paths[0]] * len(forms) + [window]).vectors
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    np.testing.assert_allclose(sentence_model.encode_document(rows["video"]), expected[:1], atol=1e-6)
+    together = sentence_model.encode_document([paths[0], frames.double() / 255, content])
+    np.testing.assert_allclose(together, expected[:3], atol=1e-6)
+    np.testing.assert_allclose(sentence_model.encode(paths[:1]), expected[:1], atol=1e-6)
+
+
+def test_decoders_of_a_data_set_are_videos(sentence_model, encoder, paths):
+    pytest.importorskip("torchcodec.decoders", exc_type=(ImportError, RuntimeError))
+    rows = Dataset.from_dict({"video": paths[:2]}).cast_column("video", Video())
+    expected = encode_videos(encoder.model, encoder.processor, paths[:2]).vectors
+    np.testing.assert_allclose(sentence_model.encode_document(rows["video"]), expected, atol=1e-6)
+    np.testing.assert_allclose(sentence_model.encode_document(rows[1]["video"]), expected[1], atol=1e-6)
+
+
+def test_a_picture_is_a_clip_of_one_frame(sentence_model, encoder, tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    picture.save(tmp_path / "a.png")
+    expected = encode_videos(encoder.model, encoder.processor, [picture]).vectors
+    for form in (picture, str(tmp_path / "a.png"), {"image": picture}, np.array(picture)):
+        np.testing.assert_allclose(sentence_model.encode_document([form]), expected, atol=1e-6)
+
+
+def test_an_address_is_a_video_and_a_sentence_about_one_is_a_text(sentence_model, encoder, paths, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(
+        sys.modules[type(sentence_model[0].processor.video_processor).__module__.rpartition(".")[0] + ".video_inputs"],
+        "_download",
+        lambda address: fetched.append(address) or open(paths[0], "rb").read(),
+    )
+    expected = encode_videos(encoder.model, encoder.processor, paths[:1]).vectors[0]
+    address = "https://example.org/clip.mp4?size=large"
+    for encode in (sentence_model.encode, sentence_model.encode_document):
+        np.testing.assert_allclose(encode(address), expected, atol=1e-6)
+    assert fetched == [address, address]
+    text = encode_texts(encoder.model, encoder.processor, [address])[0]
+    np.testing.assert_allclose(sentence_model.encode({"text": address}), text, atol=1e-6)
+    assert fetched == [address, address]
+    text = "a star spins in https://example.org/clip.mp4"
+    np.testing.assert_allclose(
+        sentence_model.encode(text), encode_texts(encoder.model, encoder.processor, [text])[0], atol=1e-6
+    )
+
+
+def test_it_is_an_input_module_with_the_librarys_options(sentence_model, encoder, paths):
+    module = sentence_model[0]
+    assert isinstance(module, InputModule) and sentence_model.modalities == ["text", "image", "video"]
+    assert sentence_model.supports("video") and not sentence_model.supports("audio")
+    assert sentence_model.max_seq_length == encoder.processor.max_length
+    prompted = sentence_model.encode_query(QUERIES, prompt="a video of ")
+    expected = encode_texts(encoder.model, encoder.processor, [f"a video of {query}" for query in QUERIES])
+    np.testing.assert_allclose(prompted, expected, atol=1e-6)
+    np.testing.assert_allclose(
+        sentence_model.encode({"text": QUERIES[0]}), sentence_model.encode(QUERIES[0]), atol=1e-6
+    )
+    short = sentence_model.encode_document(paths[:2], truncate_dim=8, prompt="not for videos")
+    np.testing.assert_allclose(
+        short, encode_videos(encoder.model, encoder.processor, paths[:2]).vectors[:, :8], atol=1e-6
+    )
 
 
 def test_the_error_names_a_document_that_is_not_a_video(sentence_model, tmp_path):

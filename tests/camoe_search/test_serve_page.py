@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from camoe_search.index import VideoIndex
+from tests.video_files import write_video
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -23,7 +24,9 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.fixture(scope="module")
 def index(some_videos, checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page") / "index"
-    return VideoIndex.build([some_videos], folder, str(checkpoint), device="cpu", num_workers=0, window=1, stride=0.5)
+    return VideoIndex.build(
+        [some_videos], folder, str(checkpoint), device="cpu", num_workers=0, window=1, stride=0.5, text_encoder=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,7 @@ def test_search_correction_paging_and_similar_moments(page, index):
     expect_scores(page, uncorrected[3:6])
 
     page.locator(".similar").first.click()
-    expect_scores(page, index.search_similar(uncorrected[3].row, 3))
+    expect_scores(page, index.search_similar(uncorrected[3].key, 3))
     expect(page.locator("#status")).to_contain_text(f"Moments like {os.path.basename(uncorrected[3].path)}")
     page.go_back()
     expect_scores(page, uncorrected[3:6])
@@ -135,6 +138,25 @@ def test_a_clip_plays_from_its_start_to_its_end(page, index):
     played = page.evaluate("window.seen")
     assert played["error"] is None and played["width"] == 64
     assert min(played["times"]) >= 0.99 and 1.5 < max(played["times"]) <= 2.1 and len(set(played["times"])) > 2
+
+
+@pytest.mark.parametrize(
+    ("codec", "said"),
+    [
+        ("libx265", "cannot play the picture of the file, only its sound"),
+        ("mpeg4", "cannot play the picture of the file"),
+    ],
+)
+def test_a_file_of_which_the_browser_plays_the_sound_alone_says_so_and_stays_silent(page, tmp_path, codec, said):
+    options = {"preset": "ultrafast", "x265-params": "log-level=none"} if codec == "libx265" else {}
+    path = write_video(tmp_path / "sound.mp4", codec=codec, options=options, audio=2.0)
+    page.route("**/media/*", lambda route: route.fulfill(body=path.read_bytes(), content_type="video/mp4"))
+    ask(page, QUERY)
+    card = page.locator(".card").first
+    card.locator(".play").click()
+    expect(card.locator(".note")).to_contain_text(said)
+    expect(card.locator(".note")).to_contain_text(card.locator(".name").inner_text())
+    assert card.locator("video").evaluate("v => [v.videoWidth, v.paused]") == [0, True]
 
 
 def test_mistakes_and_markup_are_shown_as_text(page):

@@ -4,51 +4,49 @@
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from camoe_search import shards, store
-from camoe_search.encoder import Encoder
+from camoe_search import database, update
+from camoe_search.encoder import CAMoEEncoder
 from camoe_search.errors import SearchError
 from camoe_search.index import VideoIndex
-from camoe_search.store import column_matrix
 from modeling_camoe.encode import encode_texts, encode_videos
+from modeling_camoe.frames import Clip
 from tests.video_files import cut_off, write_audio, write_video
 
 
 QUERY = "a red star spins"
+OPTIONS = {"num_workers": 0, "batch_size": 2, "text_encoder": False}
 
 
 def build_index(videos, folder, encoder, **options) -> VideoIndex:
-    return VideoIndex.build([videos], folder, encoder, **{"num_workers": 0, "batch_size": 2} | options)
+    return VideoIndex.build([videos], folder, encoder, **OPTIONS | options)
 
 
 def content(index) -> dict:
-    """Every column by (path, start)."""
-    rows = index.moments.to_list()
-    return {(Path(row["path"]).name, row["start"]): row for row in rows}
+    """Every column by (name, start)."""
+    return {(Path(row["path"]).name, row["start"]): row for row in index.table().to_pylist()}
 
 
 def file_names(index) -> list[str]:
-    return [Path(path).name for path in index.moments["path"]]
+    return [Path(path).name for path in index.table()["path"].to_pylist()]
 
 
 @pytest.fixture
 def encoded_clips(monkeypatch):
     """Names of the clips encoded from here on."""
-    names, engine = [], shards.iter_encoded_videos
+    names, encode_clips = [], CAMoEEncoder.encode_clips
 
-    def spy(model, processor, clips, **options):
+    def spy(self, clips, *options):
         names.extend(Path(clip.source).name for clip in clips)
-        return engine(model, processor, clips, **options)
+        return encode_clips(self, clips, *options)
 
-    monkeypatch.setattr(shards, "iter_encoded_videos", spy)
+    monkeypatch.setattr(CAMoEEncoder, "encode_clips", spy)
     return names
 
 
@@ -81,9 +79,9 @@ def test_a_video_is_most_like_itself(videos, tmp_path, encoder):
 
 def test_every_window_is_a_moment(videos, tmp_path, encoder):
     index = build_index(videos, tmp_path / "index", encoder, window=1, stride=0.5)
-    times = [(row["start"], row["end"]) for row in index.moments if row["path"].endswith("clip_5.mp4")]
+    times = [(row["start"], row["end"]) for row in index.table().to_pylist() if row["path"].endswith("clip_5.mp4")]
     assert times == [(0, 1), (0.5, 1.5), (1, 2)] and len(index) == 5 + 3
-    second_half = index.search_like(shards.Clip(str(videos / "clip_5.mp4"), 1, 2), k=1)[0]
+    second_half = index.search_like(Clip(str(videos / "clip_5.mp4"), 1, 2), k=1)[0]
     assert (Path(second_half.path).name, second_half.start) == ("clip_5.mp4", 1)
 
 
@@ -98,7 +96,7 @@ def test_only_new_and_changed_files_are_encoded(videos, tmp_path, encoder, encod
     index = build_index(videos, tmp_path / "index", encoder)
     assert encoded_clips == ["clip_1.mp4", "new.mp4"]
     report = index.report
-    assert (report.added, report.changed, report.unchanged, report.dropped) == (1, 1, 4, 0)
+    assert (report.added, report.changed, report.moved, report.unchanged, report.dropped) == (1, 1, 0, 4, 0)
     assert "clip_2.mp4" in file_names(index)  # no --prune
     index = build_index(videos, tmp_path / "index", encoder, prune=True)
     assert index.report.dropped == 1 and "clip_2.mp4" not in file_names(index) and len(index) == 6
@@ -113,7 +111,7 @@ def test_an_incremental_index_equals_one_made_in_a_single_run(videos, tmp_path, 
     index = build_index(videos, tmp_path / "steps", encoder)
     for path in late:
         (away / path.name).rename(path)
-    index.add([videos], num_workers=0, batch_size=2)
+    index.add([videos], **OPTIONS)
     expected = content(build_index(videos, tmp_path / "at once", encoder))
     _assert_same_content(content(index), expected)
 
@@ -124,16 +122,18 @@ def test_removing_files_and_adding_them_again_restores_the_index(videos, tmp_pat
     third = [videos / "clip_2.mp4", videos / "clip_3.mp4"]
     assert index.remove(third) == 2 and len(index) == 4
     assert {Path(hit.path).name for hit in index.search(QUERY)}.isdisjoint({"clip_2.mp4", "clip_3.mp4"})
-    index.add(third, num_workers=0, batch_size=2)
+    index.add(third, **OPTIONS)
     _assert_same_content(content(index), before)
     assert [(hit.path, hit.start) for hit in index.search(QUERY)] == [(hit.path, hit.start) for hit in hits]
 
 
-def _assert_same_content(one: dict, other: dict):
+def _assert_same_content(one: dict, other: dict, but: tuple[str, ...] = ()):
     """Equal up to rounding: files may be encoded in other batches."""
     assert one.keys() == other.keys()
     for key, row in one.items():
         for name, value in row.items():
+            if name in but:
+                continue
             if name in ("vector", "gate_weights", "bias"):
                 np.testing.assert_allclose(value, other[key][name], atol=1e-6)
             else:
@@ -158,14 +158,9 @@ def test_unreadable_files_are_listed_and_the_others_indexed(videos, tmp_path, en
     index = build_index(videos, tmp_path / "index", encoder)
     assert file_names(index) == [f"clip_{i}.mp4" for i in range(6)] and index.report.added == 6
     assert index.report.not_videos == {".txt": 1}
-    skipped = [json.loads(line) for line in (tmp_path / "index" / "skipped.jsonl").read_text().splitlines()]
-    assert sorted(Path(entry["path"]).name for entry in skipped) == [
-        "audio.mp4",
-        "broken.mp4",
-        "empty.mp4",
-        "text.mp4",
-    ]
-    assert all(Path(entry["path"]).name in entry["cause"] for entry in skipped)
+    skipped = index.skipped()
+    assert [Path(entry["path"]).name for entry in skipped] == ["audio.mp4", "broken.mp4", "empty.mp4", "text.mp4"]
+    assert all(Path(entry["path"]).name in entry["cause"] for entry in skipped) and index.report.skipped == skipped
 
     (videos / "empty.mp4").unlink()
     write_video(videos / "broken.mp4", 12)  # now readable
@@ -177,17 +172,18 @@ def test_unreadable_files_are_listed_and_the_others_indexed(videos, tmp_path, en
 def test_a_folder_without_videos_gives_an_empty_index(tmp_path, encoder):
     (tmp_path / "empty").mkdir()
     index = build_index(tmp_path / "empty", tmp_path / "index", encoder)
-    assert len(index) == 0 and index.search(QUERY) == [] and index.stats()["moments"] == 0
+    assert len(index) == 0 and index.search(QUERY) == [] and index.info()["moments"] == 0
 
 
 def test_a_file_that_changes_while_it_is_read_is_skipped_and_listed(videos, tmp_path, encoder, monkeypatch):
-    write_shard = shards._write_shard
+    is_unchanged = update.is_unchanged
 
-    def change_then_write(*arguments):
-        write_video(videos / "clip_4.mp4", 20)
-        write_shard(*arguments)
+    def change_then_look(video):
+        if video.path.endswith("clip_4.mp4"):
+            write_video(videos / "clip_4.mp4", 20)
+        return is_unchanged(video)
 
-    monkeypatch.setattr(shards, "_write_shard", change_then_write)
+    monkeypatch.setattr(update, "is_unchanged", change_then_look)
     index = build_index(videos, tmp_path / "index", encoder)
     assert "clip_4.mp4" not in file_names(index) and len(index) == 5
     assert [entry["cause"].split(": ")[1] for entry in index.report.skipped] == [
@@ -197,55 +193,150 @@ def test_a_file_that_changes_while_it_is_read_is_skipped_and_listed(videos, tmp_
     assert len(build_index(videos, tmp_path / "index", encoder)) == 6
 
 
-KILLED = """
-import os, signal, sys
-from camoe_search import shards
-from camoe_search.index import VideoIndex
-shards.BATCHES_PER_SHARD = 1
-write_shard, written = shards._write_shard, []
-def die_after_two(*arguments):
-    write_shard(*arguments)
-    written.append(1)
-    if len(written) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-shards._write_shard = die_after_two
-VideoIndex.build([sys.argv[1]], sys.argv[2], sys.argv[3], device="cpu", num_workers=0, batch_size=2)
-"""
+def test_unreadable_files_are_read_again_on_demand_only(videos, tmp_path, encoder, monkeypatch, encoded_clips):
+    from modeling_camoe.frames import VideoDecodingError
 
+    probe = update.probe_video
+    probed = []
 
-def test_a_killed_run_resumes_to_the_same_index(videos, tmp_path, encoder, monkeypatch, encoded_clips):
-    command = [sys.executable, "-c", KILLED, str(videos), str(tmp_path / "killed"), encoder.name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    assert subprocess.run(command, env=environment, capture_output=True).returncode == -signal.SIGKILL
-    with pytest.raises(SearchError, match="holds no index"):
-        VideoIndex.load(tmp_path / "killed")
+    def failing(path):
+        probed.append(Path(path).name)
+        if path.endswith("clip_1.mp4"):
+            raise VideoDecodingError(f"{path}: the share was away")
+        return probe(path)
 
-    monkeypatch.setattr(shards, "BATCHES_PER_SHARD", 1)
-    torch.set_num_threads(1)  # as in the killed process
-    index = build_index(videos, tmp_path / "killed", encoder)
-    assert encoded_clips == ["clip_4.mp4", "clip_5.mp4"]  # two of three shards were there
-    assert content(index) == content(build_index(videos, tmp_path / "never killed", encoder))
-    assert not (tmp_path / "killed" / "shards").exists()
-
-
-def test_a_failure_while_writing_leaves_the_index_as_it_was(videos, tmp_path, encoder, monkeypatch):
+    monkeypatch.setattr(update, "probe_video", failing)
     index = build_index(videos, tmp_path / "index", encoder)
-    hits = index.search(QUERY)
+    assert len(index) == 5 and "the share was away" in index.report.skipped[0]["cause"]
+    monkeypatch.setattr(update, "probe_video", probe)
+    assert len(build_index(videos, tmp_path / "index", encoder)) == 5
+    encoded_clips.clear()
+    index = build_index(videos, tmp_path / "index", encoder, retry=True)
+    assert len(index) == 6 and index.skipped() == [] and encoded_clips == ["clip_1.mp4"]
 
-    def disk_is_full(*arguments):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.faiss, "write_index", disk_is_full)
-    with pytest.raises(OSError, match="No space left"):
-        index.remove([videos / "clip_0.mp4"])
-    assert VideoIndex.load(tmp_path / "index", encoder).search(QUERY) == hits
-    monkeypatch.undo()
-    index.remove([videos / "clip_0.mp4"])
-    assert len(list((tmp_path / "index").glob("generation-*"))) == 1  # the half-written one is deleted, too
+# --- files that move -------------------------------------------------------------------------------------------------
+
+
+def test_renamed_moved_and_copied_files_are_not_encoded_again(videos, tmp_path, encoder, encoded_clips):
+    before = content(build_index(videos, tmp_path / "index", encoder))
+    encoded_clips.clear()
+    (videos / "sub").mkdir()
+    (videos / "clip_0.mp4").rename(videos / "renamed.mp4")
+    (videos / "clip_1.mp4").rename(videos / "sub" / "clip_1.mp4")
+    shutil.copy(videos / "clip_2.mp4", videos / "copy.mp4")
+    index = build_index(videos, tmp_path / "index", encoder)
+    report = index.report
+    assert (report.added, report.moved, report.unchanged, report.dropped) == (1, 2, 4, 0) and encoded_clips == []
+    assert sorted(file_names(index)) == sorted(["renamed.mp4", "copy.mp4", *(f"clip_{i}.mp4" for i in range(1, 6))])
+    now = content(index)
+    for new, old in (("renamed", "clip_0"), ("clip_1", "clip_1"), ("copy", "clip_2")):
+        assert now[f"{new}.mp4", 0]["vector"] == before[f"{old}.mp4", 0]["vector"]
+        assert os.path.isfile(now[f"{new}.mp4", 0]["path"])
+    hits = index.search_vectors(np.array([before["clip_2.mp4", 0]["vector"]]), k=2, correction="none")[0]
+    assert [Path(hit.path).name for hit in hits] == ["clip_2.mp4", "copy.mp4"] and hits[0].score == hits[1].score
+
+
+def test_a_moved_library_costs_no_clip_and_no_hash(videos, tmp_path, encoder, encoded_clips, monkeypatch):
+    index = build_index(videos, tmp_path / "index", encoder)
+    before, hits = content(index), index.search(QUERY)
+    encoded_clips.clear()
+    videos.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(update, "content_hash", lambda path: pytest.fail("it read a file"))
+    index = build_index(tmp_path / "elsewhere", tmp_path / "index", encoder)
+    assert index.report.moved == 6 and encoded_clips == [] and index.info()["roots"] == [str(tmp_path / "elsewhere")]
+    assert [(hit.key, hit.score) for hit in index.search(QUERY)] == [(hit.key, hit.score) for hit in hits]
+    for key, row in content(index).items():
+        assert row | {"path": ""} == before[key] | {"path": ""} and os.path.isfile(row["path"])
+
+
+def test_a_copy_keeps_the_moments_when_the_original_is_removed(videos, tmp_path, encoder):
+    shutil.copy(videos / "clip_2.mp4", videos / "copy.mp4")
+    index = build_index(videos, tmp_path / "index", encoder)
+    assert len(index) == 7 and index.remove([videos / "clip_2.mp4"]) == 0
+    assert "copy.mp4" in file_names(index) and len(index) == 6
+    assert index.remove([videos / "copy.mp4"]) == 1 and len(index) == 5
+
+
+# --- what is given ---------------------------------------------------------------------------------------------------
+
+
+def test_excluded_files_and_folders_are_left_out_and_the_index_remembers(videos, tmp_path, encoder):
+    (videos / ".trash").mkdir()
+    shutil.copy(videos / "clip_0.mp4", videos / ".trash" / "old.mp4")
+    (videos / "sub").mkdir()
+    write_video(videos / "sub" / "draft.mp4", 10)
+    index = build_index(videos, tmp_path / "index", encoder, exclude=[".trash", "clip_1*", "sub/draft.mp4"])
+    assert file_names(index) == [f"clip_{i}.mp4" for i in (0, 2, 3, 4, 5)]
+    assert len(VideoIndex.build([], tmp_path / "index", encoder, **OPTIONS)) == 5
+    index = build_index(videos, tmp_path / "index", encoder, exclude=["clip_[23]*"], prune=True)
+    assert sorted(file_names(index)) == [
+        "clip_0.mp4",
+        "clip_1.mp4",
+        "clip_4.mp4",
+        "clip_5.mp4",
+        "draft.mp4",
+        "old.mp4",
+    ]
+
+
+def test_without_paths_the_known_folders_are_indexed(videos, tmp_path, encoder):
+    build_index(videos, tmp_path / "index", encoder)
+    write_video(videos / "new.mp4", 12)
+    (videos / "clip_0.mp4").unlink()
+    index = VideoIndex.build([], tmp_path / "index", encoder, prune=True, **OPTIONS)
+    assert (index.report.added, index.report.dropped) == (1, 1) and len(index) == 6
+
+
+def test_pruning_does_not_take_an_empty_mount_point_for_an_empty_folder(videos, tmp_path, encoder):
+    build_index(videos, tmp_path / "index", encoder)
+    videos.rename(tmp_path / "away")
+    videos.mkdir()
+    with pytest.raises(SearchError, match="has no video now, and had 6: is it mounted"):
+        build_index(videos, tmp_path / "index", encoder, prune=True)
+    assert len(VideoIndex.load(tmp_path / "index")) == 6
+
+
+def test_removing_takes_files_folders_and_patterns_and_names_what_fits_nothing(videos, tmp_path, encoder):
+    index = build_index(videos, tmp_path / "index", encoder)
+    with pytest.raises(SearchError, match=r"fits \*/clip_9.mp4; nothing was removed"):
+        index.remove([videos / "clip_0.mp4", "*/clip_9.mp4"])
+    assert len(index) == 6 and index.remove(["*/clip_[12].mp4", videos / "clip_5.mp4"]) == 3
+    assert file_names(index) == ["clip_0.mp4", "clip_3.mp4", "clip_4.mp4"]
+    assert index.remove([videos]) == 3 and index.info()["roots"] == []
+
+
+def test_many_removed_rows_are_compacted_while_a_reader_has_them_mapped(videos, tmp_path, encoder):
+    index = build_index(videos, tmp_path / "index", encoder, window=1, stride=0.25)
+    old = VideoIndex.load(tmp_path / "index", encoder)
+    with old.store.state() as rows:
+        mapped = rows.parts[0].vectors
+        first = mapped[0].copy()
+    before = content(index)
+    assert index.remove([videos / "clip_5.mp4", videos / "clip_0.mp4"]) == 6
+    assert index.info()["dead_rows"] == 0 and not (tmp_path / "index" / "segment-000001.vectors").exists()
+    left = {key: row for key, row in before.items() if key[0][5] not in "05"}
+    _assert_same_content(content(index), left, but=("is_hub",))  # others are the best of what is left
+    assert (mapped[0] == first).all()
+    assert old.search(QUERY) == index.search(QUERY)
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_index_of_an_earlier_version_is_refused_with_the_command(videos, tmp_path, encoder):
+    old = tmp_path / "index"
+    (old / "generation-1").mkdir(parents=True)
+    (old / "index.json").write_text("{}")
+    for use in (lambda: VideoIndex.load(old), lambda: build_index(videos, old, encoder)):
+        with pytest.raises(SearchError, match=f"earlier version: make it anew with `camoe index .*{old} --rebuild`"):
+            use()
+    assert len(build_index(videos, old, encoder, rebuild=True)) == 6
+    assert not (old / "index.json").exists() and not (old / "generation-1").exists()
 
 
 def test_two_processes_cannot_write_at_the_same_time(videos, tmp_path, encoder):
-    with store.write_lock(tmp_path / "index"), pytest.raises(SearchError, match="another process"):
+    with database.write_lock(tmp_path / "index"), pytest.raises(SearchError, match="another process"):
         build_index(videos, tmp_path / "index", encoder)
 
 
@@ -253,7 +344,7 @@ def test_another_model_is_refused(videos, tmp_path, encoder):
     build_index(videos, tmp_path / "index", encoder)
     with torch.no_grad():
         encoder.model.clip.logit_scale.add_(0.1)
-    other = Encoder("other", encoder.model, encoder.processor)
+    other = CAMoEEncoder("other", encoder.model, encoder.processor)
     for use in (
         lambda: VideoIndex.load(tmp_path / "index", other),
         lambda: build_index(videos, tmp_path / "index", other),
@@ -273,7 +364,7 @@ def test_other_settings_are_refused_and_the_index_keeps_its_own(videos, tmp_path
 def test_key_frame_sampling_is_kept_for_later_runs(videos, tmp_path, encoder):
     index = build_index(videos, tmp_path / "index", encoder.name, sampling="keyframe", device="cpu")
     assert index.description.sampling == "keyframe"
-    again = VideoIndex.build([videos], tmp_path / "index", num_workers=0, device="cpu")
+    again = VideoIndex.build([videos], tmp_path / "index", device="cpu", **OPTIONS)
     assert again.encoder.processor.video_processor.sampling == "keyframe" and again.report.unchanged == 6
 
 
@@ -284,12 +375,13 @@ def test_calibrating_replaces_the_bias_and_encodes_no_video(videos, tmp_path, en
     queries = ["a blue disc", "two kids play", "", "a beach"]
     index.calibrate(queries, tau=0.1)
     bank = encode_texts(encoder.model, encoder.processor, [query for query in queries if query])
-    vectors = torch.tensor(column_matrix(index.moments.data.table, "vector"))
+    table = index.table()
+    vectors = torch.tensor(table["vector"].to_pylist())
     expected = 0.1 * ((bank @ vectors.T / 0.1).exp().mean(dim=0)).log()
-    np.testing.assert_allclose(index.moments["bias"][:], expected, atol=1e-6)
+    np.testing.assert_allclose(table["bias"].to_pylist(), expected, atol=1e-6)
     assert encoded_clips == [] and content(index).keys() == before.keys()
     build_index(videos, tmp_path / "index", encoder)
-    assert VideoIndex.load(tmp_path / "index", encoder).stats()["query_bank"] == {"queries": 3, "tau": 0.1}
+    assert VideoIndex.load(tmp_path / "index", encoder).info()["query_bank"] == {"queries": 3, "tau": 0.1}
 
 
 def test_the_default_temperature_is_the_one_the_evaluation_chose(videos, tmp_path, encoder, monkeypatch):
@@ -299,4 +391,4 @@ def test_the_default_temperature_is_the_one_the_evaluation_chose(videos, tmp_pat
         index = build_index(videos, tmp_path / "index", encoder)
     finally:
         results.unlink()
-    assert index.stats()["query_bank"] == {"queries": 3, "tau": 0.02}
+    assert index.info()["query_bank"] == {"queries": 3, "tau": 0.02}

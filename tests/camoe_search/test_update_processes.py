@@ -8,35 +8,33 @@ import sys
 
 import pytest
 
-from camoe_search import shards
 from camoe_search.index import VideoIndex
 from tests.video_files import cut_off, write_video
 
 
-# Shards of one batch, so that six clips make three shards; each process leaves a mark for every shard that it writes.
+# Each process leaves a mark for every batch that it writes.
 PROGRAM = """
 import os, sys
-from camoe_search import shards
 from camoe_search.cli import main
-shards.BATCHES_PER_SHARD = 1
-write_shard = shards._write_shard
-def note(path, todo, batches):
+from camoe_search.writer import IndexWriter
+append = IndexWriter.append
+def note(self, windows, vectors, failed=None):
     with open(f"{sys.argv[1]}/process-{os.environ['RANK']}", "a") as file:
         file.write("x")
-    write_shard(path, todo, batches)
-shards._write_shard = note
+    append(self, windows, vectors, failed)
+IndexWriter.append = note
 main(sys.argv[2:])
 """
 
 
-def test_two_processes_make_the_same_index_as_one(videos, checkpoint, encoder, tmp_path, monkeypatch):
+def test_two_processes_make_the_same_index_as_one(videos, checkpoint, encoder, tmp_path):
     cut_off(write_video(videos / "broken.mp4", 48))
     (tmp_path / "program.py").write_text(PROGRAM)
     # Without GPUs `accelerate launch` starts one process only; with GPUs it runs this.
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     launch += [str(tmp_path / "program.py"), str(tmp_path)]
     index = ["index", str(videos), "--model", str(checkpoint), "--index", str(tmp_path / "two"), "--json"]
-    options = ["--num-workers", "0", "--batch-size", "2"]
+    options = ["--num-workers", "0", "--batch-size", "2", "--no-text-tower"]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -55,10 +53,12 @@ def test_two_processes_make_the_same_index_as_one(videos, checkpoint, encoder, t
         "x",
     ]  # the broken file has no moment
 
-    monkeypatch.setattr(shards, "BATCHES_PER_SHARD", 1)
-    one = VideoIndex.build([videos], tmp_path / "one", encoder, num_workers=0, batch_size=2)
-    two = VideoIndex.load(tmp_path / "two", encoder)
-    assert two.moments["path"][:] == one.moments["path"][:]
-    for ours, theirs in zip(two.moments["vector"][:], one.moments["vector"][:], strict=True):
+    one = VideoIndex.build([videos], tmp_path / "one", encoder, num_workers=0, batch_size=2, text_encoder=False)
+    two = VideoIndex.load(tmp_path / "two", encoder).table()
+    one = one.table()
+    assert two["path"].to_pylist() == one["path"].to_pylist()
+    for ours, theirs in zip(two["vector"].to_pylist(), one["vector"].to_pylist(), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-6)
-    assert two.moments["bias"][:] == pytest.approx(one.moments["bias"][:], abs=1e-6)
+    assert two["bias"].to_pylist() == pytest.approx(one["bias"].to_pylist(), abs=1e-6)
+    assert two["is_hub"].to_pylist() == one["is_hub"].to_pylist()
+    assert len(list((tmp_path / "two").glob("segment-*"))) == 2  # one per process

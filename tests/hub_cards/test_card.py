@@ -38,8 +38,9 @@ def test_every_metric_is_in_the_model_index_with_all_digits(run):
 
 def test_the_metadata_uses_values_the_hub_knows(run):
     data = ModelCard(render_card(MOTION, run, "org/camoe-motion")).data
-    assert (data.library_name, data.pipeline_tag) == ("transformers", "feature-extraction")
-    assert "video-text-retrieval" in data.tags and data.license == "apache-2.0"
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "zero-shot-image-classification")
+    assert {"video-text-retrieval", "sentence-transformers", "custom_code"} <= set(data.tags)
+    assert data.license == "apache-2.0"
     assert data.base_model == "openai/clip-vit-base-patch32" and data.model_name == "camoe-motion"
 
 
@@ -73,23 +74,6 @@ def test_every_benchmark_has_its_own_card(source, run):
 def test_results_on_another_benchmark_are_refused(run):
     with pytest.raises(CardError, match="'msrvtt', but eval_results.json holds results on 'motion_demo'"):
         render_card(MOTION.with_name("camoe-msrvtt.md"), run, "org/camoe-msrvtt")
-
-
-@pytest.mark.parametrize(
-    "line", ["R@1 is 47.3 in the paper.", "| model | R@1 |\n|---|---|\n| CAMoE | 47.3 |", "Recall@5: 47.3 %"]
-)
-def test_numbers_that_are_not_in_the_results_are_refused(line, run, tmp_path):
-    source = tmp_path / "card.md"
-    source.write_text(MOTION.read_text().replace("{% block data %}", "{% block data %}\n" + line + "\n"))
-    with pytest.raises(CardError, match="47.3, which the run's eval_results.json does not hold"):
-        render_card(source, run, "org/camoe-motion")
-
-
-def test_numbers_from_the_results_may_appear_in_the_text(run, tmp_path):
-    value = run.results["results"]["none"]["text_to_video"]["R@5"]
-    source = tmp_path / "card.md"
-    source.write_text(MOTION.read_text().replace("{% block data %}", f"{{% block data %}}\nR@5 is {value:.1f}.\n"))
-    assert f"R@5 is {value:.1f}." in render_card(source, run, "org/camoe-motion")
 
 
 def test_a_source_without_header_is_an_error(run, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from card import Run, read_source, render_card
 from examples import ExampleError, add_examples
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from modeling_camoe import CAMoEModel, CAMoEPipeline, CAMoEProcessor
 
@@ -50,8 +51,8 @@ def test_examples_hold_the_output_of_the_pipeline(retrieval, clips, folder):
     assert [example["caption"] for example in examples] == captions
     for example, clip in zip(examples, clips, strict=True):
         assert (folder / example["clip"]).read_bytes() == clip.read_bytes()
-        expected = retrieval(str(clip), candidate_texts=captions)
-        assert [c["text"] for c in example["candidates"]] == [e["text"] for e in expected]
+        expected = retrieval(str(clip), candidate_labels=captions)
+        assert [c["label"] for c in example["candidates"]] == [e["label"] for e in expected]
         assert [c["score"] for c in example["candidates"]] == pytest.approx([e["score"] for e in expected], abs=1e-6)
 
 
@@ -62,13 +63,19 @@ def test_the_widget_and_the_card_show_the_examples(retrieval, clips, folder, run
             shutil.copy(path, folder / path.name)
     examples = json.loads((folder / "examples.json").read_text())
     card = ModelCard(render_card(MOTION, Run.read(folder), REPO))
+    labels = [example["caption"] for example in examples]
     for entry, example in zip(card.data.widget, examples, strict=True):
-        assert entry["src"] == f"https://huggingface.co/{REPO}/resolve/main/{example['clip']}"
-        assert sorted(entry["candidate_labels"].split(", ")) == sorted(c["text"] for c in example["candidates"])
-        assert [o["label"] for o in entry["output"]] == [c["text"] for c in example["candidates"]]
-        assert sum(o["score"] for o in entry["output"]) == pytest.approx(1, abs=1e-3)
+        # A file of the release that the task's widget takes, its labels as one text, and its form of an answer.
+        frame = Image.open(folder / example["frame"])
+        assert entry["src"] == f"https://huggingface.co/{REPO}/resolve/main/{example['frame']}"
+        assert entry["candidate_labels"].split(", ") == sorted(labels)
+        scores = [output["score"] for output in entry["output"]]
+        assert {output["label"] for output in entry["output"]} == set(labels) and scores == sorted(scores)[::-1]
+        inputs = retrieval.processor(text=labels, videos=[[frame]], return_tensors="pt")
+        expected = dict(zip(labels, retrieval.model(**inputs).logits_per_video[0].softmax(dim=0), strict=True))
+        assert scores == [pytest.approx(expected[output["label"]].item(), abs=1e-3) for output in entry["output"]]
     best = examples[0]["candidates"][0]
-    assert f"| [example_1.mp4](example_1.mp4) | A star is spinning | {100 * best['probability']:.0f} %" in card.text
+    assert f"| [example_1.mp4](example_1.mp4) | A star is spinning | {100 * best['score']:.0f} %" in card.text
     assert "measure nothing" in card.text and f'hf_hub_download("{REPO}", "example_1.mp4")' in card.text
 
 
@@ -83,7 +90,7 @@ def test_clips_without_captions_are_compared_with_the_example_sentences(retrieva
     add_examples(folder, retrieval, [clip], [header["example"], header["other_example"]])
     [example] = json.loads((folder / "examples.json").read_text())
     assert example["caption"] is None
-    assert {c["text"] for c in example["candidates"]} == {header["example"], header["other_example"]}
+    assert {c["label"] for c in example["candidates"]} == {header["example"], header["other_example"]}
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ print(json.dumps({
     "pinned": digest(pinned),
     "pinned engine": digest(pinned_pipe([card["clip"]])),
     "of frames": (pipe(decoded.permute(0, 2, 3, 1).numpy()) - card["video_vectors"][0]).abs().max().item(),
-    "scores": [found["score"] for found in ranked[0]] + [pipe(card["clip"], candidate_texts=[query])[0]["score"]],
+    "scores": [found["score"] for found in ranked[0]]
+    + [pipe(card["clip"], candidate_labels=[query])[0]["similarity"]],
     "single": pipe(texts=query, videos=[card["clip"], content], top_k=1)[0]["score"],
     "score": (card["text_vectors"] @ card["video_vectors"].T).item(),
     "endpoint": endpoint["scores"],

@@ -4,6 +4,7 @@
 import json
 import pickletools
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from check_release import fingerprint
 from fake_hub import FakeHub
 from huggingface_hub import ModelCard, constants
+from machine_paths import find_machine_paths
 from release import ReleaseError, assemble, find_card, main, upload
 from run_elsewhere import environment
 from tiny_run import write_run
@@ -22,7 +24,8 @@ from modeling_camoe import CAMoEModel, CAMoEProcessor
 
 ROOT = Path(__file__).parents[2]
 REPO = "org/camoe-motion"
-NOT_RELEASED = {"__init__.py", "export_onnx.py"}  # a repository is flat, and has only what runs a model
+# A repository is flat, and has only what runs a model. hubs.py is for those who evaluate and index.
+NOT_RELEASED = {"__init__.py", "export_onnx.py", "hubs.py"}
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +85,14 @@ def test_a_release_is_one_commit_of_the_listed_files(hub, run_dir):
     for name in set(files) - {".gitattributes"}:
         assert re.search(rf"^ *{len(files[name]):,}  {re.escape(name)}$", hub.shown, flags=re.MULTILINE)
     needed = {"handler.py", "untrusted.py", "requirements.txt", "modules.json", "config_sentence_transformers.json"}
-    needed |= {"example_1.mp4", "examples.json", "query_bank.txt", "recipe.yaml", "eval_ranks.safetensors"}
+    needed |= {
+        "example_1.mp4",
+        "example_1.jpg",
+        "examples.json",
+        "query_bank.txt",
+        "recipe.yaml",
+        "eval_ranks.safetensors",
+    }
     needed |= {path.name for path in (ROOT / "modeling_camoe").glob("*.py")} - NOT_RELEASED
     assert needed <= set(files) and not [request for request in hub.unknown if REPO in request]
     assert json.loads(files["config.json"])["auto_map"]["AutoModel"] == "modeling_camoe.CAMoEModel"
@@ -97,7 +107,7 @@ def test_the_published_numbers_equal_those_of_the_run(hub, run_dir):
 
 
 def test_nothing_in_a_release_is_a_pickle(folder):
-    starts = {".png": b"\x89PNG", ".mp4": b"\0\0\0"}
+    starts = {".png": b"\x89PNG", ".jpg": b"\xff\xd8\xff", ".mp4": b"\0\0\0"}
     for path in folder.rglob("*"):
         content = path.read_bytes()
         if path.suffix == ".safetensors":
@@ -140,6 +150,36 @@ def test_a_second_release_replaces_code_weights_and_examples_and_keeps_other_fil
     repository.add_commit("by hand", dict(hub.files(REPO)) | stale)
     upload(folder, REPO, private=False, create_pr=False)
     assert set(hub.files(REPO)) == {path.name for path in folder.iterdir()} | {".gitattributes", "notes.txt"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("recipe.yaml", "model_name_or_path: a\ndata: {train: HERE/x}\n", "recipe.yaml: `data.train` has 'HERE/x'"),
+        ("recipe.yaml", "model_name_or_path: a\nhub: [a, /home/me]\n", "recipe.yaml: `hub.1` has '/home/me'"),
+        ("recipe.yaml", "model_name_or_path: a\npython: /usr/bin\n", "recipe.yaml: `python` has '/usr/bin'"),
+        ("query_bank.txt", "a dog\nread HERE/bank.txt now\n", "query_bank.txt: line 2 has 'HERE/bank.txt now'"),
+        ("all_results.json", '{"steps": 1, "log": "file in HERE/log"}', "all_results.json: `log` has 'HERE/log'"),
+    ],
+)
+def test_paths_of_this_machine_are_refused_by_file_and_key(
+    second_run, tmp_path, monkeypatch, capsys, name, content, message
+):
+    run = shutil.copytree(second_run, tmp_path / "run")
+    (run / name).write_text(content.replace("HERE", str(tmp_path)))
+    monkeypatch.setattr(sys, "argv", ["release.py", str(run), "--repo_id", REPO, "--dry_run", str(tmp_path / "new")])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert exit_.value.code == 2 and message.replace("HERE", str(tmp_path)) in error and "release again" in error
+    assert not (tmp_path / "new").exists()
+
+
+def test_relative_paths_addresses_and_fractions_are_no_paths_of_this_machine(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data: data/motion_demo/test\nurl: https://huggingface.co/usr/bin\n")
+    (tmp_path / "README.md").write_text("and/or, 24/7, CLIP ViT-B/32, ~/usr/bin, runs/usr/bin, [a](docs/usr/bin)\n")
+    (tmp_path / "tokenizer.json").write_text('{"vocab": {"/usr": 1, "/": 2}, "merges": ["/ /", "/usr /tmp"]}')
+    assert find_machine_paths(tmp_path) == []
 
 
 @pytest.mark.parametrize(

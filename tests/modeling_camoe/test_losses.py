@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from modeling_camoe import losses
-from modeling_camoe.losses import contrastive_loss, expert_contrastive_loss
+from modeling_camoe.losses import DualSoftmaxLoss, contrastive_loss, expert_contrastive_loss, gather_with_grad
+from tests.tiny_model import random_inputs, tiny_model
 
 
 def authors_dual_softmax_loss(logits, temp):
@@ -70,10 +71,30 @@ def test_unpaired_rows_are_an_error():
         contrastive_loss(torch.zeros(3, 4), torch.zeros(2, 4), 1.0)
 
 
-# Both losses in one pair of processes: starting them takes longer than what they do.
+@pytest.mark.parametrize("temp", [None, 10.0])
+def test_as_a_module_it_is_the_same_loss(temp):
+    torch.manual_seed(0)
+    texts, videos = torch.randn(4, 8), torch.randn(4, 8)
+    ids = torch.tensor([0, 1, 1, 2])
+    assert torch.equal(DualSoftmaxLoss(temp)(texts, videos, 3.0, ids), contrastive_loss(texts, videos, 3.0, ids, temp))
+    assert not list(DualSoftmaxLoss().parameters())
+    with pytest.raises(ValueError, match="`temp` must be positive or None, got 0"):
+        DualSoftmaxLoss(temp=0)
+
+
+def test_in_one_process_gathering_changes_nothing():
+    torch.manual_seed(0)
+    texts, videos = torch.randn(4, 8), torch.randn(4, 8)
+    expected = contrastive_loss(texts, videos, 3.0)
+    assert torch.equal(contrastive_loss(texts, videos, 3.0, gather_across_devices=True), expected)
+    assert gather_with_grad(texts) is texts
+
+
+# All of it in one pair of processes: starting them takes longer than what they do.
 TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
 from modeling_camoe import losses
+from tests.tiny_model import random_inputs, tiny_model
 rank, path = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
@@ -84,18 +105,26 @@ losses.similarity = lambda texts, videos: shapes.append((len(texts), len(videos)
 for temp in (None, 10.0):
     weight, scale = data["weight"].clone().requires_grad_(), data["scale"].clone().requires_grad_()
     texts, videos, ids = data["texts"][mine] @ weight, data["videos"][mine] @ weight, data["ids"][mine]
-    losses.contrastive_loss(texts, videos, scale.exp(), ids, temp).backward()
+    losses.contrastive_loss(texts, videos, scale.exp(), ids, temp, gather_across_devices=True).backward()
     for gradient in (weight.grad, scale.grad):  # what DDP does
         dist.all_reduce(gradient)
         gradient /= 2
     gradients.append((weight.grad, scale.grad))
-torch.save((gradients, shapes), f"{path}/results_{rank}.pt")
+losses.similarity, alone = product, None
+groups = [dist.new_group([rank]) for rank in range(2)]
+if rank == 0:  # the other one calls nothing: were anything gathered, this would wait for it for ever
+    texts, videos = data["texts"], data["videos"]
+    in_group = losses.DualSoftmaxLoss(None, gather_across_devices=True, process_group=groups[0])(texts, videos, 2.0)
+    model = tiny_model()
+    alone = losses.contrastive_loss(texts, videos, 2.0), in_group, model(**random_inputs(), return_loss=True).loss
+torch.save((gradients, shapes, alone), f"{path}/results_{rank}.pt")
+dist.barrier()
 """
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """The global batch, and of each of two processes its gradients and the shapes of the products that it made."""
+    """The global batch, and of each of two processes its gradients, the shapes of its products, and losses alone."""
     folder = tmp_path_factory.mktemp("two_processes")
     torch.manual_seed(0)
     data = {"texts": torch.randn(8, 6), "videos": torch.randn(8, 6), "weight": torch.randn(6, 5)}
@@ -105,7 +134,7 @@ def two_processes(tmp_path_factory):
     processes = [
         subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, str(rank), str(folder)], env=env) for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
     return data, [torch.load(folder / f"results_{rank}.pt") for rank in range(2)]
 
 
@@ -114,11 +143,34 @@ def test_two_processes_have_the_gradient_of_the_one_global_batch(two_processes):
     for i, temp in enumerate((None, 10.0)):
         weight, scale = data["weight"].clone().requires_grad_(), data["scale"].clone().requires_grad_()
         contrastive_loss(data["texts"] @ weight, data["videos"] @ weight, scale.exp(), data["ids"], temp).backward()
-        for gradients, _ in results:
+        for gradients, _, _ in results:
             torch.testing.assert_close(gradients[i], (weight.grad, scale.grad), rtol=1e-5, atol=1e-6)
 
 
 def test_without_a_prior_a_process_scores_its_own_rows_only(two_processes):
     _, results = two_processes
-    for _, shapes in results:
+    for _, shapes, _ in results:
         assert shapes == [(4, 8), (4, 8), (8, 8)]  # texts, videos; the prior of dual softmax needs all rows
+
+
+def test_a_loss_that_does_not_gather_needs_no_other_process(two_processes):
+    data, results = two_processes
+    plain, in_group, of_model = results[0][2]
+    expected = contrastive_loss(data["texts"], data["videos"], 2.0)
+    torch.testing.assert_close((plain, in_group), (expected, expected))
+    torch.testing.assert_close(of_model, tiny_model()(**random_inputs(), return_loss=True).loss)
+
+
+def test_it_trains_encoders_that_are_not_ours():
+    torch.manual_seed(0)
+    texts, videos = torch.randn(16, 8), torch.randn(16, 12)
+    text_encoder, video_encoder = torch.nn.Linear(8, 4), torch.nn.Linear(12, 4)
+    optimizer = torch.optim.Adam([*text_encoder.parameters(), *video_encoder.parameters()], lr=0.05)
+    loss_function, steps = DualSoftmaxLoss(temp=10.0), []
+    for _ in range(30):
+        vectors = (F.normalize(v, dim=-1) for v in (text_encoder(texts), video_encoder(videos)))
+        steps.append(loss_function(*vectors, scale=10.0))
+        optimizer.zero_grad()
+        steps[-1].backward()
+        optimizer.step()
+    assert steps[-1] < 0.5 * steps[0]

@@ -34,7 +34,7 @@ def workplace(tmp_path, monkeypatch):
 
 def test_every_block_runs(workplace):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 9
     names = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
@@ -42,6 +42,7 @@ def test_every_block_runs(workplace):
         expected = names["output"].video_model_output.pooler_output
         torch.testing.assert_close(names["video_vectors"], expected)
         torch.testing.assert_close(names["text_vectors"], names["output"].text_model_output.pooler_output)
+    assert names["scores"].shape == (2, 2) and names["loss"] > 0
     assert names["program"].module() is not None
     (arguments,) = workplace
     assert EXPORT.bind(*arguments).arguments["folder"] == "onnx"

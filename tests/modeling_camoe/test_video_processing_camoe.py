@@ -9,7 +9,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from transformers import CLIPImageProcessor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -177,14 +176,6 @@ def test_what_decoding_cannot_do_the_library_does(processor, video, options, sha
     assert torch.equal(batch["pixel_values_videos"], stored["pixel_values_videos"])
 
 
-def test_pixels_are_those_of_the_clip_image_processor():
-    generator = np.random.default_rng(0)
-    images = [PIL.Image.fromarray(generator.integers(0, 256, (60, 80, 3), dtype=np.uint8)) for _ in range(2)]
-    expected = CLIPImageProcessor(**SMALL)(images, return_tensors="pt")["pixel_values"]
-    batch = CAMoEVideoProcessor(num_frames=2, **SMALL)(videos=[images])
-    torch.testing.assert_close(batch["pixel_values_videos"][0], expected)
-
-
 def test_grey_and_transparent_frames_become_rgb(processor):
     grey = np.full((4, 32, 32, 1), 90, np.uint8)
     opaque = np.concatenate([np.full((4, 32, 32, 3), 90, np.uint8), np.full((4, 32, 32, 1), 255, np.uint8)], -1)
@@ -205,11 +196,6 @@ def test_numpy_output(processor, video):
     batch = processor(videos=video, return_tensors="np")
     assert isinstance(batch["pixel_values_videos"], np.ndarray)
     assert isinstance(batch["frame_mask"], np.ndarray)
-
-
-def test_metadata_names_the_frames_that_were_kept(processor):
-    batch = processor(videos=frames_of(24), return_metadata=True)
-    assert batch["video_metadata"][0].frames_indices.tolist() == [3, 9, 15, 21]
 
 
 @pytest.mark.parametrize(
@@ -245,14 +231,6 @@ def test_videos_of_different_sizes_make_no_batch(processor):
         processor(videos=[frames_of(4), frames_of(4, size=40)], do_resize=False, do_center_crop=False)
 
 
-def test_an_open_decoder_is_refused_with_a_remedy(processor):
-    class VideoDecoder:
-        def get_frames_at(self, indices): ...
-
-    with pytest.raises(ValueError, match=r"Video\(decode=False\)"):
-        processor(videos=VideoDecoder())
-
-
 def test_defaults_survive_saving_and_loading(tmp_path, video):
     saved = CAMoEVideoProcessor(num_frames=5, sampling="keyframe", image_mean=[0.5] * 3, **SMALL)
     saved.save_pretrained(tmp_path)
@@ -279,8 +257,9 @@ def test_it_loads_as_remote_code(tmp_path, video, monkeypatch):
     CAMoEVideoProcessor.register_for_auto_class("AutoVideoProcessor")
     saved = CAMoEVideoProcessor(num_frames=3, **SMALL)
     saved.save_pretrained(tmp_path / "remote")
-    decoding = {"frames.py", "decoding.py", "torchcodec_decoder.py", "video_file.py"}
-    assert {path.name for path in (tmp_path / "remote").glob("*.py")} == decoding | {"video_processing_camoe.py"}
+    names = {path.name for path in (tmp_path / "remote").glob("*.py")}
+    decoding = {"frames.py", "decoding.py", "pictures.py", "torchcodec_decoder.py", "video_file.py"}
+    assert decoding | {"video_inputs.py", "video_processing_camoe.py"} <= names
     # AutoVideoProcessor would prefer our own class, which is registered in this process.
     reference = saved.to_dict()["auto_map"]["AutoVideoProcessor"]
     loaded = get_class_from_dynamic_module(reference, tmp_path / "remote").from_pretrained(tmp_path / "remote")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
+from engine.distributed import layer_classes
 from tests.programs import TRAINING
 from tests.tiny_model import tiny_model
 
@@ -27,10 +28,8 @@ def test_accelerate_reads_a_configuration_and_its_header_says_how_to_launch_it(p
     assert "training/run_retrieval.py --config" in head
 
 
-def test_the_layers_that_fsdp_wraps_are_layers_of_the_model():
-    config = load_config_from_file(str(CLUSTER / "fsdp2.yaml"))
-    names = set(config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(","))
-    assert names <= {type(module).__name__ for module in tiny_model().modules()}
+def test_the_layers_that_fsdp_wraps_are_those_of_the_towers_and_the_head():
+    assert layer_classes(tiny_model()) == ["CLIPEncoderLayer", "TemporalTransformerLayer"]
 
 
 # Stand-ins for the commands of a cluster: srun runs its command as node 2 of 4, the launcher records its arguments.

@@ -13,9 +13,9 @@ from prepare_benchmark import FEATURES
 from safetensors.torch import save_file
 
 from data.errors import UserError
-from engine.checkpoint_inputs import CheckpointInputs
+from engine.checkpoint_inputs import CheckpointInputs, equal_captions
 from evaluation.compare_runs import RunRanks, compare_runs, load_run, query_key
-from evaluation.recalls import Ranks, recalls
+from evaluation.protocol import Ranks, recalls
 from evaluation.scoring import score_retrieval
 from tests.programs import run_processes, run_program
 from tests.tiny_processor import tiny_model_and_processor
@@ -114,6 +114,15 @@ def test_every_correction_is_reported_with_its_temperature_and_what_it_sees(run)
     transductive = {name for name, note in results["notes"].items() if note.startswith("transductive")}
     assert transductive == {"dual_softmax", "sinkhorn"}
     assert results["settings"]["text_bank"] == 12 and results["settings"]["video_bank"] == 6
+
+
+def test_captions_that_are_also_another_videos_are_counted():
+    captions = ["a dog runs", "A  dog runs", "a cat", "a cat", "a cow"]
+    assert equal_captions(captions, [0, 1, 2, 2, 3]) == 2  # two captions of one video may be equal
+
+
+def test_the_results_say_how_many_captions_are_also_another_videos(run):
+    assert results_of(run)["equal_captions"] == 0
 
 
 def test_the_ranks_beside_the_results_are_theirs(run):

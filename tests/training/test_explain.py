@@ -78,6 +78,21 @@ def test_a_clip_of_one_frame_has_no_effects_and_is_drawn(model_and_processor, tm
     assert min(Image.open(tmp_path / "still.png").size) > 300
 
 
+def test_frames_are_explained_like_the_file_that_they_came_from(model_and_processor, clip, explanation, tmp_path):
+    frames = model_and_processor[1].video_processor.decode(clip).frames
+    for form in (frames, list(frames.permute(0, 2, 3, 1).numpy()), frames / 255):
+        found, shown = explain.explain(*model_and_processor, QUERY, form)
+        assert torch.equal(shown, frames) and found.times == []
+        assert found.score == pytest.approx(explanation.score, abs=1e-6)
+        assert found.frame_effects == pytest.approx(explanation.frame_effects, abs=1e-6)
+    assert found.place(1) == "frame 2" and explanation.place(1) == f"{explanation.times[1]:.1f} s"
+    assert found.video == "frames of shape (4, 3, 32, 32)"
+    explain.draw(found, shown, tmp_path / "frames.png")
+    assert min(Image.open(tmp_path / "frames.png").size) > 300
+    rated = {"array": frames, "video_metadata": {"total_num_frames": 4, "fps": 2.0}}
+    assert explain.explain(*model_and_processor, QUERY, rated)[0].times == pytest.approx([0, 0.5, 1, 1.5])
+
+
 def run(monkeypatch, *arguments) -> int:
     monkeypatch.setattr(sys, "argv", ["explain.py", *map(str, arguments)])
     try:

@@ -33,7 +33,7 @@ for name, (chunk, temp, dropout) in json.loads(sys.argv[2]).items():
     if chunk:
         loss, _ = cached_backward(accelerator, prepared, inputs, ids, chunk)
     else:
-        loss = prepared(**inputs, video_ids=ids, return_loss=True).loss
+        loss = prepared(**inputs, video_ids=ids, return_loss=True, gather_across_devices=True).loss
         accelerator.backward(loss)
     gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
     results[name] = {"loss": loss.detach(), "gradients": gradients}

@@ -339,6 +339,7 @@ def test_a_mistake_in_the_files_is_one_line_with_file_and_remedy(
         (["msrvtt", "--windows"], ["--windows", "msrvtt have no times"]),
         (["msrvtt", "--annotations", "./nowhere"], ["annotation folder ./nowhere does not exist"]),
         (["msrvtt", "--hold_out", "10"], ["--hold_out 10 would leave nothing of train_9k"]),
+        (["msrvtt", "--splits", "tests"], ["--splits tests", "the annotations have only train_9k, train_7k"]),
         (["msrvtt", "--allow_missing", "30"], ["'allow_missing' must be from 0 to 1, got 30"]),
     ],
 )
@@ -360,3 +361,150 @@ def test_a_pickle_that_could_run_code_is_refused(tmp_path, monkeypatch, capsys):
         "--output", tmp_path / "out",
     )  # fmt: skip
     assert "raw-captions.pkl" in message and "not only lists of words" in message
+
+
+# --- videos under other names ----------------------------------------------------------------------------------------
+
+
+def found_in(tmp_path, monkeypatch, annotated: list[str], given: list[str], *options) -> dict[str, str]:
+    """Video id -> file name (relative to the video folder) of DiDeMo's test split."""
+    annotations = tmp_path / "annotations"
+    files.write_didemo(annotations)
+    (annotations / "test_list.txt").write_text("\n".join(annotated))
+    moments = [{"video": name, "description": "a dog", "times": [[0, 0]]} for name in annotated]
+    (annotations / "test_data.json").write_text(json.dumps(moments))
+    if not (tmp_path / "videos").exists():
+        files.write_videos(tmp_path / "videos", given)
+    prepare(
+        monkeypatch, "didemo", "--annotations", annotations, "--videos", tmp_path / "videos", "--output",
+        tmp_path / "out", "--splits", "test", "--allow_missing", 0.9, *options,
+    )  # fmt: skip
+    rows = tables(tmp_path / "out")["test"]
+    return {row["video_id"]: os.path.relpath(row["video"], tmp_path / "videos") for row in rows}
+
+
+def test_a_video_is_found_by_its_annotated_name_whatever_its_suffix(tmp_path, monkeypatch, capsys):
+    names = [
+        "1@N00_a.",
+        "1@N00_b.3g2",
+        "1@N00_c.qt",
+        "1@N00_d.3gpp",
+        "1@N00_e.null",
+        "1@N00_f.divx",
+        "1@N00_g",
+        "h.gif",
+    ]
+    assert found_in(tmp_path, monkeypatch, names, names) == {name: name for name in names}
+    assert "videos found: 8 by its name, 0 with another suffix" in capsys.readouterr().out
+
+
+def test_a_video_is_found_with_another_suffix_that_opens(tmp_path, monkeypatch, capsys):
+    pairs = {"a.": "a.mp4", "b.3g2": "b.MP4", "c": "c.3gpp", "d.avi": "deep/d.divx", "e.mov": "e.mov.mp4"}
+    files.write_videos(tmp_path / "videos", [*pairs.values()])
+    for decoy in ("a.json", "c.en.vtt", "d.txt", "b.jpg"):
+        (tmp_path / "videos" / decoy).write_text("no video")
+    (tmp_path / "videos" / "c.3g2").write_bytes(b"no video")  # sorted before the one that opens
+    assert found_in(tmp_path, monkeypatch, list(pairs), []) == pairs
+    assert "0 by its name, 5 with another suffix" in capsys.readouterr().out
+
+
+def test_activitynet_is_found_with_and_without_v(tmp_path, monkeypatch, capsys):
+    assert found_in(tmp_path, monkeypatch, ["v_-a", "b1", "v_c"], ["-a.mp4", "v_b1.webm", "v_c.mp4"]) == {
+        "v_-a": "-a.mp4",
+        "b1": "v_b1.webm",
+        "v_c": "v_c.mp4",
+    }
+    assert "1 with another suffix, 2 with or without v_" in capsys.readouterr().out
+
+
+def test_a_video_is_found_within_one_longer_name_only(tmp_path, monkeypatch, capsys):
+    annotated = ["-abc_5", "video1", "twice", "lost"]
+    given = ["A title [-abc_5].mp4", "video10.mp4", "my video1 (copy).mp4", "twice (1).mp4", "twice (2).mp4"]
+    assert found_in(tmp_path, monkeypatch, annotated, given) == {
+        "-abc_5": "A title [-abc_5].mp4",
+        "video1": "my video1 (copy).mp4",
+    }
+    assert "2 within a longer name" in capsys.readouterr().out
+    listed = [json.loads(line) for line in (tmp_path / "out" / "missing_videos.jsonl").read_text().splitlines()]
+    assert {entry["video_id"]: entry["cause"] for entry in listed} == {
+        "twice": "several files have it in their names: twice (1).mp4, twice (2).mp4",
+        "lost": "no such file",
+    }
+
+
+def test_lsmdc_clips_that_begin_alike_are_not_taken_for_each_other(tmp_path):
+    names = ["1004_Juno_00.03.32.938-00.03.37.166.avi", "1004_Juno_00.03.32.938-00.03.37.avi"]
+    videos = prepare_benchmark.VideoFolder(files.write_videos(tmp_path / "videos", names))
+    assert videos.find("1004_Juno_00.03.32.938-00.03.37.166")[0].name == names[0]
+    assert videos.find("1004_Juno_00.03.32.938-00.03.37.999")[0] is None
+
+
+def test_linked_folders_are_entered_once_and_loops_end(tmp_path, monkeypatch):
+    files.write_videos(tmp_path / "disk", ["more/a.mp4"])
+    files.write_videos(tmp_path / "videos", ["b.mp4"])
+    (tmp_path / "videos" / "linked").symlink_to(tmp_path / "disk", target_is_directory=True)
+    (tmp_path / "disk" / "more" / "loop").symlink_to(tmp_path / "disk", target_is_directory=True)
+    (tmp_path / "videos" / "again").symlink_to(tmp_path / "videos", target_is_directory=True)
+    (tmp_path / "videos" / "c.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (tmp_path / "videos" / "._b.mp4").write_bytes(b"notes of macOS")
+    assert found_in(tmp_path, monkeypatch, ["a", "b", "c"], []) == {"a": "linked/more/a.mp4", "b": "b.mp4"}
+
+
+# --- what is left out ------------------------------------------------------------------------------------------------
+
+
+def test_empty_windows_are_left_out_and_counted(tmp_path, monkeypatch, capsys):
+    names = files.write_activitynet(tmp_path / "annotations")
+    path = tmp_path / "annotations" / "val_1.json"
+    path.write_text(path.read_text().replace("[0.5, 2.0]", "[1.5, 1.5]"))
+    videos = files.write_videos(tmp_path / "videos", names)
+    prepare(
+        monkeypatch, "activitynet", "--annotations", tmp_path / "annotations", "--videos", videos, "--output",
+        tmp_path / "out", "--windows", "--allow_missing", 0,
+    )  # fmt: skip
+    made = tables(tmp_path / "out")
+    assert [row["video_id"] for row in made["test"]] == ["v_cc#0", "v_dd#0"] and len(made["train"]) == 4
+    listed = [json.loads(line) for line in (tmp_path / "out" / "missing_videos.jsonl").read_text().splitlines()]
+    assert listed[0] == {"split": "test", "video_id": "v_cc#1", "cause": "the window is empty: 1.5 to 1.5 s"}
+    assert "2 of the clips left out have an empty window" in capsys.readouterr().out
+
+
+def only_test_videos(tmp_path):
+    names = files.write_msvd(tmp_path / "annotations")
+    return ["msvd", "--annotations", tmp_path / "annotations", "--videos",
+            files.write_videos(tmp_path / "videos", names[3:]), "--output", tmp_path / "out"]  # fmt: skip
+
+
+def test_the_test_videos_alone_are_prepared_with_splits_test(tmp_path, monkeypatch):
+    arguments = only_test_videos(tmp_path)
+    prepare(monkeypatch, *arguments, "--splits", "test")
+    assert {name: len(rows) for name, rows in tables(tmp_path / "out").items()} == {"test": 3}
+
+
+def test_allow_missing_1_writes_the_splits_that_have_videos(tmp_path, monkeypatch, capsys):
+    arguments = only_test_videos(tmp_path)
+    message = error_of(monkeypatch, capsys, *arguments)
+    assert "--allow_missing 1 continues without them, and --splits leaves out whole splits" in message
+    (tmp_path / "out" / "train.parquet").write_bytes(b"of an earlier run")
+    prepare(monkeypatch, *arguments, "--allow_missing", 1)
+    assert {name: len(rows) for name, rows in tables(tmp_path / "out").items()} == {"test": 3}
+    printed = capsys.readouterr().out
+    assert "no table" in printed and "wrote 1 tables" in printed
+
+
+def test_allow_missing_1_without_any_video_is_one_line(tmp_path, monkeypatch, capsys):
+    files.write_msvd(tmp_path / "annotations")
+    videos = files.write_videos(tmp_path / "videos", ["other.mp4"])
+    message = error_of(
+        monkeypatch, capsys, "msvd", "--annotations", tmp_path / "annotations", "--videos", videos, "--output",
+        tmp_path / "out", "--allow_missing", 1,
+    )  # fmt: skip
+    assert "none of the 6 clips has a readable video" in message
+
+
+@pytest.mark.parametrize(
+    ("names", "made"),
+    [("test", ["test_1k", "test_full"]), ("[train_7k, test_1k]", ["test_1k", "train_7k"])],
+)
+def test_splits_are_chosen_by_name_or_by_what_they_begin_with(make_tables, names, made):
+    assert sorted(make_tables("msrvtt", files.write_msrvtt, "--splits", names)) == made

@@ -182,12 +182,49 @@ def test_bad_data_is_one_line_with_cause_and_exit_code_2(clips, recipe, tmp_path
     assert last.startswith("error: ") and message in last
 
 
+def empty_window(folder, rows):
+    for n, row in enumerate(rows):
+        row["start"], row["end"] = (0.5, 0.5) if n == 3 else (0.0, 1.0)
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_a_window_that_is_empty_follows_the_policy_for_bad_videos(clips, recipe, tmp_path, policy):
+    data = copy_with(clips, tmp_path / "clips", empty_window)
+    done = run_program(
+        "run_retrieval.py", "--config", recipe, "--dataset_name", data, "--output_dir", tmp_path / "run",
+        "--on_bad_video", policy,
+    )  # fmt: skip
+    cause = "train_00003.mp4: the window is empty: it starts at 0.5 s and ends at 0.5 s"
+    if policy == "raise":
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert cause in done.stderr.strip().splitlines()[-1]
+    else:
+        assert done.returncode == 0, done.stderr
+        (listed,) = [json.loads(line) for line in (tmp_path / "run" / "bad_videos.jsonl").read_text().splitlines()]
+        assert cause in listed["cause"]
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_validation_data_without_a_good_clip_is_one_line_before_training(clips, recipe, tmp_path, policy):
+    data = shutil.copytree(clips, tmp_path / "clips")
+    for path in (data / "validation").glob("*.mp4"):
+        path.write_bytes(path.read_bytes()[:200])
+    done = run_program(
+        "run_retrieval.py", "--config", recipe, "--dataset_name", data, "--output_dir", tmp_path / "run",
+        "--on_bad_video", policy,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: no clip of split 'validation' can be decoded; the first: ") and ".mp4" in last
+    assert not (tmp_path / "run" / "training_log.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--learning_rat", "1"], "unknown option 'learning_rat' in the command line, did you mean 'learning_rate'?"),
         (["--dataset_name", "./nowhere"], "the data set folder ./nowhere does not exist"),
-        (["--model.experts", "[fusion, fusion]"], "`experts` must be names that differ from each other"),
+        (["--model.experts", "[fusion, fusion]"], "`experts` must be a non-empty list of distinct names"),
     ],
 )
 def test_a_wrong_option_is_one_line_with_cause_and_exit_code_2(clips, recipe, tmp_path, arguments, message):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from evaluation import ranks as engine
-from evaluation.ranks import CORRECTIONS, rank_retrieval
-from evaluation.recalls import RECALL_AT, Ranks, recalls
+from evaluation.protocol import CORRECTIONS, Ranks, recalls
+from evaluation.ranks import rank_retrieval
 from evaluation.scoring import score_retrieval
 from modeling_camoe.hubs import dual_softmax, dynamic_query_bank, hubs_of_bank, query_bank_bias
 from tests.random_vectors import random_vectors

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.recalls import Ranks, paired_test, recall_intervals, recalls
-from evaluation.scoring import choose_temperature, results_table, score_retrieval, write_results
+from data.files import write_json
+from evaluation.protocol import Ranks, paired_test, recall_intervals, recalls
+from evaluation.scoring import choose_temperature, results_table, score_retrieval
 from tests.random_vectors import random_vectors
 
 
@@ -137,8 +138,8 @@ def test_table_has_a_row_for_every_correction_and_direction():
 
 def test_results_are_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "eval_results.json"
-    write_results(path, {"R@1": 1.0})
+    write_json(path, {"R@1": 1.0})
     with pytest.raises(ValueError):
-        write_results(path, {"R@1": math.nan})
+        write_json(path, {"R@1": math.nan})
     assert json.loads(path.read_text()) == {"R@1": 1.0}
     assert [file.name for file in tmp_path.iterdir()] == ["eval_results.json"]

@@ -39,10 +39,10 @@ def test_experts_may_be_taken_out_of_a_checkpoint(checkpoint):
 
 
 def test_more_frames_than_the_checkpoint_has_positions_for_are_an_error_of_one_line(checkpoint):
-    with pytest.raises(UserError, match="the model's options are wrong"):
+    with pytest.raises(UserError, match="cannot load"):
         start(checkpoint, num_frames=100, max_words=20)
 
 
 def test_an_expert_without_a_stream_is_an_error_of_one_line(checkpoint):
-    with pytest.raises(UserError, match="options are wrong: Unknown expert 'colour'"):
+    with pytest.raises(UserError, match="Unknown expert 'colour'"):
         start(checkpoint, model={"experts": ["colour"]}, max_words=20)

@@ -2,8 +2,9 @@
 """Captioned clips for training and evaluation: a `datasets` split -> clips and their tagged captions.
 
 A split has a video column (a path, or `Video(decode=False)`) and a caption column (one caption or a list per clip).
-It may have `video_id`, and `start` and `end` in seconds for a clip that is a window of a file. It comes from a folder
-of clips with `metadata.jsonl` (a VideoFolder), a folder of tables (`train.parquet`, ...), or the Hub.
+It may have `video_id`, and `start` and `end` in seconds for a clip that is a window of a file. Every row is a clip of
+its own: other windows of its file are negatives for it, and candidates beside it. A split comes from a folder of clips
+with `metadata.jsonl` (a VideoFolder), a folder of tables (`train.parquet`, ...), or the Hub.
 
 Rows stay in Arrow files on disk and are read one at a time, so memory does not grow with their number. Captions are
 tagged once for all processes and runs: the result is a file of the `datasets` cache.
@@ -12,6 +13,7 @@ tagged once for all processes and runs: the result is a file of the `datasets` c
 import functools
 import hashlib
 import importlib.metadata
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ import pyarrow.compute
 
 from modeling_camoe import captions as caption_rules
 from modeling_camoe.captions import caption_streams
-from modeling_camoe.frames import Clip
+from modeling_camoe.frames import Clip, VideoDecodingError
 
 from .errors import UserError
 
@@ -157,21 +159,23 @@ def read_captioned_clips(
         root: base folder of relative paths.
 
     Raises:
-        UserError: a column is missing, a caption is empty, or a video id is not unique.
+        UserError: a column is missing, a caption is empty, a time is no number, or a video id is not unique.
     """
     caption_column = find_caption_column(data, caption_column)
     if video_column not in data.column_names:
         raise UserError(f"the data set has no column {video_column!r}, only {data.column_names}; set --video_column")
     window = [name for name in ("start", "end") if name in data.column_names]
+    for name in window:
+        _check_seconds(data, name)
+    places = {"root": root, "column": video_column, "window": window}
     if "video_id" in data.column_names:
         video_ids = ArrowColumn(data, ["video_id"], _name)
     else:
-        video_ids = ArrowColumn(data, [video_column], functools.partial(_name_of_file, root=root, column=video_column))
+        video_ids = ArrowColumn(data, [video_column, *window], functools.partial(_name_of, **places))
     _check_distinct(video_ids)
     tagged = tag_captions(data, caption_column, experts, tagger, streams)
-    clip = functools.partial(_clip, root=root, column=video_column, window=window)
     return CaptionedClips(
-        ArrowColumn(data, [video_column, *window], clip),
+        ArrowColumn(data, [video_column, *window], functools.partial(_clip, **places)),
         video_ids,
         ArrowColumn(tagged, ["captions"]),
         ArrowColumn(tagged, ["streams"]),
@@ -186,9 +190,14 @@ def _name(row: int, value) -> str:
     return str(value)
 
 
-def _name_of_file(row: int, value, root: str | None, column: str) -> str:
-    source = _source_of(value, root, row, column)
-    return f"{row:06d}" if isinstance(source, bytes) else Path(source).stem
+def _name_of(row: int, value, *times, **places) -> str:
+    """The id of a clip that has none: the file's name, and the window if it is one."""
+    clip = _clip(row, value, *times, **places)
+    if isinstance(clip.source, bytes):
+        return f"{row:06d}"
+    if clip.start is None and clip.end is None:
+        return Path(clip.source).stem
+    return f"{Path(clip.source).stem}@{clip.start or 0:g}-{'' if clip.end is None else f'{clip.end:g}'}"
 
 
 def _check_distinct(names: Sequence[str]):
@@ -198,9 +207,33 @@ def _check_distinct(names: Sequence[str]):
         twice = values[counts > 1][0]
         name = next(name for name in names if hash(name) == twice)
         raise UserError(
-            f"video id {name!r} appears twice in the data set: give each video one row, with its captions in a list "
-            "(training/prepare_benchmark.py groups them)"
+            f"video id {name!r} appears twice in the data set: give each video, or each window of one, one row "
+            "with its captions in a list (training/prepare_benchmark.py groups them)"
         )
+
+
+def _check_seconds(data: datasets.Dataset, column: str):
+    for row, value in enumerate(ArrowColumn(data, [column])):
+        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise UserError(
+                f"row {row} of the data set has {value!r} as {column!r}: give seconds from 0 on, or nothing"
+            )
+
+
+def check_decodable(split: CaptionedClips, decoder, name: str):
+    """Decode one clip of a split, the first that can be.
+
+    Raises:
+        UserError: none can.
+    """
+    first = None
+    for clip in split.clips:
+        try:
+            decoder.decode(clip)
+            return
+        except VideoDecodingError as error:
+            first = first or error
+    raise UserError(f"no clip of split {name!r} can be decoded; the first: {first}")
 
 
 def find_caption_column(data: datasets.Dataset, given: str | None) -> str:

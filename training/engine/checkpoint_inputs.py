@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint and the splits of a data set -> what evaluate_retrieval.py scores: encoded once, by all processes."""
 
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -11,12 +12,12 @@ from data.encode_split import encode_split
 from data.errors import UserError
 from data.frame_cache import FrameCache
 from evaluation.compare_runs import query_key
-from evaluation.scoring_inputs import ScoringInputs
 from modeling_camoe.encode import encode_texts
 from modeling_camoe.frames import describe_source
 from modeling_camoe.retrieval import similarity
 
-from .start import load_checkpoint
+from .scoring_inputs import ScoringInputs
+from .start import is_plain, load_checkpoint
 
 
 class CheckpointInputs:
@@ -41,12 +42,18 @@ class CheckpointInputs:
             "checkpoint": options.checkpoint,
         }
 
+    def default_corrections(self) -> list[str]:
+        """What is scored if the options do not say: a plain dual encoder has no training captions for a query bank."""
+        plain = is_plain(self.options.checkpoint)
+        return ["none", "dual_softmax"] if plain else ["none", "dual_softmax", "query_bank"]
+
     def test(self) -> ScoringInputs:
         """The split that is scored."""
         self.test_clips = self._read(self.options.split, self.options.max_clips)
         encoded = self._encode(self.options.split, self.test_clips)
         self.about["bad_videos"] = [{"source": bad.source, "cause": bad.cause} for bad in encoded.bad]
         self.test_captions = encoded.captions
+        self.about["equal_captions"] = equal_captions(encoded.captions, encoded.video_of_text.tolist())
         if self.options.shared_columns:
             self.about["best_clip_shares"] = self._shared_values(encoded)
         return self._inputs(encoded, self.test_clips)
@@ -171,6 +178,14 @@ class CheckpointInputs:
             for video, text in zip(encoded.video_of_text.tolist(), encoded.captions, strict=True)
         ]
         return ScoringInputs(encoded.text_vectors, encoded.video_vectors, encoded.video_of_text, keys, names)
+
+
+def equal_captions(captions: list[str], video_of_text: list[int]) -> int:
+    """How many captions are also another video's: such a query has a right answer that counts as wrong."""
+    videos = defaultdict(set)
+    for text, video in zip(captions, video_of_text, strict=True):
+        videos[_plain(text)].add(video)
+    return sum(len(videos[_plain(text)]) > 1 for text in captions)
 
 
 def _plain(text: str) -> str:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data.errors import UserError
 from modeling_camoe import CAMoEModel
@@ -25,10 +26,17 @@ def prepare_training(accelerator: Accelerator, model: nn.Module, optimizer: torc
         accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = pairs
     if accelerator.distributed_type == DistributedType.FSDP:
         scale = model.clip.logit_scale
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layer_classes(model)
         accelerator.state.fsdp_plugin.ignored_modules = [nn.ParameterList([scale])]
         if scale.requires_grad:
             scale.register_hook(_mean_over_processes)
     return accelerator.prepare(model, optimizer)
+
+
+def layer_classes(model: nn.Module) -> list[str]:
+    """Names of the classes of transformer layers that FSDP shards one by one: the towers' and the head's."""
+    layers = {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
+    return sorted(layers)
 
 
 def check_options(accelerator: Accelerator, options):

@@ -219,6 +219,8 @@ def _run_two_pairs(model, num_frames: int, num_tokens: int, from_features: bool)
     """Forward on the `meta` device. Two pairs, because some layers skip work for a single one."""
     size, channels = model.config.clip_config.vision_config.image_size, 3
     experts, dim = len(model.config.experts), model.config.projection_dim
+    if model.config.text_padding == "max_length":
+        num_tokens = model.config.max_text_length
     shapes = {"text_embeds": (2, experts, dim), "frame_embeds": (2, num_frames, dim)}
     if not from_features:
         shapes = {"input_ids": (2, experts, num_tokens), "pixel_values_videos": (2, num_frames, channels, size, size)}

@@ -72,6 +72,7 @@ def cached_backward(accelerator, model, batch: dict, video_ids: torch.Tensor, ch
         CAMoEVideoOutput(pooler_output=fold_video(video_embeds, gate_weights), video_embeds=video_embeds),
         video_ids.to(device),
         log_scale=log_scale,
+        gather_across_devices=True,
     )
     gradients = torch.autograd.grad(loss, [*leaves, log_scale], allow_unused=True, materialize_grads=True)
     *leaf_gradients, scale_gradient = gradients
@@ -120,7 +121,8 @@ def accumulated_backward(accelerator, model, batch: dict, video_ids: torch.Tenso
         own = slice(index * rows, index * rows + rows)
         part = {name: tensor[own] for name, tensor in batch.items()} | {"video_ids": video_ids[own]}
         with contextlib.nullcontext() if index == steps - 1 else accelerator.no_sync(model):
-            output = model(**to_device(part, accelerator.device), return_loss=True)
+            inputs = to_device(part, accelerator.device)
+            output = model(**inputs, return_loss=True, gather_across_devices=True)
             accelerator.backward(output.loss / steps)
         losses.append(output.loss.detach())
         gates.append(output.gate_weights.detach())

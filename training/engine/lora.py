@@ -15,8 +15,9 @@ from torch import nn
 from data.errors import UserError
 
 
-# CLIP's attention, in both towers. The head's own attention has a single matrix `qkv`, so these names are only CLIP's.
-TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+# The attention of both towers' layers, as a pattern of peft: CLIP's names, and BERT's, which the text towers of
+# Chinese CLIP and AltCLIP have. SigLIP's pooling head is left out: its attention does not call its own linear layer.
+TARGETS = r"clip\..*\.layers?\.\d+\..*(q_proj|k_proj|v_proj|out_proj|query|key|value|attention\.output\.dense)"
 
 
 def add_lora(model, fields: dict) -> nn.Module:
@@ -32,7 +33,9 @@ def add_lora(model, fields: dict) -> nn.Module:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError("option 'lora' needs peft: pip install peft") from error
-    fields = {"r": 16, "lora_alpha": 32, "target_modules": TARGETS, "modules_to_save": ["head"], **fields}
+    # Not "head": peft compares the ends of names, and SigLIP's towers have a head of their own.
+    head = [f"head.experts.{name}" for name in model.head.experts] + ["head.gate"] * (model.head.gate is not None)
+    fields = {"r": 16, "lora_alpha": 32, "target_modules": TARGETS, "modules_to_save": head, **fields}
     try:
         return get_peft_model(model, LoraConfig(**fields))
     except (TypeError, ValueError) as error:

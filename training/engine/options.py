@@ -38,7 +38,9 @@ class TrainOptions:
     )
 
     # Model
-    model_name_or_path: str | None = option(None, "CLIP or CAMoE checkpoint to start from, folder or Hub id")
+    model_name_or_path: str | None = option(
+        None, "dual encoder (CLIP, SigLIP, ...) or CAMoE checkpoint to start from, folder or Hub id"
+    )
     clip_config: dict | None = option(None, "sizes of a CLIP to train from scratch instead (CLIPConfig)")
     spatial_start: bool = option(False, "with clip_config: initialise the vision tower to attend to positions")
     tokenizer_vocab_size: int = option(2000, "size of the tokenizer that is trained when starting from scratch")
@@ -51,7 +53,7 @@ class TrainOptions:
         "en_core_web_sm", "spaCy model that tags captions; none: every expert reads the whole caption"
     )
     num_frames: int = option(12, "frames per clip")
-    max_words: int = option(32, "tokens per text, at most 77")
+    max_words: int = option(32, "tokens per text, at most what the text tower takes (CLIP: 77)")
     train_sampling: str = option(
         "uniform",
         "frames in training: segment centres, or one random frame per segment",
@@ -131,7 +133,7 @@ class TrainOptions:
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.clip_config is None):
             raise UserError(
-                "choose what to start from: either --model_name_or_path (a CLIP or CAMoE checkpoint) "
+                "choose what to start from: either --model_name_or_path (a dual encoder or a CAMoE checkpoint) "
                 "or --clip_config (sizes, to train from scratch)"
             )
         if self.spatial_start and self.clip_config is None:
@@ -145,8 +147,8 @@ class TrainOptions:
         for name in ("num_workers", "max_nan_skips", "learning_rate", "clip_learning_rate", "weight_decay"):
             if getattr(self, name) < 0:
                 raise UserError(f"option {name!r} must not be negative, got {getattr(self, name)}")
-        if not 3 <= self.max_words <= 77:
-            raise UserError(f"option 'max_words' must be from 3 to 77 (CLIP's positions), got {self.max_words}")
+        if self.max_words < 3:  # two are the start and the end alone
+            raise UserError(f"option 'max_words' must be at least 3, got {self.max_words}")
         if self.batch_size < 2:
             raise UserError("option 'batch_size' must be at least 2: a contrastive loss needs a negative")
         if not 0 <= self.warmup_ratio <= 1:

@@ -274,6 +274,8 @@ class Trainer:
         """Uncorrected metrics of a split, which go to the log, the trackers and the terminal."""
         progress = self.progress
         encoded = self.scored_splits[name](model=unwrap_peft(model))
+        if not encoded.video_rows:
+            raise UserError(f"no clip of the {name} split can be decoded; the first: {encoded.bad[0].cause}")
         note = "" if name == "validation" else " (not used for selection)"
         metrics = validation_metrics(encoded, self.core.config.experts)
         if self.accelerator.is_main_process:

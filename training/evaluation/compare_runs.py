@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranks of single queries, kept beside eval_results.json, and the paired test between two runs on the same queries.
 
-Two runs should be compared query by query: at R@1 = 45 on 1,000 queries the interval of one run is 6 points wide, and
-this field argues about half a point. So evaluate_retrieval.py writes eval_ranks.safetensors: of every correction and
-direction (2,Q), how many candidates are above each query's right one and how many equal it; of every direction the
-video of each query (captions of one video are resampled together) and a key, a hash of the caption and the video's id.
-Keys bring the queries of two runs into one order; runs whose queries differ are not compared.
+At R@1 = 45 on 1,000 queries the interval of one run is 6 points wide, and this field argues about half a point: so two
+runs are compared query by query. Keys bring their queries into one order; runs whose queries differ are not compared.
 """
 
 import hashlib
@@ -19,9 +16,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from data.errors import UserError
+from data.files import write_whole
 
-from .recalls import RECALL_AT, Ranks, paired_test, recalls
-from .scoring import plain_table, write_whole
+from .protocol import RECALL_AT, Ranks, paired_test, recalls
+from .scoring import plain_table
 
 
 RANKS_FILE = "eval_ranks.safetensors"
@@ -35,28 +33,21 @@ def query_key(*parts: str) -> int:
 
 @dataclass
 class RunRanks:
-    """One run, query by query.
+    """One run, query by query."""
 
-    Args:
-        ranks: correction -> direction -> ranks of Q queries. groups: direction -> (Q,), the video of each query, a number.
-        keys: direction -> (Q,) int64, what each query is known by.
-    """
-
-    ranks: dict[str, dict[str, Ranks]]
-    groups: dict[str, np.ndarray]
-    keys: dict[str, np.ndarray]
+    ranks: dict[str, dict[str, Ranks]]  # correction -> direction -> ranks of Q queries
+    groups: dict[str, np.ndarray]  # direction -> (Q,) number of a query's video; its captions are resampled together
+    keys: dict[str, np.ndarray]  # direction -> (Q,) int64, what each query is known by
 
     def save(self, path: str | os.PathLike) -> None:
         """Write them, whole or not at all."""
-        tables = {**self.ranks, "groups": self.groups, "keys": self.keys}
-        arrays = {
-            f"{name}/{direction}": np.stack([of.above, of.equal])
-            if isinstance(of, Ranks)
-            else np.ascontiguousarray(of)
-            for name, by_direction in tables.items()
-            for direction, of in by_direction.items()
+        ranks = {
+            name: {direction: np.stack([of.above, of.equal]) for direction, of in directions.items()}
+            for name, directions in self.ranks.items()
         }
-        write_whole(path, lambda file: file.write(save(arrays)))
+        tables = {**ranks, "groups": self.groups, "keys": self.keys}
+        arrays = {f"{name}/{key}": np.ascontiguousarray(x) for name, by in tables.items() for key, x in by.items()}
+        write_whole(path, save(arrays))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "RunRanks":
@@ -69,24 +60,17 @@ class RunRanks:
 
 
 def load_run(results_path: str | os.PathLike) -> RunRanks:
-    """The ranks beside an eval_results.json.
-
-    Raises:
-        UserError: either file cannot be read, or the ranks are not those of these results.
-    """
+    """The ranks beside an eval_results.json. Raises: UserError where they cannot be read, or are of another run."""
     results_path = Path(results_path)
     try:
         results = json.loads(results_path.read_text(encoding="utf-8"))["results"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"cannot read the results {results_path}: {error!r}; give the eval_results.json of a run"
-        ) from error
+        cause = f"cannot read the results {results_path}: {error!r}"
+        raise UserError(f"{cause}; give the eval_results.json of a run") from error
     path = results_path.with_name(RANKS_FILE)
     if not path.is_file():
-        raise UserError(
-            f"{path} is missing: a paired test needs the rank of every query; copy it there from beside the original "
-            f"of {results_path.name}, or score that run again"
-        )
+        remedy = f"copy it there from beside the original of {results_path.name}, or score that run again"
+        raise UserError(f"{path} is missing: a paired test needs the rank of every query; {remedy}")
     try:
         run = RunRanks.load(path)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -95,42 +79,32 @@ def load_run(results_path: str | os.PathLike) -> RunRanks:
         for direction, metrics in directions.items():
             ranks = run.ranks.get(correction, {}).get(direction)
             if ranks is None or not np.isclose(recalls(ranks)["MnR"], metrics["MnR"]):
-                raise UserError(
-                    f"{path} holds the ranks of another run than {results_path}: their mean ranks of {correction}, "
-                    f"{direction} differ; score that run again"
-                )
+                what = f"their mean ranks of {correction}, {direction} differ; score that run again"
+                raise UserError(f"{path} holds the ranks of another run than {results_path}: {what}")
     return run
 
 
 def compare_runs(mine: RunRanks, other: RunRanks, other_name: str = "the other run") -> dict:
-    """Correction -> direction -> "R@1", ... -> a paired test of the difference, mine - other.
+    """Correction -> direction -> "R@1", ... -> a paired test of mine - other, of what both runs have.
 
-    Only what both runs have is compared.
-
-    Raises:
-        UserError: the queries of a direction are not the same.
+    Raises: UserError where the queries of a direction are not the same.
     """
     tests: dict[str, dict] = {}
     for correction in (name for name in mine.ranks if name in other.ranks):
         for direction in (name for name in mine.ranks[correction] if name in other.ranks[correction]):
-            order = _same_order(mine.keys[direction], other.keys[direction], direction, other_name)
+            keys = mine.keys[direction], other.keys[direction]
+            order = [np.argsort(of_run, kind="stable") for of_run in keys]
+            if not np.array_equal(keys[0][order[0]], keys[1][order[1]]):
+                raise UserError(
+                    f"{other_name} was scored on other queries ({direction}: {len(keys[0])} here, "
+                    f"{len(keys[1])} there, {len(np.intersect1d(*keys))} in both): a paired test needs the same "
+                    "split, captions and videos; score both on the same data"
+                )
             ranks = mine.ranks[correction][direction][order[0]], other.ranks[correction][direction][order[1]]
             groups = mine.groups[direction][order[0]]
             by_metric = {f"R@{k}": paired_test(*ranks, groups, at=k) for k in RECALL_AT}
             tests.setdefault(correction, {})[direction] = by_metric
     return tests
-
-
-def _same_order(mine: np.ndarray, other: np.ndarray, direction: str, other_name: str):
-    """What sorts both runs' queries alike."""
-    order = np.argsort(mine, kind="stable"), np.argsort(other, kind="stable")
-    if not np.array_equal(mine[order[0]], other[order[1]]):
-        shared = len(np.intersect1d(mine, other))
-        raise UserError(
-            f"{other_name} was scored on other queries ({direction}: {len(mine)} here, {len(other)} there, {shared} "
-            "in both): a paired test needs the same split, captions and videos; score both on the same data"
-        )
-    return order
 
 
 def comparison_table(tests: dict) -> str:

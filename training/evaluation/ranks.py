@@ -4,53 +4,30 @@
 A score s is the inner product of two vectors, or an entry of a given matrix. Candidates are ranked by
 
     none, query_bank, sinkhorn    s - bias                       the candidate's bias, 0 for none
-    dual_softmax                  s * exp(slope * s - bias)      slope = scale / temp, bias = logsumexp over the queries
+    dual_softmax                  s * exp(slope * s - bias)      slope = scale / temp; bias: logsumexp over queries
 
-One pass over tiles of scores computes the biases. A second counts, for all corrections and both directions, the
-candidates above and below each query's right answer; the others are equal. Small sets are float64 throughout. Of large
-ones the tiles are float32, and queries with a candidate closer than rounding allows are compared again in float64, so
-ranks do not depend on the tiles. (The biases of a large set are sums in float32, good to six digits or so.)
+One pass over tiles of scores computes the biases. Another counts, for all corrections and both directions, how many
+candidates are above each query's right answer, and how many at least equal. Small sets are float64 throughout. Large
+ones have float32 tiles, and candidates closer than its rounding are compared again in float64: ranks do not depend on
+the tiles. (Biases of a large set are sums in float32, good to six digits or so.)
 """
 
-import difflib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from .recalls import Ranks
+from .protocol import Ranks, RetrievalRanks, checked_corrections, checked_tensors, checked_videos, not_finite
 
 
 logger = logging.getLogger(__name__)
 
-CORRECTIONS = ("none", "dual_softmax", "query_bank", "dynamic_query_bank", "sinkhorn")
 SINKHORN_ITERATIONS = 5  # as DBSN, arXiv 2508.02538
 FLOAT64_LIMIT = 2**22  # scores up to which all is float64: 2,000 texts and videos, a second or so
 CPU_BLOCK, GPU_BLOCK = 1000, 4096  # rows and columns of a tile: it fits a cache; it is worth a kernel's launch
 MAX_THREADS = 16  # more outrun the memory
-
-
-@dataclass
-class RetrievalRanks:
-    """What `rank_retrieval` returns.
-
-    Attributes:
-        ranks: correction -> direction -> ranks. `text_to_video`: one per text, in the order given. `video_to_text`
-            (best caption) and, where a video has several, `video_to_text_caption_max`: one per video that has a
-            caption, in the order of the videos.
-        groups: direction -> the video of each rank.
-        settings: temperatures, and the sizes of the banks.
-    """
-
-    ranks: dict[str, dict[str, Ranks]]
-    groups: dict[str, np.ndarray]
-    settings: dict[str, float | int]
-    num_texts: int
-    num_videos: int
 
 
 @torch.inference_mode()
@@ -75,91 +52,79 @@ def rank_retrieval(
     """Ranks in both directions under every correction asked for, and always uncorrected.
 
     Args:
-        text_vectors: (N,K) folded, used in float32; or, with `video_vectors` None, the (N,M) scores themselves
-            (tensor, array or memory map).
-        video_vectors: (M,K) folded, or None.
+        text_vectors: (N,K) folded, used in float32; or, with `video_vectors` None, (N,M) scores (tensor, array, memory
+            map). video_vectors: (M,K) folded, or None.
         video_of_text: (N,) index of each text's right video; None: text n belongs to video n. Several texts may share
             one. A video without a text is a distractor for text to video and no query for video to text.
         scale: exp(logit_scale); only dual softmax uses it, as S = scale * s.
-        corrections: names from `CORRECTIONS`.
-        dual_softmax_temp: in units of S. The other temperatures are in units of s.
-        text_bank: (Q,K) vectors of training captions, or (Q,M) scores where scores are given: corrects text to video.
-        video_bank: (P,K) vectors of training videos, or (P,N) scores of each with every text: corrects video to text.
-            A missing bank leaves its direction out of the query banks' ranks, which need one at least.
+        corrections: names from `CORRECTIONS`. dual_softmax_temp: in units of S; the other temperatures: of s.
+        text_bank: (Q,K) vectors of training captions or, where scores are given, (Q,M) scores: corrects text to video.
+        video_bank: (P,K) of training videos, or (P,N): video to text. Query banks leave out a direction without one.
         tau: of the bank of captions. video_tau: of the bank of videos; None: as `tau`. sinkhorn_temp: of sinkhorn.
         block_size: rows and columns of a tile (default: by device). Changes memory and speed, not results.
         shard, gather: (index, count) of this process, and a function that returns a tensor of every process
             (accelerate: `lambda tensor: accelerator.gather(tensor[None])`). Every process gets the whole result.
 
-    Raises:
-        ValueError: shapes that do not fit, an unknown correction, an index out of range, or a score that is not
-            finite (the first is named).
+    Raises: ValueError for shapes that do not fit, an unknown correction, a wrong index, a score that is not finite.
     """
     blocks = Blocks(block_size, shard, gather, device)
     scores = Scores(text_vectors, video_vectors, device, ("text", "video"))
     num_texts, num_videos = scores.shape
-    corrections = _checked_corrections(corrections, text_bank, video_bank)
-    given_video_of_text = _checked_videos(video_of_text, num_texts, num_videos).to(scores.device)
-    num_captions = given_video_of_text.bincount(minlength=num_videos)  # (M,)
-    asked, grouped = num_captions > 0, bool((num_captions > 1).any())
+    corrections = checked_corrections(corrections, text_bank, video_bank)
+    given_video_of_text = checked_videos(video_of_text, num_texts, num_videos).to(scores.device)
+    asked = given_video_of_text.bincount(minlength=num_videos) > 0  # (M,)
+    grouped = int(asked.sum()) < num_texts
     order = given_video_of_text.argsort(stable=True)
     video_of_text = given_video_of_text[order]  # ascending: captions of a video are neighbours
     scores.reorder(order)
     strips = blocks.strips(video_of_text)
 
-    # the keyword arguments of a Ranking: (correction, by_text) -> bias, unit, slope
-    biases, hubs, settings = {("none", True): {}, ("none", False): {}}, {}, {"scale": scale}
+    own = scores.pairs(torch.arange(num_texts, device=scores.device), video_of_text)  # (N,), each text with its video
+    biases, hubs, settings = {"none": (None, None)}, {}, {"scale": scale}  # biases: of texts, of videos, and more
     if "dual_softmax" in corrections:
         slope = scale / dual_softmax_temp
-        for by_text, bias in zip((True, False), log_sum_exp(scores, blocks, strips, slope)[::-1], strict=True):
-            biases["dual_softmax", by_text] = {"bias": bias, "unit": 1.0, "slope": slope}
+        biases["dual_softmax"] = *log_sum_exp(scores, blocks, strips, slope), 1.0, slope
         settings |= {"dual_softmax_temp": dual_softmax_temp}
     if "sinkhorn" in corrections:
-        for by_text, bias in zip((True, False), sinkhorn(scores, blocks, strips, sinkhorn_temp)[::-1], strict=True):
-            biases["sinkhorn", by_text] = {"bias": bias, "unit": sinkhorn_temp}
+        biases["sinkhorn"] = *sinkhorn(scores, blocks, strips, sinkhorn_temp), sinkhorn_temp
         settings |= {"sinkhorn_temp": sinkhorn_temp, "sinkhorn_iterations": SINKHORN_ITERATIONS}
-    for by_text, names, bank, candidates, tau_name, bank_tau in (
-        (True, ("text", "video"), text_bank, video_vectors, "tau", tau),
-        (False, ("video", "text"), video_bank, text_vectors, "video_tau", tau if video_tau is None else video_tau),
+    rankings = {
+        (name, by_text): Ranking(scores, own, video_of_text, by_text, bias[1 if by_text else 0], *bias[2:])
+        for name, bias in biases.items()
+        for by_text in (True, False)
+    }
+    for by_text, bank, candidates, query, candidate, tau_name, temp in (
+        (True, text_bank, video_vectors, "text", "video", "tau", tau),
+        (False, video_bank, text_vectors, "video", "text", "video_tau", tau if video_tau is None else video_tau),
     ):
-        if bank is None or not {"query_bank", "dynamic_query_bank"} & set(corrections):
+        if bank is None or not any("query_bank" in name for name in corrections):
             continue
-        bank = Scores(bank, None if scores.exact else candidates, device, (f"bank {names[0]}", names[1]))
+        bank = Scores(bank, None if scores.exact else candidates, device, (f"bank {query}", candidate))
         if bank.shape[1] != scores.shape[1 if by_text else 0]:
-            raise ValueError(
-                f"The {names[0]} bank has scores of {bank.shape[1]} {names[1]}s, not of every {names[1]}."
-            )
-        bias, hub = bank_bias_and_hubs(bank, blocks, bank_tau)
-        biases["query_bank", by_text] = {"bias": bias if by_text else bias[order], "unit": bank_tau}
-        hubs[by_text] = hub if by_text else hub[order]
-        settings |= {tau_name: bank_tau, f"{names[0]}_bank": bank.shape[0]}
+            raise ValueError(f"The {query} bank scores {bank.shape[1]} {candidate}s, not every {candidate}.")
+        bias, hubs[by_text] = (x if by_text else x[order] for x in bank_bias_and_hubs(bank, blocks, temp))
+        rankings["query_bank", by_text] = Ranking(scores, own, video_of_text, by_text, bias, temp)
+        settings |= {tau_name: temp, f"{query}_bank": bank.shape[0]}
 
-    own = scores.pairs(torch.arange(num_texts, device=scores.device), video_of_text)  # (N,), each text with its video
-    rankings = {key: Ranking(scores, own, video_of_text, key[1], **kwargs) for key, kwargs in biases.items()}
-    counts = count_candidates(scores, rankings, blocks, strips, video_of_text, grouped)
-    if "dynamic_query_bank" in corrections:
-        for by_text, hub in hubs.items():
-            use_bank = best_is_hub(scores, blocks, strips, hub, by_text)
-            either = counts["query_bank", by_text], counts["none", by_text]
-            counts["dynamic_query_bank", by_text] = torch.where(use_bank, *either)
+    counts = count_candidates(scores, rankings, blocks, strips, video_of_text)
+    for by_text, hub in hubs.items() if "dynamic_query_bank" in corrections else ():
+        use_bank = best_is_hub(scores, blocks, strips, hub, by_text)
+        by_bank, uncorrected = counts["query_bank", by_text], counts["none", by_text]
+        counts["dynamic_query_bank", by_text] = torch.where(use_bank, by_bank, uncorrected)
 
-    ranks = {correction: {} for correction in corrections}
-    for correction, by_text in (key for key in counts if key[0] in ranks):
-        # above and below, of candidates and of groups
-        queries = order.argsort() if by_text else asked
-        above, below = counts[correction, by_text][:, queries].view(2, 2, -1).long().unbind(1)
-        equal = torch.tensor([[num_videos if by_text else num_texts], [int(asked.sum())]], device=above.device)
-        equal = equal - above - below
+    ranks, groups = {correction: {} for correction in corrections}, {}
+    for (correction, by_text), count in counts.items():
+        count = count[:, order.argsort() if by_text else asked].long().cpu().numpy()
         directions = ("text_to_video",) if by_text else ("video_to_text", "video_to_text_caption_max")[: 1 + grouped]
-        for n, direction in enumerate(directions):
-            ranks[correction][direction] = Ranks(above[n].cpu().numpy(), equal[n].cpu().numpy())
-    video = {True: given_video_of_text.cpu().numpy(), False: asked.nonzero().flatten().cpu().numpy()}
-    groups = {direction: video[direction == "text_to_video"] for direction in ranks["none"]}
+        for direction, above, reach in zip(directions, count[::2], count[1::2], strict=False):
+            groups[direction] = (given_video_of_text if by_text else asked.nonzero().flatten()).cpu().numpy()
+            if correction in ranks:
+                ranks[correction][direction] = Ranks(above, reach - above)
     return RetrievalRanks(ranks, groups, settings, num_texts, num_videos)
 
 
 class Ranking:
-    """One correction in one direction: which candidates are above, and which below, each query's right answer.
+    """One correction in one direction: which candidates are above or equal to each query's right answer.
 
     Dual softmax is taken relative to the right answer, so that nothing overflows: s * exp(slope * s - bias - shift)
     is compared with the right answer's own s, where shift is its slope * s - bias.
@@ -170,16 +135,16 @@ class Ranking:
     """
 
     def __init__(self, scores: "Scores", own, video_of_text, by_text: bool, bias=None, unit=0.0, slope=None):
-        self.by_text, self.slope, self.exact = by_text, slope, scores.exact and bias is None
+        self.axis, self.slope = 1 if by_text else 0, slope  # axis: of the candidates
+        self.exact = scores.exact and bias is None
         own_bias = 0.0 if bias is None else bias[video_of_text] if by_text else bias
         right, shift = (own - own_bias, torch.zeros_like(own)) if slope is None else (own, slope * own - own_bias)
-        if not by_text:  # of each video's best caption; without one it is no query, and all is below it
+        if not by_text:  # of each video's best caption; without one it is no query, and nothing reaches it
             log = right.abs().clamp_min(1e-37).log() + shift - shift.min() + 100  # positive
             best = best_of_groups(right if slope is None else right.sign() * log, video_of_text, scores.shape[1])
             right, shift = (values[best].masked_fill(best < 0, 1e30) for values in (right, shift))
 
-        # Levels within `tie` are equal: the same candidate twice may differ by as much, in its product and its bias.
-        # `error` is what float32 may add to that.
+        # Levels within `tie` are equal: the same candidate twice may differ by as much. Float32 may add `error`.
         reach, eps = (slope or 1.0) * scores.bound, torch.finfo(scores.dtype).eps
         tie = (0.0 if self.exact else 1e-14 * reach) + (0.0 if bias is None else 4 * eps * (unit + reach))
         largest = reach + (0.0 if bias is None else float(bias.abs().max()))
@@ -195,103 +160,78 @@ class Ranking:
             tensors = (right + slack, right - slack, shift, bias)
             self.limits[dtype] = (*(None if x is None else x.to(dtype) for x in tensors), rounding)
 
-    def compare(self, s, rows, columns, scratch=None):
-        """1 where a candidate is above its query's right answer, and where it is below; like s, in `scratch`.
+    def compare(self, s, rows, columns, scratch=(None, None, None)):
+        """Yields 1 where a candidate is above its query's right answer, then where it is at least equal; like s.
 
-        Args:
-            s: (R,C) scores of rows and columns (slices or indices), or (P,) scores of pairs. scratch: three like s.
+        s: (R,C) scores of rows and columns (slices or indices), or (P,) of pairs. Not-a-number is neither.
+        scratch: three like s. The last two are yielded; without a slope they may be one.
         """
-        above, below, level = (torch.empty_like(s) for _ in range(3)) if scratch is None else scratch
+        level, above, reach = scratch
 
-        def at(values: torch.Tensor, of_rows: bool) -> torch.Tensor:
-            values = values[rows if of_rows else columns]
-            return values[:, None] if of_rows and s.ndim == 2 else values
+        def along(axis, values):
+            return values[rows][:, None] if axis == 0 and s.ndim == 2 else values[columns if axis else rows]
 
-        high, low, shift, bias, rounding = self.limits[s.dtype]
-        high, low, shift = (at(values, self.by_text) for values in (high, low, shift))
-        if bias is not None:
-            bias = at(bias, not self.by_text)
+        *values, bias, rounding = self.limits[s.dtype]
+        high, low, shift = (along(1 - self.axis, x) for x in values)
+        bias = s.new_zeros(()) if bias is None else along(self.axis, bias)
         if self.slope is None:
-            level = s if bias is None else torch.sub(s, bias, out=level)
-            return torch.gt(level, high, out=above), torch.lt(level, low, out=below)
-        torch.add(-bias, s, alpha=self.slope, out=level)
-        level.sub_(shift)
-        if (
-            s.dtype == torch.float64
-        ):  # 0 * infinity is not a number; in float32 neither above nor below, so settled here
-            level.clamp_max_(700)
-        level.exp_()
-        torch.sub(s, rounding, out=above).mul_(level)  # the least that it may be
-        torch.add(above, level, alpha=2 * rounding, out=below)  # the most
-        return above.gt_(high), below.lt_(low)
+            level = torch.sub(s, bias, out=level) if bias.ndim else s
+            yield torch.gt(level, high, out=above)
+            yield torch.ge(level, low, out=reach)
+            return
+        level = torch.add(-bias, s, alpha=self.slope, out=level).sub_(shift)
+        level.clamp_max_(700 if s.dtype == torch.float64 else 80).exp_()  # 0 * infinity is not a number
+        product = torch.mul(s, level, out=reach)
+        yield torch.sub(product, level, alpha=rounding, out=above).gt_(high)  # the least that it may be
+        yield product.add_(level, alpha=rounding).ge_(low)  # the most
 
-    def count(self, scores: "Scores", s, rows: slice, columns: slice, own, group, scratch) -> torch.Tensor:
-        """(2,Q) how many candidates of a tile are above and below; of groups of candidates, too: (4,Q).
-
-        Args:
-            own: rows and columns of the pairs that do not count, right answers and other captions of the same video.
-            group: (R,) which rows are captions of one video, or None.
-        """
-        axis = 1 if self.by_text else 0  # of the candidates
-        flags = self.compare(s, rows, columns, scratch)
-        if len(own[0]):
-            flags[0][own], flags[1][own] = 0, 1
-        sums = torch.stack([x.sum(axis) for x in flags])
-        unsure = (sums[0] + sums[1] < s.shape[axis]).nonzero().flatten()  # queries
+    def count(self, scores: "Scores", s, rows: slice, columns: slice, group, scratch) -> torch.Tensor:
+        """(4,Q) candidates of a tile above and at least equal, and groups of captions; group (R,): of each row."""
+        grouped, query = self.axis == 0 and len(group) > group[-1] + 1, 1 - self.axis
+        level, above, reach = scratch
+        if self.slope is None and not grouped:
+            reach = above  # a smaller part of the cache
+        sums = torch.stack([x.sum(self.axis) for x in self.compare(s, rows, columns, (level, above, reach))])
+        unsure = (sums[0] != sums[1]).nonzero().flatten()  # queries
         if s.dtype == torch.float32 and not self.exact and len(unsure):
-            of_unsure = [x.index_select(1 - axis, unsure) for x in flags]
-            self._compare_in_float64(scores, rows, columns, unsure, *of_unsure, s.numel() // 64)
-            sums[:, unsure] = torch.stack([x.sum(axis) for x in of_unsure])
-            if group is not None:
-                for x, exact in zip(flags, of_unsure, strict=True):
-                    x.index_copy_(1 - axis, unsure, exact)
-        if group is None or self.by_text:
-            return sums
-        # a group is above if one of its captions is, and below if all are
-        some = [
-            s.new_zeros(int(group[-1]) + 1, s.shape[1]).index_add_(0, group, x) > 0 for x in (flags[0], 1 - flags[1])
-        ]
-        return torch.cat([sums, some[0].sum(0, keepdim=True), (~some[1]).sum(0, keepdim=True)])
-
-    def _compare_in_float64(self, scores: "Scores", rows: slice, columns: slice, unsure, above, below, few: int):
-        """Settle what is neither above nor below; of a tile's queries `unsure`, the rows (U,C) or the columns (R,U)."""
-        near = row, column = torch.eq(above, below).nonzero().T
-        if self.by_text:
-            row = unsure[row]
-        else:
-            column = unsure[column]
-        if len(row) <= few:
-            row, column = row + rows.start, column + columns.start
-            exact = self.compare(scores.pairs(row, column), row, column)
-        else:  # a collapsed model, everything is close to everything
-            s = scores.tile(rows, columns, torch.float64)
-            exact = [x[row, column] for x in self.compare(s, rows, columns)]
-        above[tuple(near)], below[tuple(near)] = (x.float() for x in exact)
+            places = (unsure + rows.start, columns) if self.axis else (rows, unsure + columns.start)
+            near = torch.ne(*self.compare(s.index_select(query, unsure), *places)).nonzero()
+            near[:, query] = unsure[near[:, query]]
+            row, column = near.T
+            if len(near) <= s.numel() // 64:
+                pairs = row + rows.start, column + columns.start
+                exact = [*self.compare(scores.pairs(*pairs), *pairs)]
+            else:  # a collapsed model, everything is close to everything
+                s = scores.tile(rows, columns, torch.float64)
+                exact = [x[row, column] for x in self.compare(s, rows, columns)]
+            is_above, reaches = torch.stack(exact).float()
+            sums.index_add_(1, near[:, query], torch.stack([is_above, reaches - 1]))  # they were counted as equal
+            if grouped:
+                above[row, column], reach[row, column] = is_above, reaches
+        if not grouped:
+            return torch.cat([sums, sums])
+        none = above.new_zeros(int(group[-1]) + 1, above.shape[1])  # a group counts if one of its captions does
+        return torch.cat([sums, torch.stack([(none.index_add(0, group, x) > 0).sum(0) for x in (above, reach)])])
 
 
-def count_candidates(scores, rankings: dict, blocks, strips, video_of_text, grouped: bool) -> dict:
-    """Key of a ranking -> (4,Q): candidates above and below, and groups of captions above and below."""
-
-    def empty(by_text: bool, num_rows: int) -> torch.Tensor:
-        width = num_rows if by_text else scores.shape[1]
-        return torch.zeros(4, width, dtype=torch.float64, device=scores.device)
+def count_candidates(scores, rankings: dict, blocks, strips, video_of_text) -> dict:
+    """Key of a ranking -> (4,Q): candidates above and at least equal, and groups of captions likewise."""
+    counts = {key: scores.full(0 if key[1] else 1, 0.0).repeat(4, 1) for key in rankings}
 
     def of_strip(rows: slice) -> dict:
-        video = video_of_text[rows]
-        group = video.unique_consecutive(return_inverse=True)[1] if grouped else None
-        counts = {key: empty(key[1], len(video)) for key in rankings}
+        video, counts_here = video_of_text[rows], {key: torch.zeros_like(count) for key, count in counts.items()}
+        group = video.unique_consecutive(return_inverse=True)[1]
         for columns, s, scratch in scores.tiles(rows, blocks):
-            own_row = ((video >= columns.start) & (video < columns.stop)).nonzero().flatten()
-            own = own_row, video[own_row] - columns.start
+            own = ((video >= columns.start) & (video < columns.stop)).nonzero().flatten()
+            s[own, video[own] - columns.start] = math.nan  # a query's right answers do not count
             for key, ranking in rankings.items():
-                of_tile = ranking.count(scores, s, rows, columns, own, group, scratch)
-                counts[key][: len(of_tile), slice(None) if ranking.by_text else columns] += of_tile
-        return counts
+                of_tile = ranking.count(scores, s, rows, columns, group, scratch)
+                counts_here[key][:, rows if key[1] else columns] += of_tile
+        return counts_here
 
-    counts = {key: empty(key[1], scores.shape[0]) for key in rankings}
-    for rows, of_rows in blocks.each(of_strip, strips):
-        for key, ranking in rankings.items():
-            counts[key][:, rows if ranking.by_text else slice(None)] += of_rows[key]
+    for _, counts_here in blocks.each(of_strip, strips):
+        for key, count in counts_here.items():
+            counts[key] += count
     return {key: blocks.merge(count, "sum") for key, count in counts.items()}
 
 
@@ -310,10 +250,9 @@ def log_sum_exp(scores, blocks, strips, slope: float, row_bias=None, column_bias
     def of_strip(rows: slice):
         of_rows, of_columns = by_row[rows], scores.full(1, -math.inf)
         for columns, s, scratch in scores.tiles(rows, blocks):
-            if row_bias is not None:
-                s.sub_(row_bias[rows, None].to(s.dtype), alpha=1 / slope)
-            if column_bias is not None:
-                s.sub_(column_bias[columns].to(s.dtype), alpha=1 / slope)
+            for bias, places in ((row_bias, (rows, None)), (column_bias, columns)):
+                if bias is not None:
+                    s.sub_(bias[places].to(s.dtype), alpha=1 / slope)
             peak = slope * s.max()
             powers = torch.add(-peak, s, alpha=slope, out=scratch[0]).exp_()
             sums = [powers.sum(axis) for axis in (1, 0)]  # one exp serves both, where it does not underflow
@@ -354,10 +293,10 @@ def best_is_hub(scores, blocks, strips, hubs: torch.Tensor, by_text: bool) -> to
     axis = 1 if by_text else 0  # of the candidates
     best = scores.full(1 - axis, -math.inf).repeat(2, 1)  # of all candidates, and of the hubs
     for rows in strips:
-        for columns, s, scratch in scores.tiles(rows, blocks):
+        for columns, s, _ in scores.tiles(rows, blocks):
             query, is_hub = (rows, hubs[columns]) if by_text else (columns, hubs[rows, None])
-            of_hubs = scratch[0].copy_(s).masked_fill_(~is_hub, -math.inf)
-            best[:, query] = best[:, query].maximum(torch.stack([s.amax(axis), of_hubs.amax(axis)]))
+            tops = torch.stack([s.amax(axis), s.masked_fill_(~is_hub, -math.inf).amax(axis)])
+            best[:, query] = best[:, query].maximum(tops)
     of_all, of_hubs = blocks.merge(best, "amax")
     return of_hubs >= of_all
 
@@ -367,8 +306,7 @@ class Blocks:
 
     def __init__(self, size: int | None, shard: tuple[int, int], gather: Callable | None, device: str):
         on_cpu = torch.device(device).type == "cpu"
-        self.size = size or (CPU_BLOCK if on_cpu else GPU_BLOCK)
-        self.shard, self.gather = shard, gather
+        self.size, self.shard, self.gather = size or (CPU_BLOCK if on_cpu else GPU_BLOCK), shard, gather
         self.threads = min(torch.get_num_threads(), MAX_THREADS) if on_cpu else 1
 
     def strips(self, video_of_row: torch.Tensor) -> list[slice]:
@@ -395,68 +333,41 @@ class Blocks:
 class Scores:
     """Scores of rows with columns: products of (N,K) and (M,K) vectors, or with `right` None the (N,M) matrix `left`.
 
-    Attributes:
-        exact: it is a matrix; even in float64 a product is rounded. bound: no |s| is larger. rounding: of a float32
-            tile. dtype: of the tiles.
+    exact: it is a matrix; products are rounded, even in float64. bound: no |s| is larger. rounding: of a float32 tile.
     """
 
     def __init__(self, left, right, device: str, names: tuple[str, str]):
-        self.device, self.exact, self.order, self.dtype = torch.device(device), right is None, None, torch.float32
+        self.device, self.exact, self.order, self.rounding = torch.device(device), right is None, None, 0.0
+        self.left, self.right = checked_tensors(left, right, names)
         if self.exact:
-            self.matrix = left if isinstance(left, torch.Tensor | np.ndarray) else np.asarray(left)
-            self.shape = tuple(self.matrix.shape)
+            chunks = self.left.split(max(1, 2**22 // self.left.shape[1]))
+            found = [(float(x.double().abs().max()), x.isfinite().all(1)) for x in chunks]
+            self.shape, self.bound = tuple(self.left.shape), max(largest for largest, _ in found)
+            finite = torch.cat([of_rows for _, of_rows in found])
+            wide = self.left.dtype in (torch.float64, torch.int32, torch.int64)  # float32 cannot hold these
         else:
-            self.left, self.right = (torch.as_tensor(vectors).to(device).float() for vectors in (left, right))
-            same = self.left.ndim == self.right.ndim == 2 and self.left.shape[1] == self.right.shape[1]
-            self.shape = (len(self.left), len(self.right)) if same else ()
-        if len(self.shape) != 2 or 0 in self.shape:
-            shapes = " and ".join(str(tuple(np.shape(given))) for given in (left, right) if given is not None)
-            wanted = "of vectors, (N,K) and (M,K) with the same K" if right is not None else "of scores, (N,M)"
-            raise ValueError(f"{names[0]}s and {names[1]}s need arrays {wanted}, that are not empty; got {shapes}.")
-        self.bound = self._checked_bound(names)
-        self.rounding = 0.0
-        if self.exact:
-            wide = str(self.matrix.dtype).removeprefix("torch.") in ("float64", "int32", "int64")
-        else:  # 32 roundings of |x||y|; 13 was the most in 240 million products, K from 64 to 2,048
+            self.left, self.right = (x.to(device).float() for x in (self.left, self.right))
+            norms = [x.norm(dim=1) for x in (self.left, self.right)]
+            self.shape, self.bound = (len(self.left), len(self.right)), float(norms[0].max()) * float(norms[1].max())
+            finite = norms[0].isfinite() & norms[1].isfinite().all()  # a bad column spoils all rows
+        if not finite.all():
+            row = int(finite.int().argmin())  # the first
+            in_row = self.left[row] if self.exact else norms[0][row] + norms[1]
+            raise not_finite(names, row, int(in_row.isfinite().int().argmin()))
+        if not self.exact:  # 32 roundings of |x||y|; 13 was the most in 240 million products, K from 64 to 2,048
             self.rounding = min(self.left.shape[1], 32) * torch.finfo(torch.float32).eps / 2 * self.bound
-            part = slice(0, 512)
-            error = self.tile(part, part, torch.float32) - self.tile(part, part, torch.float64)
-            wide = bool(error.abs().max() > self.rounding)
-            if wide and self.shape[0] * self.shape[1] > FLOAT64_LIMIT:
+            narrow, exact = (self.tile(slice(512), slice(512), dtype) for dtype in (torch.float32, torch.float64))
+            wide = bool((narrow - exact).abs().max() > self.rounding)
+            if wide:
                 logger.warning("Float32 products are computed in TF32 or bfloat16 here: scoring in float64 instead.")
-        if wide or self.shape[0] * self.shape[1] <= FLOAT64_LIMIT:
-            self.dtype = torch.float64
-
-    def _checked_bound(self, names: tuple[str, str]) -> float:
-        """No |s| is larger. Raises: ValueError, naming the first score that is not finite."""
-        bound, bad, step = 0.0, None, max(1, 2**22 // self.shape[1])
-        if not self.exact:
-            norms = self.left.norm(dim=1), self.right.norm(dim=1)
-            bound = float(norms[0].max() * norms[1].max())
-            bad_rows, bad_columns = (~norm.isfinite() for norm in norms)
-            if bad_rows.any() or bad_columns.any():
-                row = 0 if bad_columns.any() else int(bad_rows.int().argmax())
-                bad = row, 0 if bad_rows[row] else int(bad_columns.int().argmax())
-        for start in range(0, self.shape[0] if self.exact else 0, step):
-            rows = self.tile(slice(start, start + step), slice(None), torch.float64)
-            if bad is None and not rows.isfinite().all():
-                row, column = (~rows.isfinite()).nonzero()[0].tolist()
-                bad = start + row, column
-            bound = max(bound, float(rows.abs().max()))
-        if bad is not None:
-            raise ValueError(
-                f"The score of ({names[0]} {bad[0]}, {names[1]} {bad[1]}) is not a finite number, and it is the first "
-                "such. A rank among such scores means nothing: look for damaged frames or overflow in half precision."
-            )
-        return bound
+        self.dtype = torch.float64 if wide or math.prod(self.shape) <= FLOAT64_LIMIT else torch.float32
 
     def reorder(self, order: torch.Tensor):
-        """Bring the rows into another order."""
-        if not torch.equal(order, torch.arange(len(order), device=order.device)):
-            if self.exact:
-                self.order = order  # the matrix may be a large file
-            else:
-                self.left = self.left[order]
+        """Bring the rows into another order; of a matrix, which may be a large file, when they are read."""
+        if self.exact:
+            self.order = order.to(self.left.device)
+        else:
+            self.left = self.left[order]
 
     def full(self, axis: int, value: float) -> torch.Tensor:
         """A float64 for every row (0) or column (1)."""
@@ -472,53 +383,18 @@ class Scores:
             s, *scratch = buffers[:, : height * (columns.stop - start)].view(4, height, -1)
             yield columns, self.tile(rows, columns, self.dtype, out=s), scratch
 
-    def tile(self, rows, columns, dtype: torch.dtype, out=None) -> torch.Tensor:
-        """(R,C) scores of rows and columns, slices."""
+    def tile(self, rows: slice, columns: slice, dtype: torch.dtype, out=None) -> torch.Tensor:
+        """(R,C) scores."""
         if not self.exact:
             return torch.mm(self.left[rows].to(dtype), self.right[columns].to(dtype).T, out=out)
-        entries = self._entries(rows, columns).to(self.device, dtype)
-        return entries if out is None else out.copy_(entries)
+        rows = rows if self.order is None else self.order[rows]
+        s = self.left[rows, columns].to(self.device, dtype)
+        return s if out is None else out.copy_(s)
 
     def pairs(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """(P,) float64 scores of single pairs."""
         if self.exact:
-            return self._entries(rows, columns).to(self.device, torch.float64)
-        chunks = zip(rows.split(2048), columns.split(2048), strict=True)
+            rows = rows if self.order is None else self.order[rows.to(self.order.device)]
+            return self.left[rows, columns.to(self.left.device)].to(self.device, torch.float64)
+        chunks = zip(rows.split(128), columns.split(128), strict=True)  # they fit a cache
         return torch.cat([(self.left[row].double() * self.right[column].double()).sum(1) for row, column in chunks])
-
-    def _entries(self, rows, columns) -> torch.Tensor:
-        rows = rows if self.order is None else self.order[rows]
-        if isinstance(self.matrix, torch.Tensor):
-            return self.matrix[rows, columns]
-        rows, columns = (
-            index.cpu().numpy() if isinstance(index, torch.Tensor) else index for index in (rows, columns)
-        )
-        return torch.from_numpy(np.array(self.matrix[rows, columns]))  # a copy: the file may be mapped read-only
-
-
-def _checked_videos(video_of_text, num_texts: int, num_videos: int) -> torch.Tensor:
-    if video_of_text is None and num_texts != num_videos:
-        raise ValueError(
-            f"{num_texts} texts and {num_videos} videos do not pair up by position: pass the index of each text's video."
-        )
-    video_of_text = torch.arange(num_texts) if video_of_text is None else torch.as_tensor(video_of_text)
-    if video_of_text.shape != (num_texts,) or video_of_text.is_floating_point():
-        raise ValueError(
-            f"One video index per text is needed, {num_texts} integers; got {video_of_text.dtype} of shape "
-            f"{tuple(video_of_text.shape)}."
-        )
-    wrong = ((video_of_text < 0) | (video_of_text >= num_videos)).nonzero().flatten().tolist()
-    if wrong:
-        video = int(video_of_text[wrong[0]])
-        raise ValueError(f"Text {wrong[0]} belongs to video {video}, but the videos are 0 to {num_videos - 1}.")
-    return video_of_text.long()
-
-
-def _checked_corrections(corrections: Sequence[str], text_bank, video_bank) -> list[str]:
-    for name in corrections:
-        if name not in CORRECTIONS:
-            near = difflib.get_close_matches(name, CORRECTIONS, n=1) or list(CORRECTIONS)
-            raise ValueError(f"Unknown correction {name!r}. Did you mean {' or '.join(near)}?")
-        if "query_bank" in name and text_bank is None and video_bank is None:
-            raise ValueError(f"{name} needs a bank of training captions (`text_bank`) or training videos.")
-    return [name for name in CORRECTIONS if name == "none" or name in corrections]

@@ -8,9 +8,10 @@ import datasets
 import evaluate
 import numpy as np
 
+from .protocol import recalls
+
 # `evaluate` copies the files that are imported here, not what those import
 from .ranks import rank_retrieval
-from .recalls import recalls
 
 
 _DESCRIPTION = """\
@@ -40,11 +41,9 @@ Example:
 
 _CITATION = """\
 @article{cheng2021camoe,
-  title   = {Improving Video-Text Retrieval by Multi-Stream Corpus Alignment and Dual Softmax Loss},
-  author  = {Cheng, Xing and Lin, Hezheng and Wu, Xiangyu and Yang, Fan and Shen, Dong},
-  journal = {arXiv preprint arXiv:2109.04290},
-  year    = {2021}
-}
+  title = {Improving Video-Text Retrieval by Multi-Stream Corpus Alignment and Dual Softmax Loss},
+  author = {Cheng, Xing and Lin, Hezheng and Wu, Xiangyu and Yang, Fan and Shen, Dong},
+  journal = {arXiv preprint arXiv:2109.04290}, year = {2021}}
 """
 
 

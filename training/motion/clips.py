@@ -6,7 +6,6 @@ Every clip has its own random generators, keyed by seed, split and clip, so the 
 
 import dataclasses
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+
+from data.files import write_whole
 
 from .captions import write_captions
 from .paths import action_path, relation_paths
@@ -104,17 +105,6 @@ def encode_h264(frames: Iterator[np.ndarray], fmt: ClipFormat) -> bytes:
     return buffer.getvalue()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it: it is complete or not there at all."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 @dataclass(frozen=True)
 class MotionClip:
     """One clip of a set: what it shows, and where its file goes."""
@@ -142,7 +132,7 @@ class MotionClip:
 
     def make(self) -> None:
         fmt = self.format()
-        write_atomically(self.path, encode_h264(draw_clip(self.combination, fmt, self.rng(PIXELS)), fmt))
+        write_whole(self.path, encode_h264(draw_clip(self.combination, fmt, self.rng(PIXELS)), fmt))
 
     def row(self) -> dict:
         """The clip's line in metadata.jsonl."""

@@ -6,13 +6,14 @@ per video), Leyo/ActivityNet_Captions. They are read from the Hub or from a clon
 contain the videos (mteb/...) need no preparation: pass them to the programs as `--dataset_name`.
 """
 
+from itertools import zip_longest
 from pathlib import Path
 
 import datasets
 
 from ..errors import UserError
 from .activitynet import paragraph_or_windows
-from .common import AnnotatedClip, Splits, check_unique
+from .common import AnnotatedClip, Splits, caption_list, check_unique, read_bytes
 
 
 # Benchmark -> (configuration, split) on the Hub -> our name for the split.
@@ -50,6 +51,7 @@ def read_hub(benchmark: str, name: str, windows: bool = False) -> Splits:
         raise UserError(f"no Hub layout of {benchmark} is known: give the folder of its annotation files")
     splits: Splits = {}
     found = []
+    check_no_pointers(Path(name))
     try:
         for config in datasets.get_dataset_config_names(name):
             for split in datasets.get_dataset_split_names(name, config):
@@ -78,10 +80,14 @@ def _rows(table: datasets.Dataset, benchmark: str, where: str, windows: bool) ->
     clips = []
     for row in table:
         file_name = Path(row[video_column]).name
-        captions = [row[caption_column]] if isinstance(row[caption_column], str) else row[caption_column]
-        clips.append(AnnotatedClip(str(row.get("video_id") or Path(file_name).stem), file_name, captions))
+        video_id = str(row.get("video_id") or Path(file_name).stem)
+        clips.append(AnnotatedClip(video_id, file_name, caption_list(row[caption_column], where, video_id)))
     check_unique((clip.video_id for clip in clips), where)
     if benchmark not in PARAGRAPHS:
+        for clip in clips:
+            clip.captions = [text for text in clip.captions if text]
+            if not clip.captions:
+                raise UserError(f"{where}: video {clip.video_id!r} has no caption: correct or remove it")
         return clips
 
     timestamps = [None] * len(clips)
@@ -89,10 +95,19 @@ def _rows(table: datasets.Dataset, benchmark: str, where: str, windows: bool) ->
         if "timestamps" in table.column_names:
             timestamps = table["timestamps"]
         elif "captions_starts" in table.column_names:
-            timestamps = [list(zip(r["captions_starts"], r["captions_ends"], strict=True)) for r in table]
+            timestamps = [list(zip_longest(r["captions_starts"], r["captions_ends"])) for r in table]
         else:
             raise UserError(f"{where} has no column of times: leave out --windows")
-    return [row for clip, times in zip(clips, timestamps, strict=True) for row in paragraph_or_windows(clip, times)]
+    return [
+        row for clip, times in zip(clips, timestamps, strict=True) for row in paragraph_or_windows(clip, times, where)
+    ]
+
+
+def check_no_pointers(clone: Path):
+    """Raise UserError if a table of a clone was not downloaded; `datasets` would say that the file is damaged."""
+    for path in sorted(clone.rglob("*")) if clone.is_dir() else ():
+        if path.suffix in (".parquet", ".json", ".jsonl", ".csv") and path.is_file() and path.stat().st_size < 1024:
+            read_bytes(path)
 
 
 def _first(names: tuple[str, ...], table: datasets.Dataset, where: str) -> str:

@@ -9,7 +9,7 @@ those of the movie, not of the clip, so they give no windows.
 from pathlib import Path
 
 from ..errors import UserError
-from .common import AnnotatedClip, Splits, check_unique, read_lines
+from .common import AnnotatedClip, Splits, check_unique, clean, numbered_lines
 
 
 FILES = {
@@ -24,7 +24,7 @@ def read_lsmdc(folder: Path, windows: bool = False) -> Splits:
     splits = {}
     for name, file in FILES.items():
         path = folder / file
-        pairs = [_clip_and_sentence(line, number, path) for number, line in enumerate(read_lines(path), start=1)]
+        pairs = [_clip_and_sentence(line, number, path) for number, line in numbered_lines(path)]
         if name == "test":  # the 1,000 clips have one sentence each; in the other splits a clip may have several
             check_unique((clip_id for clip_id, _ in pairs), path)
         captions: dict[str, list[str]] = {}
@@ -35,10 +35,18 @@ def read_lsmdc(folder: Path, windows: bool = False) -> Splits:
 
 
 def _clip_and_sentence(line: str, number: int, path: Path) -> tuple[str, str]:
-    columns = line.split("\t")
+    columns = [column.strip() for column in line.split("\t")]
     if len(columns) != 6:
         raise UserError(
             f"{path}, line {number}, has {len(columns)} tab-separated columns, not the 6 of LSMDC "
             "(clip_id, four times, sentence); download it again"
         )
-    return columns[0], columns[5]
+    clip_id, sentence = columns[0], columns[5]
+    if clip_id.startswith('"') and not clip_id.endswith('"') and not sentence.startswith('"'):
+        sentence = sentence.removesuffix('"')  # the whole line is quoted
+    if len(sentence) > 1 and sentence[0] == sentence[-1] == '"':
+        sentence = sentence[1:-1].replace('""', '"')
+    clip_id, sentence = clip_id.strip('" '), clean(sentence)
+    if not clip_id or not sentence:
+        raise UserError(f"{path}, line {number}, has no {'sentence' if clip_id else 'clip id'}: correct or remove it")
+    return clip_id, sentence

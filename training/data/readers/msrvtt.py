@@ -11,7 +11,17 @@ from collections import defaultdict
 from pathlib import Path
 
 from ..errors import UserError
-from .common import AnnotatedClip, Splits, add_captions, check_unique, get_field, read_csv, read_json
+from .common import (
+    AnnotatedClip,
+    Splits,
+    add_captions,
+    caption_list,
+    check_unique,
+    clean,
+    get_field,
+    read_csv,
+    read_json,
+)
 
 
 # Official split -> its numbers in video0 to video9999. Some releases have the split in a field, some do not.
@@ -27,8 +37,12 @@ def read_msrvtt(folder: Path, windows: bool = False) -> Splits:
     path = folder / "MSRVTT_data.json"
     data = read_json(path)
     captions = defaultdict(list)
-    for sentence in get_field(data, "sentences", path):
-        captions[get_field(sentence, "video_id", path)].append(get_field(sentence, "caption", path))
+    sentences = get_field(data, "sentences", path)
+    if isinstance(sentences, dict):  # {video: captions}
+        sentences = [{"video_id": video, "caption": texts} for video, texts in sentences.items()]
+    for sentence in sentences:
+        video = get_field(sentence, "video_id", path)
+        captions[video] += caption_list(get_field(sentence, "caption", path), path, video)
 
     splits: Splits = {}
     for name in ("train_9k", "train_7k"):
@@ -41,9 +55,11 @@ def read_msrvtt(folder: Path, windows: bool = False) -> Splits:
     if listed_in.is_file():
         rows = read_csv(listed_in, ["video_id", "sentence"])
         check_unique((row["video_id"] for row in rows), listed_in)
-        splits["test_1k"] = [AnnotatedClip(row["video_id"], row["video_id"], [row["sentence"]]) for row in rows]
+        splits["test_1k"] = [AnnotatedClip(row["video_id"], row["video_id"], [clean(row["sentence"])]) for row in rows]
 
     videos = get_field(data, "videos", path)
+    if isinstance(videos, dict):
+        videos = [{"video_id": video, **(record or {})} for video, record in videos.items()]
     if "train_7k" in splits and "test_1k" in splits:
         used = {clip.video_id for name in ("train_7k", "test_1k") for clip in splits[name]}
         unused = [video["video_id"] for video in videos if get_field(video, "video_id", path) not in used]

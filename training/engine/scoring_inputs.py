@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .compare_runs import query_key
+from evaluation.compare_runs import query_key
 
 
 @dataclass

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from data.captioned_clips import load_split, read_captioned_clips
 from data.errors import UserError
+from evaluation.compare_runs import query_key
 
-from .compare_runs import query_key
 from .scoring_inputs import ScoringInputs
 
 

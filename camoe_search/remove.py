@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking files out of an index, and listing those that are not in it. No model is loaded, and no torch."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from .database import transaction, write_lock
+from .errors import SearchError
+from .files import matches
+from .writer import IndexWriter
+
+
+# Paths of files, with what is known of them.
+KNOWN = f"""
+SELECT roots.path || '{os.sep}' || files.path, files.id, size, mtime_ns, content, COALESCE(files.cause, contents.cause)
+FROM files JOIN roots ON roots.id = files.root LEFT JOIN contents ON contents.id = files.content
+"""
+# Files that are not, or not wholly, in the index, with the cause.
+SKIPPED = f"""
+SELECT roots.path || '{os.sep}' || files.path, windows.start, windows.end,
+       COALESCE(files.cause, contents.cause, windows.cause)
+FROM files JOIN roots ON roots.id = files.root LEFT JOIN contents ON contents.id = files.content
+     LEFT JOIN windows ON windows.content = contents.id AND windows.cause IS NOT NULL
+WHERE COALESCE(files.cause, contents.cause, windows.cause) IS NOT NULL ORDER BY 1, 2
+"""
+
+
+def remove_files(folder: str | os.PathLike, patterns) -> tuple[int, int]:
+    """Remove files, all files under folders, and files that fit patterns. Returns the numbers of files and moments.
+
+    Raises:
+        SearchError: nothing in the index fits one of them.
+    """
+    folder = Path(folder)
+    with write_lock(folder), IndexWriter(folder) as writer, open_copy(writer) as store:
+        patterns = [os.fspath(pattern) for pattern in patterns]
+        known = writer.connection.execute(KNOWN).fetchall()
+        roots = [path for (path,) in writer.connection.execute("SELECT path FROM roots")]
+        files = set()
+        for pattern in patterns:
+            found = {file for path, file, *_ in known if matches(path, pattern)}
+            if not found and not any(matches(root, pattern) for root in roots):
+                raise SearchError(f"no file of the index is or fits {pattern}; nothing was removed")
+            files |= found
+        removed = writer.remove_files(sorted(files))
+        gone = [(root,) for root in roots if any(matches(root, pattern) for pattern in patterns)]
+        with transaction(writer.connection) as connection:
+            connection.executemany("DELETE FROM roots WHERE path = ? AND id NOT IN (SELECT root FROM files)", gone)
+        writer.tidy()
+        if store is not None:
+            store.update(writer)
+    return len(files), removed
+
+
+def skipped_files(connection) -> list[dict]:
+    """Files, or parts of them, that could not be read: {"path", "cause"}, and "start", "end" of a part."""
+    rows = []
+    for path, start, end, cause in connection.execute(SKIPPED):
+        rows.append({"path": path, "cause": cause} | ({} if start is None else {"start": start, "end": end}))
+    return rows
+
+
+@contextlib.contextmanager
+def open_copy(writer: IndexWriter) -> Iterator:
+    """The collection that holds a copy of the index, open; None if there is none."""
+    if writer.description.milvus is None:
+        yield None
+        return
+    from .milvus_store import open_collection
+
+    with contextlib.closing(open_collection(writer.description)) as store:
+        yield store

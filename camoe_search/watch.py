@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`camoe index --watch`: wait until something happens in folders.
+
+The package watchfiles asks the operating system (inotify, FSEvents, …), and polls where WATCHFILES_FORCE_POLLING is
+set, as network shares need it. Without the package, folders are looked at every half minute.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+
+
+logger = logging.getLogger(__name__)
+
+# A file is written for a while: what follows within this time belongs to the same change.
+QUIET_SECONDS = 2.0
+POLL_SECONDS = 30.0
+
+
+def changes(folders: Sequence[str]) -> Iterator[None]:
+    """Yields when something in the folders may have changed, for ever."""
+    try:
+        import watchfiles
+    except ImportError:
+        logger.warning("watchfiles is not installed: looking every %d seconds", POLL_SECONDS)
+        while True:
+            time.sleep(POLL_SECONDS)
+            yield
+    for _ in watchfiles.watch(*folders, step=int(1000 * QUIET_SECONDS), debounce=60_000, raise_interrupt=True):
+        yield

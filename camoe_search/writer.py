@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changing an index: every method is one transaction (or several, each a state of its own), and costs what it changes.
+
+Vectors reach the disk before the transaction that names them. The caller holds the write lock; other processes of the
+same run append to segments of their own.
+"""
+
+import dataclasses
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .bank import QueryBank, read_bank
+from .database import (
+    connect,
+    read_description,
+    select_in,
+    snapshot,
+    transaction,
+    write_description,
+)
+from .errors import SearchError
+from .exact import Part, best_rows
+from .rows import Rows
+from .segments import SEGMENT_ROWS, append_rows, delete_segments, with_dead
+
+
+BLOCK_ROWS = 4096  # rows scored or moved at a time: (1000, 4096) scores of a query bank are 16 MB
+# A segment with more dead rows than this share is written anew: it wastes memory bandwidth in every search.
+MAX_DEAD = 0.25
+
+
+class Moment(NamedTuple):
+    """A window of a file, as `IndexWriter.add_moments` takes it."""
+
+    path: str  # relative to the root
+    start: float  # seconds
+    end: float
+    size: int  # of the file, bytes
+    mtime_ns: int
+    hash: str  # of its content, `files.content_hash`
+
+
+class IndexWriter:
+    """A connection that changes an index.
+
+    Args:
+        folder: of the index.
+        process: number of this process in its run; only process 0 continues segments that are not full.
+    """
+
+    def __init__(self, folder: Path, process: int = 0):
+        self.folder = folder
+        self.connection = connect(folder, write=True)
+        self.description = read_description(self.connection)
+        self.bank = read_bank(self.connection, self.description.tau)
+        self._best = self._best_scores()
+        self._segment: tuple[int, int] | None = None  # number and rows of the one that is written now
+        if process == 0:
+            self._segment = self.connection.execute(
+                "SELECT id, rows FROM segments WHERE rows < ? ORDER BY id LIMIT 1", (SEGMENT_ROWS,)
+            ).fetchone()
+
+    def __enter__(self) -> "IndexWriter":
+        return self
+
+    def __exit__(self, *error):
+        self.connection.close()
+
+    def describe(self, **changes):
+        """Change settings."""
+        self.description = dataclasses.replace(self.description, **changes)
+        with transaction(self.connection) as connection:
+            write_description(connection, self.description)
+
+    # --- adding rows -------------------------------------------------------------------------------------------------
+
+    def append(self, windows: list[int], vectors: np.ndarray, failed: dict[int, str] | None = None):
+        """Give windows their vectors.
+
+        Args:
+            windows: their ids.
+            vectors: (b,K).
+            failed: windows that could not be decoded: id -> cause.
+        """
+        with transaction(self.connection) as connection:
+            self._append(connection, windows, vectors)
+            connection.executemany(
+                "UPDATE windows SET cause = ? WHERE id = ?", [(cause, id) for id, cause in (failed or {}).items()]
+            )
+
+    def _append(self, connection, windows: list[int], vectors: np.ndarray):
+        """Write vectors and then name them; inside a transaction."""
+        vectors = self._rounded(vectors)
+        segment = self._segment
+        written = 0
+        try:
+            while written < len(windows):
+                number, rows = self._open_segment(connection)
+                piece = slice(written, written + SEGMENT_ROWS - rows)
+                self._write(number, rows, vectors[piece])
+                self._insert_rows(connection, windows[piece], vectors[piece], number, rows)
+                written += len(windows[piece])
+        except BaseException:
+            self._segment = segment  # what was written after its rows is not part of the index
+            raise
+
+    def _open_segment(self, connection) -> tuple[int, int]:
+        """Number and rows of a segment that has room."""
+        if self._segment is None or self._segment[1] >= SEGMENT_ROWS:
+            number = connection.execute("INSERT INTO segments(rows, dead) VALUES(0, x'')").lastrowid
+            self._segment = (number, 0)
+        return self._segment
+
+    def _write(self, segment: int, rows: int, vectors: np.ndarray):
+        try:
+            append_rows(self.folder, segment, rows, vectors)
+        except OSError as error:
+            raise SearchError(f"the index was left as it was: {self.folder}: {error.strerror}") from error
+        self._segment = (segment, rows + len(vectors))
+
+    def _insert_rows(self, connection, windows: list[int], vectors: np.ndarray, segment: int, rows: int):
+        first = segment * SEGMENT_ROWS + rows
+        connection.execute("UPDATE segments SET rows = ? WHERE id = ?", (rows + len(windows), segment))
+        connection.executemany(
+            "UPDATE windows SET row = ?, cause = NULL WHERE id = ?",
+            [(first + number, window) for number, window in enumerate(windows)],
+        )
+        last = first + len(windows)
+        named = {
+            row for (row,) in connection.execute("SELECT row FROM windows WHERE row >= ? AND row < ?", (first, last))
+        }
+        # Another process may have removed a window meanwhile, because its file had changed.
+        self._kill(connection, [row for row in range(first, last) if row not in named])
+        if self.bank is not None:
+            bias, scores = self.bank.bias(vectors)
+            connection.execute("INSERT OR REPLACE INTO bias VALUES(?, ?)", (first, bias.tobytes()))
+            self._note_best(connection, scores, np.arange(first, first + len(windows)))
+
+    def add_moments(self, root: str, moments: Sequence[Moment], vectors: np.ndarray):
+        """Add files whose vectors were made elsewhere, in one transaction.
+
+        Args:
+            root: folder of the files.
+            moments: the windows, those of one file one after the other.
+            vectors: (B,K), theirs.
+        """
+        with transaction(self.connection) as connection:
+            connection.execute("INSERT OR IGNORE INTO roots(path) VALUES(?)", (root,))
+            ((root_id,),) = connection.execute("SELECT id FROM roots WHERE path = ?", (root,))
+            ((content,),) = connection.execute(
+                "SELECT COALESCE(max(seq), 0) FROM sqlite_sequence WHERE name = 'contents'"
+            )
+            ((window,),) = connection.execute(
+                "SELECT COALESCE(max(seq), 0) FROM sqlite_sequence WHERE name = 'windows'"
+            )
+            contents, files, windows, path, number = [], [], [], None, 0
+            for moment in moments:
+                if moment.path != path:
+                    path, number, content = moment.path, 0, content + 1
+                    contents.append((content, moment.hash, moment.end))
+                    files.append((root_id, path, moment.size, moment.mtime_ns, content))
+                window += 1
+                windows.append((window, content, number, moment.start, moment.end, 0))
+                number += 1
+            connection.executemany("INSERT INTO contents(id, hash, duration) VALUES(?, ?, ?)", contents)
+            connection.executemany(
+                "INSERT INTO files(root, path, size, mtime_ns, content) VALUES(?, ?, ?, ?, ?)", files
+            )
+            connection.executemany(
+                "INSERT INTO windows(id, content, number, start, end, whole) VALUES(?, ?, ?, ?, ?, ?)", windows
+            )
+            self._append(connection, [window for window, *_ in windows], vectors)
+
+    def _rounded(self, vectors: np.ndarray) -> np.ndarray:
+        """As they are stored. A float16 has its largest value at 65,504; a vector's entries are within 1."""
+        return np.ascontiguousarray(vectors, self.description.dtype)
+
+    # --- hubs --------------------------------------------------------------------------------------------------------
+
+    def _best_scores(self) -> np.ndarray:
+        """The score of each query's best row so far; +inf where it has to be looked up again."""
+        scores = [score for (score,) in self.connection.execute("SELECT score FROM bank ORDER BY query")]
+        return np.array([np.inf if score is None else score for score in scores], np.float64)
+
+    def _note_best(self, connection, scores: np.ndarray, rows: np.ndarray):
+        """Keep the best row of each query: scores (Q,b) of rows (b,)."""
+        found = scores.max(axis=1)
+        better = np.flatnonzero(found > self._best)
+        columns = scores[better].argmax(axis=1)
+        connection.executemany(
+            "UPDATE bank SET best = ?, score = ? WHERE query = ? AND score < ?",
+            [
+                (int(rows[column]), float(found[query]), int(query), float(found[query]))
+                for query, column in zip(better, columns, strict=True)
+            ],
+        )
+        self._best[better] = found[better]
+
+    def refresh_hubs(self):
+        """Look up the best rows of queries that lost theirs."""
+        unknown = [query for (query,) in self.connection.execute("SELECT query FROM bank WHERE score IS NULL")]
+        if not unknown:
+            return
+        with snapshot(self.connection):
+            rows = Rows(self.folder, self.connection, self.description, {})
+        scores, best = best_rows(rows.parts, self.bank.vectors[unknown], 1, np.zeros(len(unknown), bool))
+        values = zip(best[:, 0].tolist(), scores[:, 0].astype(float).tolist(), unknown, strict=True)
+        with transaction(self.connection) as connection:
+            connection.executemany("UPDATE bank SET best = ?, score = ? WHERE query = ?", values)
+        self._best = self._best_scores()
+
+    def set_bank(self, bank: QueryBank | None):
+        """Replace the query bank: all biases change, in one transaction; no vector does."""
+        self.bank = bank
+        self._best = np.full(0 if bank is None else len(bank.texts), -np.inf)
+        with transaction(self.connection) as connection:
+            connection.execute("DELETE FROM bank")
+            connection.execute("DELETE FROM bias")
+            self.description = dataclasses.replace(
+                self.description, tau=bank and bank.tau, bank=bank.hash if bank else "", cache=None
+            )
+            write_description(connection, self.description)
+            if bank is None:
+                return
+            connection.executemany(
+                "INSERT INTO bank VALUES(?, ?, ?, -1, ?)",
+                [(n, bank.texts[n], bank.vectors[n].tobytes(), -np.inf) for n in range(len(bank.texts))],
+            )
+            for part in Rows(self.folder, connection, self.description, {}).parts:
+                for start in range(0, len(part.vectors), BLOCK_ROWS):
+                    self._rescore(connection, part, slice(start, start + BLOCK_ROWS))
+
+    def _rescore(self, connection, part: Part, block: slice):
+        bias, scores = self.bank.bias(part.vectors[block])
+        if part.allowed is not None:
+            scores[:, ~part.allowed[block]] = -np.inf
+        first = part.first + block.start
+        connection.execute("INSERT INTO bias VALUES(?, ?)", (first, bias.tobytes()))
+        self._note_best(connection, scores, np.arange(first, first + len(bias)))
+
+    # --- removing ----------------------------------------------------------------------------------------------------
+
+    def remove_files(self, files: list[int]) -> int:
+        """Remove files by id, and what no other file holds. Returns the number of windows that went."""
+        with transaction(self.connection) as connection:
+            contents = {
+                content
+                for (content,) in select_in(connection, "SELECT DISTINCT content FROM files WHERE id IN ({})", files)
+            }
+            select_in(connection, "DELETE FROM files WHERE id IN ({})", files)
+            removed = self._remove_orphans(connection, sorted(contents - {None}))
+        return removed
+
+    def change_content(self, file: int, content: int | None, size: int, mtime_ns: int, cause: str | None = None):
+        """Give a file another content, or none and the cause; inside a transaction."""
+        ((old,),) = self.connection.execute("SELECT content FROM files WHERE id = ?", (file,))
+        self.connection.execute(
+            "UPDATE files SET content = ?, size = ?, mtime_ns = ?, cause = ? WHERE id = ?",
+            (content, size, mtime_ns, cause, file),
+        )
+        if old is not None and old != content:
+            self._remove_orphans(self.connection, [old])
+
+    def _remove_orphans(self, connection: sqlite3.Connection, contents: list[int]) -> int:
+        """Remove contents that no file holds, with their windows."""
+        held = select_in(connection, "SELECT DISTINCT content FROM files WHERE content IN ({})", contents)
+        orphans = sorted(set(contents) - {content for (content,) in held})
+        rows = [row for (row,) in select_in(connection, "SELECT row FROM windows WHERE content IN ({})", orphans)]
+        self._kill(connection, [row for row in rows if row is not None])
+        select_in(connection, "DELETE FROM windows WHERE content IN ({})", orphans)
+        select_in(connection, "DELETE FROM contents WHERE id IN ({})", orphans)
+        return len(rows)
+
+    def _kill(self, connection: sqlite3.Connection, rows: list[int]):
+        """Mark rows as dead."""
+        if not rows:
+            return
+        segments, numbers = np.divmod(np.array(rows), SEGMENT_ROWS)
+        for segment in np.unique(segments).tolist():
+            ((count, dead),) = connection.execute("SELECT rows, dead FROM segments WHERE id = ?", (segment,))
+            bits = with_dead(dead, count, numbers[segments == segment])
+            connection.execute("UPDATE segments SET dead = ? WHERE id = ?", (bits, segment))
+        select_in(connection, "UPDATE bank SET best = NULL, score = NULL WHERE best IN ({})", rows)
+        self._best = self._best_scores()
+
+    # --- keeping it small --------------------------------------------------------------------------------------------
+
+    def tidy(self):
+        """What is worth doing at the end of a run: compact segments, merge biases, copy the log into the database."""
+        self._compact()
+        self._merge_biases()
+        keep = {segment for (segment,) in self.connection.execute("SELECT id FROM segments")}
+        delete_segments(self.folder, keep)
+        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _compact(self):
+        """Write the living rows of segments with many dead ones to the end, a segment at a time."""
+        with snapshot(self.connection):
+            parts = Rows(self.folder, self.connection, self.description, {}).parts
+        for part in parts:
+            living = len(part.vectors) if part.allowed is None else int(part.allowed.sum())
+            if len(part.vectors) - living <= MAX_DEAD * len(part.vectors):
+                continue
+            segment = part.first // SEGMENT_ROWS
+            if self._segment is not None and self._segment[0] == segment:
+                self._segment = None
+            for start in range(0, len(part.vectors), BLOCK_ROWS):
+                self._move(part, start + np.flatnonzero(part.allowed[start : start + BLOCK_ROWS]))
+            with transaction(self.connection) as connection:
+                connection.execute("DELETE FROM segments WHERE id = ?", (segment,))
+                connection.execute(
+                    "DELETE FROM bias WHERE row >= ? AND row < ?", (part.first, part.first + SEGMENT_ROWS)
+                )
+
+    def _move(self, part: Part, numbers: np.ndarray):
+        """Move some rows of a part to the end of the index: each is dead in its old place when it is in the new."""
+        written = 0
+        while written < len(numbers):
+            with transaction(self.connection) as connection:
+                segment, rows = self._open_segment(connection)
+                piece = numbers[written : written + SEGMENT_ROWS - rows]
+                self._write(segment, rows, part.vectors[piece])
+                first = segment * SEGMENT_ROWS + rows
+                moves = list(zip(range(first, first + len(piece)), (part.first + piece).tolist(), strict=True))
+                connection.execute("UPDATE segments SET rows = ? WHERE id = ?", (rows + len(piece), segment))
+                connection.executemany("UPDATE windows SET row = ? WHERE row = ?", moves)
+                connection.executemany("UPDATE bank SET best = ? WHERE best = ?", moves)
+                if self.bank is not None:
+                    connection.execute("INSERT INTO bias VALUES(?, ?)", (first, part.bias[piece].tobytes()))
+                self._kill(connection, (part.first + piece).tolist())
+            written += len(piece)
+
+    def _merge_biases(self):
+        """One blob of biases per segment, so that opening the index reads few."""
+        counts = self.connection.execute(
+            "SELECT row / ? AS segment, count(*) AS blobs FROM bias GROUP BY segment HAVING blobs > 1", (SEGMENT_ROWS,)
+        ).fetchall()
+        if not counts:
+            return
+        with transaction(self.connection) as connection:
+            parts = {part.first: part for part in Rows(self.folder, connection, self.description, {}).parts}
+            for segment, _ in counts:
+                first = segment * SEGMENT_ROWS
+                connection.execute("DELETE FROM bias WHERE row >= ? AND row < ?", (first, first + SEGMENT_ROWS))
+                connection.execute("INSERT INTO bias VALUES(?, ?)", (first, parts[first].bias.tobytes()))
