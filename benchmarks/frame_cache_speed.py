@@ -34,7 +34,6 @@ from data.captioned_clips import CaptionedClips
 from data.frame_cache import FrameCache
 from data.frame_ring import FrameRing, RingLoader
 from modeling_camoe import CAMoEProcessor, CAMoEVideoProcessor
-from modeling_camoe.captions import STREAMS
 from modeling_camoe.frames import Clip, SampledFrames
 from motion.clip_tokenizer import train_clip_tokenizer
 
@@ -73,7 +72,7 @@ def loader_line(folder: Path, options) -> tuple[Line, dict]:
     names = [path.stem for path in paths]
     split = CaptionedClips([Clip(str(p)) for p in paths], names, [[text] for text in captions], streams)
     video_processor = CAMoEVideoProcessor()
-    processor = CAMoEProcessor(video_processor, train_clip_tokenizer(captions, 600), STREAMS, tagger=None)
+    processor = CAMoEProcessor(video_processor, train_clip_tokenizer(captions, 600), tagger=None)
     pairs = TrainPairs(split, FrameCache(folder / "cache", NoisyFrames(video_processor)), 0, "uniform")
     ring = FrameRing(options.batch, (12, 3, 224, 224), workers=0, prefetch=1)
     collator = PairCollator(processor, processor.experts, ring)

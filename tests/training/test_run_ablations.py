@@ -16,7 +16,7 @@ from engine import ablation_report
 from engine.options import TrainOptions
 from engine.recipe import parse_options
 from evaluation.compare_runs import RANKS_FILE, RunRanks
-from evaluation.recalls import Ranks
+from evaluation.protocol import Ranks
 from tests.programs import run_program
 
 

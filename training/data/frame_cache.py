@@ -170,7 +170,7 @@ def read_header(path: Path) -> tuple[tuple[int, ...], int] | None:
     """Shape and offset of the data of a .npy file of bytes; None if it is missing, or was truncated in a crash."""
     try:
         file = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         start, size = os.read(file, 128), os.fstat(file).st_size  # 128: what numpy writes for any shape of ours
