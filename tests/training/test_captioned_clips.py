@@ -73,7 +73,7 @@ def test_a_column_reads_rows_one_by_one_and_follows_a_selection(tmp_path, tagged
     with pytest.raises(IndexError):
         column[3]
     clips = read_captioned_clips(data, ["fusion"], None)
-    assert clips.video_ids[1] == "v2" and clips.captions[2][0] == "a dog number 9 runs"
+    assert clips.video_ids[1] == "v2@2-" and clips.captions[2][0] == "a dog number 9 runs"
     assert clips.caption_counts.tolist() == [2, 2, 2]
 
 
@@ -106,7 +106,7 @@ def test_videos_in_a_table_are_read_one_at_a_time(tmp_path, tagged, monkeypatch)
     [
         ({"captions": ["a dog", " "]}, "row 7 of the data set has an empty caption in column 'captions'"),
         ({"captions": []}, "row 7 of the data set has an empty caption"),
-        ({"video": "v3.mp4"}, "video id 'v3' appears twice"),
+        ({"video": "v3.mp4", "start": 3.0}, "video id 'v3@3-' appears twice"),
         ({"video": ""}, "row 7 of the data set has no video in column 'video'"),
     ],
 )
@@ -125,7 +125,7 @@ def read_rows(**columns):
 
 def test_windows_of_one_video_are_clips_with_names_of_their_own():
     split = read_rows(video=["a/x.mp4"] * 3 + ["y.mp4"], start=[0.0, 2.5, 4.0, None], end=[2.5, 4.0, None, None])
-    assert split.video_ids == ["x@0-2.5", "x@2.5-4", "x@4-", "y"]
+    assert list(split.video_ids) == ["x@0-2.5", "x@2.5-4", "x@4-", "y"]
     assert [(clip.start, clip.end) for clip in split.clips] == [(0.0, 2.5), (2.5, 4.0), (4.0, None), (None, None)]
 
 

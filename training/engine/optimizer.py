@@ -34,20 +34,20 @@ def parameter_groups(model, options) -> list[dict]:
     With `layer_decay`, a layer of a tower learns at `clip_learning_rate` times `layer_decay` to the power of the
     number of layers from it to the top; embeddings are one layer lower, all else of CLIP counts as the top.
     """
-    groups: dict[tuple[float, float], list] = {}
+    groups: dict[tuple[bool, float, float], list] = {}  # CLIP's apart even at the rate of the others: see resuming
     depths = tower_depths(name for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:  # frozen because LoRA trains in its place
             continue
-        rate = options.learning_rate
-        if ".clip." in f".{name}":
+        is_clip, rate = ".clip." in f".{name}", options.learning_rate
+        if is_clip:
             rate = options.clip_learning_rate * options.layer_decay ** layers_above(name, depths)
         if rate == 0:
             parameter.requires_grad_(False)
             continue
         decay = 0.0 if parameter.ndim < 2 else options.weight_decay
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+        groups.setdefault((is_clip, rate, decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (_, rate, decay), params in groups.items()]
 
 
 # "clip.vision_model.encoder.layers.3.mlp.fc1.weight" and, in other text towers, "clip.text_model.encoder.layer.3. ..."

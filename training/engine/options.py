@@ -101,7 +101,7 @@ class TrainOptions:
     validation_epochs: int = option(1, "epochs between validations")
     frame_cache: str | None = option(None, "folder that caches sampled frames, for runs of many epochs")
     frame_cache_jpeg: int | None = option(
-        None, "keep frames as JPEG of this quality, e.g. 95: a tenth of the space (default: as they are)"
+        None, "keep frames as JPEG of this quality, e.g. 95: a fifth of the space (default: as they are)"
     )
     feature_cache: str | None = option(
         None, "folder that caches the embeddings of a frozen CLIP: after the first run nothing is decoded"
