@@ -111,6 +111,10 @@ def step_of(name: str, options, inputs: dict):
     ids, mask, four, four_mask = (tensor.to(device) for tensor in (*inputs["one"], *inputs["four"]))
     if name.startswith("camoe"):
         model = CAMoEModel(CAMoEConfig(clip_config=clip_config, max_frames=max(64, options.frames)))
+        if "checkpointing" in name:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        if "gradient cache" in name:
+            return cached_step(model.to(device).train(), options, pixels, four, four_mask)
 
         def loss():
             return model(four, pixels, four_mask, return_loss=True).loss
@@ -144,6 +148,28 @@ def step_of(name: str, options, inputs: dict):
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
             value = loss()
         value.backward()
+        optimizer.step()
+
+    return step
+
+
+def cached_step(model, options, pixels, ids, mask):
+    """() -> one step whose batch goes through the trainer's gradient cache in four chunks."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+    from accelerate import Accelerator
+
+    from engine.gradient_cache import cached_backward
+
+    bf16 = options.precision == "bfloat16"
+    accelerator = Accelerator(cpu=pixels.device.type == "cpu", mixed_precision="bf16" if bf16 else "no")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-7)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    batch = {"input_ids": ids, "attention_mask": mask, "pixel_values_videos": pixels}
+    video_ids = torch.arange(len(ids))
+
+    def step():
+        optimizer.zero_grad()
+        cached_backward(accelerator, model, batch, video_ids, max(1, len(ids) // 4))
         optimizer.step()
 
     return step

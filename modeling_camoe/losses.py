@@ -92,7 +92,8 @@ def contrastive_loss(
         text_vectors, video_vectors: (n,K), pair i in row i of both. Logits are their inner products times `scale`:
             normalise them for cosines.
         scale: exp(logit_scale), or one over a temperature.
-        video_ids: (n,) integers; pairs of the same video are not each other's negatives.
+        video_ids: (n,) integers; pairs of the same video are not each other's negatives. With (n,J), pairs that agree
+            in any of the J numbers are not: for example the video and a hash of the caption.
         dual_softmax_temp: temperature of the prior, None for no prior. 1000, in the authors' file, is close to none.
         gather_across_devices: the negatives are the pairs of all processes, which must all call this.
         process_group: of torch.distributed, the processes to gather from; None is all of them.
@@ -123,7 +124,8 @@ def contrastive_loss(
     excluded = None
     if video_ids is not None:
         video_ids = gather_with_grad(video_ids, process_group) if world_size > 1 else video_ids
-        excluded = video_ids[used, None] == video_ids  # same shape as the logits, the same for both directions
+        video_ids = video_ids.flatten(1) if video_ids.ndim > 1 else video_ids[:, None]  # (N,J)
+        excluded = (video_ids[used, None] == video_ids).any(dim=-1)  # as the logits, the same for both directions
         excluded[:, used].fill_diagonal_(False)
         text_logits, video_logits = (_mask(logits, excluded) for logits in (text_logits, video_logits))
     if dual_softmax_temp is not None:

@@ -94,7 +94,7 @@ def run_processes(world: int, name: str, *arguments, code: str | None = None) ->
         RunningProgram(name, *arguments, code=code, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(world)
     ]
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while any(running.poll() is None for running in ranks):
         failed = time.monotonic() > deadline or any(running.poll() for running in ranks)
         for running in ranks:

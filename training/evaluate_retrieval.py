@@ -74,9 +74,9 @@ class EvaluationOptions:
         None, "temperature of the bank of clips (default: --query_bank_tau if given, or from validation)"
     )
     sinkhorn_temp: float | None = option(None, "temperature of sinkhorn (default: from validation)")
-    bank: int = option(1000, "size of the banks: captions of query_bank.txt, and training clips")
+    bank: int = option(1000, "size of the banks: captions of query_bank.txt, and training clips, both sampled")
     on_leak: str = option(
-        "raise", "a scored caption in the bank: stop, or drop it from the bank", choices=("raise", "drop")
+        "drop", "a scored caption in the bank: drop it from the bank and say so, or stop", choices=("drop", "raise")
     )
 
     # Running
@@ -129,7 +129,7 @@ class Temperature:
     direction: str = "text_to_video"
 
 
-QUERY_BANKS, TAUS = ("query_bank", "dynamic_query_bank"), (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+QUERY_BANKS, TAUS = ("query_bank", "dynamic_query_bank"), (0.01, 0.015, 0.02, 0.05, 0.1, 0.2, 0.5)
 # Dual softmax: units of the logits. The others: units of the score itself, in [-1, 1].
 TEMPERATURES = {
     "dual_softmax_temp": Temperature("dual_softmax_temp", ("dual_softmax",), (0.5, 1, 2, 5, 10, 20, 50)),
@@ -228,6 +228,8 @@ def main():
             results["comparison"] = compare(options, ranks, other)
         write_json(folder / "eval_results.json", results)
         ranks.save(folder / RANKS_FILE)
+        if results.get("bank_captions_left_out"):
+            print(f"left {results['bank_captions_left_out']} captions out of the query bank: they are scored, too")
         if results.get("equal_captions"):
             print(
                 f"{results['equal_captions']} of the captions are also another video's, which counts as a wrong answer"

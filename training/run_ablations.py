@@ -1,21 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train and score the rows of an ablation table, then write the table and its chart.
 
-    python training/run_ablations.py --table training/recipes/ablations.yaml [--only "full"] [--dry_run]
+    python training/run_ablations.py --table training/recipes/ablations.yaml [--only "[full]"] [--dry_run]
+    python training/run_ablations.py --recipes '[training/recipes/msrvtt_7k.yaml]' --seeds '[0, 1, 2]' \
+        --methods '[training/recipes/clip4clip_meanp.yaml]' --evaluate.split test_1k --page docs/msrvtt.md
 
-A table names base recipes, options for every row, seeds, and what each row changes. Every row is trained with
-run_retrieval.py and scored with evaluate_retrieval.py, once per seed: first all rows with the first seed, and so on.
+A table names base recipes, options for every row, seeds, and what each row changes; `--recipes` makes one of any
+recipe: a row for it, and a row for it with each of the methods on top. Every row is trained with run_retrieval.py and
+scored with evaluate_retrieval.py, once per seed: first all rows with the first seed, and so on.
 Notable features:
 - a finished run is not run again unless its options in the table changed; its results are one JSON file in
   `results_dir`, small enough to be committed, and the table is made from these files alone;
 - a run that was killed continues from its last checkpoint: run the same command again;
-- the table in `page` stands between two markers, and the text around it is kept; rows without a run say "not run".
+- the table in `page` stands between two markers, and the text around it is kept; rows without a run say "not run";
+- means and deviations over seeds, and paired tests, query by query, against the first row;
+- every job has a GPU of its own (`--devices`), so eight GPUs train eight rows at a time.
 
 `--report` writes the table and the chart again without running anything. On a cluster, or to share a machine,
 `--launcher "srun -n 1"` puts a command before every program, and `--jobs` sets how many run at a time.
 """
 
 import json
+import os
+import queue
 import shlex
 import signal
 import subprocess
@@ -25,6 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 
 from data.errors import UserError
@@ -41,13 +49,18 @@ ROW_FIELDS = {"name", "group", "note", "base", "train", "seeds"}
 class AblationOptions:
     """What to run, and where the results go."""
 
-    table: str = option(help="YAML file of the rows, e.g. training/recipes/ablations.yaml")
+    table: str | None = option(None, "YAML file of the rows, e.g. training/recipes/ablations.yaml")
+    recipes: list | None = option(None, "instead of a table: recipes of one experiment, the last wins")
+    methods: list = option([], "with --recipes: recipes that go on top of them, each one more row")
+    train: dict = option({}, "with --recipes: options of run_retrieval.py for every row, e.g. --train.batch_size 256")
+    evaluate: dict = option({}, "with --recipes: options of evaluate_retrieval.py, e.g. --evaluate.split test_1k")
     only: list | None = option(None, "names of the rows to run; the page still shows all rows")
-    seeds: list | None = option(None, "seeds to run (default: the table's)")
+    seeds: list | None = option(None, "seeds to run (default: the table's; with --recipes 0, 1 and 2)")
     dry_run: bool = option(False, "print what is done and what would run, and stop")
     report: bool = option(False, "run nothing: write the page and the chart from the existing results")
     launcher: str | None = option(None, "command put before every program, e.g. 'taskset -c 0'")
-    jobs: int = option(1, "runs at a time")
+    devices: list | None = option(None, 'GPUs, each for a job of its own; \'["0,1", "2,3"]\': two each (default: all)')
+    jobs: int | None = option(None, "runs at a time (default: one a device)")
     runs_dir: str = option("runs/ablations", "folder for checkpoints and logs")
     results_dir: str = option("docs/ablations", "folder for the results, one JSON file per run")
     page: str = option("docs/ablations.md", "page that holds the table")
@@ -98,9 +111,39 @@ def read_table(path: str) -> dict:
     return table
 
 
-def plan(table: dict, path: str) -> list[Run]:
+def table_of(options: AblationOptions) -> dict:
+    """The table that the options name or, with `--recipes`, are.
+
+    Raises:
+        UserError: as `read_table`; none or both are given.
+    """
+    if (options.table is None) == (options.recipes is None):
+        raise UserError("give either --table, a file of rows, or --recipes")
+    if options.table is not None:
+        return read_table(options.table)
+    evaluate = dict(options.evaluate)
+    for recipe in (*options.recipes, *options.methods):
+        try:
+            values = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"cannot read the recipe {recipe}: {error}") from error
+        if "dataset_name" in values:
+            evaluate.setdefault("dataset_name", values["dataset_name"])
+    evaluate["dataset_name"] = options.train.get("dataset_name", evaluate.get("dataset_name"))
+    plain = {"name": Path(options.recipes[-1]).stem}
+    return {
+        "title": plain["name"],
+        "base": options.recipes,
+        "train": options.train,
+        "evaluate": evaluate,
+        "seeds": options.seeds or [0, 1, 2],
+        "rows": [plain, *({"name": Path(method).stem, "base": [method]} for method in options.methods)],
+    }
+
+
+def plan(table: dict, path: str | None) -> list[Run]:
     """All runs of a table: every row with the first seed, then every row with the second, and so on."""
-    folder = Path(path).parent
+    folder = Path(path).parent if path is not None else Path()  # recipes are named relative to the table
     rows = []
     for row in table["rows"]:
         recipes = [folder / recipe for recipe in (*table["base"], *row.get("base", []))]
@@ -118,12 +161,25 @@ def plan(table: dict, path: str) -> list[Run]:
 
 
 def arguments(options: dict) -> list[str]:
-    """{"a": 1, "model.gate": "uniform"} -> ["--a", "1", "--model.gate", "uniform"], values as YAML."""
+    """{"a": 1, "model.gate": "uniform"} -> ["--a", "1", "--model.gate", "uniform"]; values are YAML, texts are not."""
     words = []
     for name, value in options.items():
+        if isinstance(value, str) and "." not in name:
+            words += [f"--{name}", value]
+            continue
         text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
         words += [f"--{name}", text.removesuffix("\n...")]
     return words
+
+
+def devices_of(options: AblationOptions) -> list[str]:
+    """The GPUs to use, as CUDA_VISIBLE_DEVICES names them; none on a machine without."""
+    if options.devices is not None:
+        return [str(device) for device in options.devices]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 class Runner:
@@ -136,6 +192,11 @@ class Runner:
     def __init__(self, options: AblationOptions):
         self.options = options
         self.results = Path(options.results_dir)
+        self.devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        names = devices_of(options)
+        self.jobs = options.jobs or max(1, len(names))
+        for number in range(self.jobs):
+            self.devices.put(names[number % len(names)] if names else None)
         self.stopped = threading.Event()
         self.processes: set[subprocess.Popen] = set()
 
@@ -158,13 +219,18 @@ class Runner:
             raise UserError(f"{folder} holds a run with other options: delete it, or choose another --runs_dir")
         options_file.write_text(json.dumps(run.train))
         output = ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
-        self._call("run_retrieval.py", [*run.train, *output], folder)
-        self._call("evaluate_retrieval.py", ["--checkpoint", str(folder), *run.evaluate], folder)
+        device = self.devices.get()
+        try:
+            self._call("run_retrieval.py", [*run.train, *output], folder, device)
+            self._call("evaluate_retrieval.py", ["--checkpoint", str(folder), *run.evaluate], folder, device)
+        finally:
+            self.devices.put(device)
         training = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
         scores = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
         result = {
             "row": run.name,
             "seed": run.seed,
+            "key": run.key,
             "train": run.train,
             "evaluate": run.evaluate,
             "steps": training["steps"],
@@ -179,15 +245,19 @@ class Runner:
         partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         partial.replace(self.results / f"{run.key}.json")
 
-    def _call(self, program: str, words: list[str], folder: Path):
-        """Run one of our programs; its output goes to a log.
+    def _call(self, program: str, words: list[str], folder: Path, device: str | None):
+        """Run one of our programs on a device; its output goes to a log.
 
         Raises:
             UserError: it failed.
         """
         log = folder / f"{Path(program).stem}.log"
         command = [*shlex.split(self.options.launcher or ""), sys.executable, str(PROGRAMS / program), *words]
-        with open(log, "w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+        environment = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+        with (
+            open(log, "w") as file,
+            subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment) as process,
+        ):
             self.processes.add(process)
             process.wait()
             self.processes.discard(process)
@@ -218,7 +288,7 @@ class Runner:
                 failures.append(f"{run.name}, seed {run.seed}: {error}")
                 print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
 
-        with ThreadPoolExecutor(self.options.jobs) as pool:
+        with ThreadPoolExecutor(self.jobs) as pool:
             futures = [pool.submit(run_one, number, run) for number, run in enumerate(runs, start=1)]
             try:
                 for future in futures:
@@ -232,9 +302,9 @@ class Runner:
 
 def main():
     options = parse_options(AblationOptions, description=__doc__)
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         raise UserError(f"option 'jobs' must be at least 1, got {options.jobs}")
-    table = read_table(options.table)
+    table = table_of(options)
     runner = Runner(options)
     runs = plan(table, options.table)
     names = {run.name for run in runs}

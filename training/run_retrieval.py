@@ -6,7 +6,8 @@
 Starts from a CLIP or CAMoE checkpoint or, with `clip_config`, from scratch. Notable features:
 - one contrastive batch over all processes (`batch_size` is the global one) with the exact gradient; what a step sees
   does not depend on the number of processes;
-- clips are decoded in workers and travel as uint8; with --frame_cache or --feature_cache each clip is decoded once;
+- clips are decoded in workers, which lay uint8 frames down in shared memory; with --frame_cache or --feature_cache
+  each clip is decoded once; captions are tagged once for all runs, and rows stay on disk;
 - --gradient_cache_chunk makes contrastive batches beyond memory, with the gradient of the plain batch;
 - the best model is chosen on validation data; from the first validation on, `output_dir` holds it, complete;
 - `--resume_from_checkpoint latest` continues after any kill, with the same result.
@@ -19,12 +20,13 @@ explains how to run on one core, one GPU, eight GPUs or four nodes, with the fil
 import functools
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
 from data.batches import PairCollator, RunBatchSampler, TrainPairs
@@ -33,13 +35,16 @@ from data.encode_split import encode_split
 from data.errors import UserError
 from data.feature_cache import FeatureCache, FeatureCollator, FeaturePairs, encode_split_from_cache
 from data.frame_cache import FrameCache
+from data.frame_ring import FrameRing, RingLoader, can_share_frames
 from data.workers import leave_signals_to_the_parent
 from engine.distributed import check_options, prepare_training
-from engine.dry_run import describe_run
+from engine.dry_run import choose_prefetch, describe_run, frame_shape, free_memory, pair_cost
 from engine.lora import add_lora
+from engine.optimizer import make_optimizer
 from engine.options import TrainOptions
-from engine.recipe import exit_on_user_error, parse_options, save_recipe
-from engine.start import build_model, build_processor, parameter_groups
+from engine.recipe import exit_on_user_error, flat_options, parse_options, save_recipe
+from engine.start import build_model, build_processor
+from engine.telemetry import peak_rate
 from engine.trainer import Terminated, Trainer
 
 
@@ -56,16 +61,22 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
 
 
 def load_data(options: TrainOptions):
-    """The tagged training and validation splits, and the processor, whose tokenizer may be trained on the captions."""
-    data = load_split(options.dataset_name, options.train_split, options.dataset_config, options.max_train_clips)
-    captions = data[find_caption_column(data, options.caption_column)][:]
-    processor = build_processor(
-        options, [text for texts in captions for text in ([texts] if isinstance(texts, str) else texts or [])]
-    )
-
-    def read(data):
-        return read_captioned_clips(
-            data,
+    """The tagged splits by role ("train", "validation", "test"), and the processor, whose tokenizer may be trained on
+    the captions."""
+    names = {"train": options.train_split, "validation": options.validation_split, "test": options.report_test_split}
+    limits = {"train": options.max_train_clips, "validation": options.max_validation_clips}
+    tables = {
+        role: load_split(options.dataset_name, name, options.dataset_config, limits.get(role))
+        for role, name in names.items()
+        if name is not None
+    }
+    column = find_caption_column(tables["train"], options.caption_column)
+    captions = ([value] if isinstance(value, str) else value or [] for value in tables["train"][column])
+    processor = build_processor(options, (text for texts in captions for text in texts))
+    processor.video_processor.fps = options.frames_per_second
+    splits = {
+        role: read_captioned_clips(
+            table,
             processor.experts,
             processor.tagger,
             processor.streams,
@@ -73,37 +84,23 @@ def load_data(options: TrainOptions):
             options.caption_column,
             options.video_root,
         )
-
-    train, validation = read(data), None
-    if options.validation_split is not None:
-        name, limit = options.validation_split, options.max_validation_clips
-        validation = read(load_split(options.dataset_name, name, options.dataset_config, limit))
-    return train, validation, processor
+        for role, table in tables.items()
+    }
+    return splits, processor
 
 
-def make_optimizer(model, options: TrainOptions) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, options)
-    if not groups:
-        raise UserError("nothing is trained: learning_rate and clip_learning_rate are both 0")
-    return torch.optim.AdamW(
-        groups, betas=(options.adam_beta1, options.adam_beta2), eps=options.adam_epsilon, fused=True
-    )
-
-
-def make_pairs(options, accelerator, model, processor, train, validation):
-    """The training pairs, their collator, and a function: model -> the encoded validation split."""
+def make_pairs(options, accelerator, model, processor, splits: dict):
+    """The training pairs, and for every other split a function: model -> the split, encoded."""
     pair_options = (options.seed, options.train_sampling, options.captions_per_video, options.on_bad_video)
     if options.feature_cache is not None:
-        cache = fill_feature_cache(options, accelerator, model, processor, train, validation)
-        pairs = FeaturePairs(train, cache, *pair_options)
-        collator = FeatureCollator(processor.video_processor.num_frames)
+        cache = fill_feature_cache(options, accelerator, model, processor, splits)
+        pairs = FeaturePairs(splits["train"], cache, *pair_options)
         encode = functools.partial(encode_split_from_cache, cache=cache)
     else:
         decoder = processor.video_processor
         if options.frame_cache is not None:
-            decoder = FrameCache(options.frame_cache, decoder)
-        pairs = TrainPairs(train, decoder, *pair_options)
-        collator = PairCollator(processor, processor.experts)
+            decoder = FrameCache(options.frame_cache, decoder, options.frame_cache_jpeg)
+        pairs = TrainPairs(splits["train"], decoder, *pair_options)
         encode = functools.partial(
             encode_split,
             accelerator,
@@ -112,23 +109,22 @@ def make_pairs(options, accelerator, model, processor, train, validation):
             num_workers=options.num_workers,
             decoder=decoder,
         )
-    if validation is None:
-        return pairs, collator, None
     choices = {"captions": options.validation_captions, "on_bad_video": options.on_bad_video}
-    return pairs, collator, functools.partial(encode, split=validation, **choices)
+    scored = {role: functools.partial(encode, split=split, **choices) for role, split in splits.items()}
+    scored.pop("train")
+    return pairs, scored
 
 
-def fill_feature_cache(options, accelerator, model, processor, train, validation) -> FeatureCache:
-    """Embed everything of both splits that is not stored yet; the model is on its device."""
-    cache = FeatureCache(options.feature_cache, model, processor)
-    sizes = (options.eval_batch_size, options.num_workers)
-    cache.fill(accelerator, model, processor, train, options.train_sampling, *sizes)
-    if validation is not None:
-        cache.fill(accelerator, model, processor, validation, processor.video_processor.sampling, *sizes)
+def fill_feature_cache(options, accelerator, model, processor, splits: dict) -> FeatureCache:
+    """Embed everything of the splits that is not stored yet; the model is on its device."""
+    cache = FeatureCache(options.feature_cache, model, processor, accelerator.mixed_precision)
+    for role, split in splits.items():
+        sampling = options.train_sampling if role == "train" else processor.video_processor.sampling
+        cache.fill(accelerator, model, processor, split, sampling, options.eval_batch_size, options.num_workers)
     return cache
 
 
-def make_loader(options, accelerator, pairs, collator) -> DataLoader:
+def make_loader(options, accelerator, pairs, processor) -> RingLoader:
     batches = RunBatchSampler(
         len(pairs),
         options.batch_size,
@@ -137,25 +133,41 @@ def make_loader(options, accelerator, pairs, collator) -> DataLoader:
         accelerator.num_processes,
         options.gradient_accumulation_steps,
     )
-    return DataLoader(
+    workers, ring = options.num_workers, None
+    if options.feature_cache is not None:
+        collator, prefetch = FeatureCollator(processor.video_processor.num_frames), options.prefetch_factor or 4
+    else:
+        clips, shape = batches.pairs_per_step // accelerator.num_processes, frame_shape(processor.video_processor)
+        prefetch = choose_prefetch(
+            options.prefetch_factor, clips, shape, workers, accelerator.num_processes, free_memory()
+        )
+        if can_share_frames():
+            ring = FrameRing(clips, shape, workers, prefetch)
+        collator = PairCollator(processor, processor.experts, ring)
+    if ring is not None and accelerator.device.type == "cuda":
+        ring.pin()
+    return RingLoader(
         pairs,
         batch_sampler=batches,
         collate_fn=collator,
-        num_workers=options.num_workers,
+        num_workers=workers,
         pin_memory=accelerator.device.type == "cuda",
-        prefetch_factor=4 if options.num_workers else None,
+        prefetch_factor=prefetch if workers else None,
         worker_init_fn=leave_signals_to_the_parent,
         # Its own generator: a loader draws from it, and after a resume that must not shift the global random state.
         generator=torch.Generator().manual_seed(options.seed),
+        ring=ring,
     )
 
 
-def query_bank(captions: list[list[str]], size: int, seed: int) -> str:
+def query_bank(captions: Sequence[list[str]], counts: np.ndarray, size: int, seed: int) -> str:
     """A sample of the training captions, one per line: search and evaluation detect hubs with it."""
-    bank = [" ".join(text.split()) for texts in captions for text in texts]
+    ends = np.cumsum(counts)  # (V,) captions up to a clip
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(bank), generator=generator)[:size].sort().values.tolist()
-    return "".join(f"{bank[n]}\n" for n in chosen)
+    chosen = torch.randperm(int(ends[-1]), generator=generator)[:size].sort().values.numpy()
+    videos = np.searchsorted(ends, chosen, side="right")
+    texts = [captions[int(v)][int(n - ends[v] + counts[v])] for n, v in zip(chosen, videos, strict=True)]
+    return "".join(" ".join(text.split()) + "\n" for text in texts)
 
 
 def main():
@@ -168,29 +180,36 @@ def main():
         output_dir.mkdir(parents=True, exist_ok=True)
 
     with accelerator.main_process_first():  # the main process tags and caches, the others read its cache
-        train, validation, processor = load_data(options)
+        splits, processor = load_data(options)
     model = build_model(options, processor)
+    if options.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if options.lora is not None:
         model = add_lora(model, options.lora)
     optimizer = make_optimizer(model, options)
     if options.dry_run:
-        accelerator.print(describe_run(options, train, validation, model))
+        accelerator.print(describe_run(options, splits, model, processor, accelerator.num_processes))
         return
+    cost = None
+    if peak_rate(accelerator.device) is not None:
+        cost = pair_cost(model, options.num_frames, options.feature_cache is not None)
 
-    if validation is not None:  # not after a whole epoch
-        check_decodable(validation, processor.video_processor, options.validation_split)
+    if "validation" in splits:  # not after a whole epoch
+        check_decodable(splits["validation"], processor.video_processor, options.validation_split)
     model.to(accelerator.device)
-    pairs, collator, encode_validation = make_pairs(options, accelerator, model, processor, train, validation)
-    loader = make_loader(options, accelerator, pairs, collator)
+    pairs, scored_splits = make_pairs(options, accelerator, model, processor, splits)
+    loader = make_loader(options, accelerator, pairs, processor)
     total_steps = options.total_steps(len(loader))
     scheduler = get_cosine_schedule_with_warmup(optimizer, math.ceil(options.warmup_ratio * total_steps), total_steps)
     model, optimizer = prepare_training(accelerator, model, optimizer, options.batch_size // accelerator.num_processes)
-    accelerator.init_trackers("camoe")
+    accelerator.init_trackers("camoe", config=flat_options(options))
     if accelerator.is_main_process:
         save_recipe(options, output_dir / "recipe.yaml")
 
-    extra = {"query_bank.txt": query_bank(train.captions, options.query_bank_size, options.seed)}
-    trainer = Trainer(options, accelerator, model, optimizer, scheduler, processor, loader, encode_validation, extra)
+    train = splits["train"]
+    bank = query_bank(train.captions, train.caption_counts, options.query_bank_size, options.seed)
+    extra = {"query_bank.txt": bank}
+    trainer = Trainer(options, accelerator, model, optimizer, scheduler, processor, loader, scored_splits, extra, cost)
     try:
         trainer.run()
     except Terminated as reason:

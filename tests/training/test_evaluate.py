@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -12,7 +13,7 @@ from prepare_benchmark import FEATURES
 from safetensors.torch import save_file
 
 from data.errors import UserError
-from engine.checkpoint_inputs import equal_captions
+from engine.checkpoint_inputs import CheckpointInputs, equal_captions
 from evaluation.compare_runs import RunRanks, compare_runs, load_run, query_key
 from evaluation.protocol import Ranks, recalls
 from evaluation.scoring import score_retrieval
@@ -153,8 +154,8 @@ def leaky(checkpoint, tmp_path):
     return folder
 
 
-def test_a_test_caption_in_the_query_bank_is_refused(leaky, data, tmp_path):
-    message = error_of(*arguments(leaky, data, tmp_path))
+def test_a_test_caption_in_the_query_bank_is_refused_on_request(leaky, data, tmp_path):
+    message = error_of(*arguments(leaky, data, tmp_path, "--on_leak", "raise"))
     assert "query_bank.txt holds 1 of the captions that are scored, 'A test owl runs 7'" in message
     assert "--on_leak drop" in message
     assert not (tmp_path / "eval_results.json").exists()
@@ -173,10 +174,27 @@ def test_a_test_clip_in_the_video_bank_is_refused(checkpoint, data, tmp_path):
     assert not (tmp_path / "eval_results.json").exists()
 
 
-def test_a_leaked_caption_can_be_left_out_of_the_bank(leaky, data, tmp_path):
-    evaluate(*arguments(leaky, data, tmp_path, "--on_leak", "drop", "--corrections", "[query_bank]"))
+def test_a_leaked_caption_is_left_out_of_the_bank_counted_and_said(leaky, data, tmp_path):
+    said = evaluate(*arguments(leaky, data, tmp_path, "--corrections", "[query_bank]"))
+    assert "left 1 captions out of the query bank: they are scored, too" in said
     results = results_of(tmp_path)
     assert results["bank_captions_left_out"] == 1 and results["settings"]["text_bank"] == 12
+
+
+def test_the_bank_of_clips_is_a_sample_of_the_training_clips_not_the_first_of_them(tmp_path):
+    rows = [json.dumps({"video": f"{n}.mp4", "caption": f"caption {n}"}) for n in range(100)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
+    inputs = CheckpointInputs.__new__(CheckpointInputs)
+    inputs.processor = SimpleNamespace(experts=["fusion"])
+    inputs.options = SimpleNamespace(
+        dataset_name=str(tmp_path), dataset_config=None, train_split="train", bank=20, seed=0, video_column="video",
+        caption_column=None, video_root=None,
+    )  # fmt: skip
+    chosen = [int(name) for name in inputs._bank_clips().video_ids]
+    assert len(set(chosen)) == 20 and chosen == sorted(chosen) and sum(n >= 50 for n in chosen) >= 5
+    assert chosen == [int(name) for name in inputs._bank_clips().video_ids]
+    inputs.options.bank = 1000
+    assert len(inputs._bank_clips().video_ids) == 100
 
 
 @pytest.mark.parametrize(("more", "of_clips"), [([], 0.3), (["--video_bank_tau", 0.1], 0.1)])

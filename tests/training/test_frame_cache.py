@@ -22,7 +22,7 @@ class CountingDecoder:
         self.crop_size = {"height": size, "width": size}
         self.decoded = 0
 
-    def decode(self, clip, sampling, num_frames):
+    def decode(self, clip, sampling, num_frames, fps=None):
         self.decoded += 1
         if not clip.source.exists():
             raise VideoDecodingError(f"{clip.source}: no such file")
@@ -48,7 +48,7 @@ def test_a_clip_is_decoded_once_and_stored_frames_equal_decoded_ones(tmp_path, c
     assert decoder.decoded == 1  # another object, another run
 
 
-def test_other_settings_windows_or_contents_are_other_entries(tmp_path, clip):
+def test_other_settings_windows_contents_or_decoders_are_other_entries(tmp_path, clip, monkeypatch):
     decoder = CountingDecoder()
     folder = tmp_path / "cache"
     FrameCache(folder, decoder).decode(clip)
@@ -57,6 +57,12 @@ def test_other_settings_windows_or_contents_are_other_entries(tmp_path, clip):
         lambda: FrameCache(folder, decoder).decode(clip, "keyframe"),
         lambda: setattr(decoder, "num_frames", 5) or FrameCache(folder, decoder).decode(clip),
         lambda: clip.source.write_bytes(b"another clip") and FrameCache(folder, decoder).decode(clip),
+        lambda: setattr(decoder, "fps", 1.0) or FrameCache(folder, decoder).decode(clip),
+        lambda: setattr(decoder, "do_center_crop", False) or FrameCache(folder, decoder).decode(clip),
+        lambda: setattr(decoder, "resample", 2) or FrameCache(folder, decoder).decode(clip),
+        lambda: monkeypatch.setattr("data.frame_cache.FRAMES_VERSION", -1) or FrameCache(folder, decoder).decode(clip),
+        lambda: monkeypatch.setattr("av.__version__", "0") or FrameCache(folder, decoder).decode(clip),
+        lambda: FrameCache(folder, decoder, jpeg=90).decode(clip),
     ):
         before = decoder.decoded
         change()
@@ -128,3 +134,33 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_no_partial_file(tmp_path, cl
     with pytest.raises(OSError, match="No space left"):
         cache.decode(clip)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_stored_frames_are_read_into_a_batch_as_decoded_ones_are(tmp_path, clip):
+    cache = FrameCache(tmp_path / "cache", CountingDecoder())
+    for sampling in ("uniform", "jitter"):
+        stored = cache.open(clip, sampling, seed=5)
+        batch = np.full((6, 3, 8, 8), 99, dtype=np.uint8)
+        assert stored.read_into(batch) == 4
+        assert np.array_equal(batch[:4], cache.decode(clip, sampling, seed=5).frames.numpy())
+        assert (batch[4:] == 99).all()
+
+
+def test_with_a_rate_a_short_clip_has_as_many_jittered_frames_as_the_rate_gives(tmp_path, clip):
+    decoder = CountingDecoder(num_frames=4)
+    decoder.fps = 1.0
+    decoder.decode = lambda clip, sampling, num_frames, fps: CountingDecoder().decode(clip, sampling, round(3 * fps))
+    frames = FrameCache(tmp_path / "cache", decoder).decode(clip, "jitter", seed=0).frames[:, 0, 0, 0].tolist()
+    assert len(frames) == 3 and all(frame in (2 * k, 2 * k + 1) for k, frame in enumerate(frames))
+
+
+def test_jpeg_keeps_frames_nearly_and_takes_a_fraction_of_the_space(tmp_path, clip):
+    ramp = torch.linspace(0, 255, 64).to(torch.uint8).expand(4, 3, 64, 64)
+    decoder = CountingDecoder(size=64)
+    decoder.decode = lambda clip, sampling, num_frames: SampledFrames(ramp.clone(), (0,) * 4, 1.0)
+    cache = FrameCache(tmp_path / "cache", decoder, jpeg=95)
+    for _ in range(2):
+        frames = cache.decode(clip).frames
+        assert frames.shape == ramp.shape and (frames.int() - ramp.int()).abs().max() <= 3
+    (file,) = (tmp_path / "cache").rglob("*.npy")
+    assert file.stat().st_size < ramp.numel() / 5

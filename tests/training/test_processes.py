@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.programs import run_processes, run_program
@@ -202,9 +203,13 @@ def test_tensorboard_receives_loss_gate_weights_gradient_norm_and_speed(clips, a
     events.Reload()
     recorded = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     every_step = {"loss", "grad_norm", "learning_rate", "samples_per_second", "data_wait_share"}
+    every_step |= {"samples_per_second_per_device", "peak_memory_gb", "hours_left", "same_captions"}
     every_step |= {f"gate_{expert}" for expert in ("fusion", "entity", "action", "scene")}
     assert all(recorded[tag] == [1, 2, 3, 4, 5, 6] for tag in every_step)
     assert recorded["validation/Rsum"] == [3, 6]
+    (recipe,) = tmp_path.glob("camoe/**/hparams.yml")
+    told = yaml.safe_load(recipe.read_text())
+    assert (told["learning_rate"], told["model.dual_softmax_temp"], told["num_train_epochs"]) == (0.01, 10.0, 2)
     losses = torch.tensor([event.value for event in events.Scalars("loss")])
     torch.testing.assert_close(losses, column(alone, "loss"))
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.programs import TRAINING, run_program
 from tests.video_files import write_audio
@@ -257,3 +258,63 @@ def test_a_bad_clip_is_skipped_and_listed_when_the_policy_says_so(clips, recipe,
     listed = [json.loads(line) for line in (tmp_path / "run" / "bad_videos.jsonl").read_text().splitlines()]
     assert {line["video_id"] for line in listed} == {"train_00003"} and "train_00003.mp4" in listed[0]["cause"]
     assert json.loads((tmp_path / "run" / "all_results.json").read_text())["bad_videos"] == len(listed)
+
+
+def test_where_no_clip_can_be_decoded_the_run_stops_with_one_line(clips, recipe, tmp_path):
+    def break_all(folder, rows):
+        for row in rows:
+            (folder / row["file_name"]).write_bytes(b"no video")
+
+    data = copy_with(clips, tmp_path / "clips", break_all)
+    done = run_program(
+        "run_retrieval.py", "--config", recipe, "--dataset_name", data, "--output_dir", tmp_path / "run",
+        "--on_bad_video", "skip", "--captions_per_video", "all",
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "no clip of the training split can be decoded" in done.stderr.strip().splitlines()[-1]
+    assert len((tmp_path / "run" / "bad_videos.jsonl").read_text().splitlines()) == 24
+
+
+def test_the_choices_of_the_method_go_together_and_the_test_curve_chooses_nothing(clips, recipe, tmp_path):
+    from modeling_camoe import CAMoEProcessor
+
+    done = run_program(
+        "run_retrieval.py", "--config", recipe, "--dataset_name", clips, "--output_dir", tmp_path,
+        "--ema_decay", 0.5, "--layer_decay", 0.5, "--gradient_checkpointing", "--frames_per_second", 1,
+        "--report_test_split", "test", "--checkpointing_steps", 4,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1: test R@1" in done.stderr and "(not used for selection)" in done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
+    assert len([line for line in lines if "test_Rsum" in line]) == 2
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert results["best"]["Rsum"] == max(line["validation_Rsum"] for line in lines if "validation_Rsum" in line)
+    assert results["same_captions"] == sum(line.get("same_captions", 0) for line in lines)
+    assert CAMoEProcessor.from_pretrained(tmp_path).video_processor.fps == 1
+    average = torch.load(tmp_path / "checkpoints" / "step_00000006" / "custom_checkpoint_2.pkl", weights_only=False)
+    published = load_file(tmp_path / "model.safetensors")
+    assert average["average"][0].shape in {tensor.shape for tensor in published.values()}
+
+
+def test_a_second_run_on_the_same_clips_tags_nothing(clips, recipe, tmp_path):
+    count = f"""
+import data.captioned_clips as c
+original = c.caption_streams
+def counted(captions, *arguments):
+    with open({str(tmp_path / "tagged")!r}, "a") as file:
+        file.write("x" * len(captions))
+    return original(captions, *arguments)
+c.caption_streams = counted
+import datasets
+datasets.config.HF_DATASETS_CACHE = {str(tmp_path / "cache")!r}
+"""
+    tagged = []
+    for name in ("first", "second"):
+        (tmp_path / "tagged").write_text("")
+        done = run_program(
+            "run_retrieval.py", "--config", recipe, "--dataset_name", clips, "--output_dir", tmp_path / name,
+            "--max_train_steps", 1, code=count,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        tagged.append(len((tmp_path / "tagged").read_text()))
+    assert tagged == [(24 + 6) * 5, 0]

@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import run_ablations
 import yaml
@@ -14,6 +15,8 @@ from data.errors import UserError
 from engine import ablation_report
 from engine.options import TrainOptions
 from engine.recipe import parse_options
+from evaluation.compare_runs import RANKS_FILE, RunRanks
+from evaluation.protocol import Ranks
 from tests.programs import run_program
 
 
@@ -30,13 +33,15 @@ rows:
 
 # Stands in for both programs: writes the files that they write, and logs its calls.
 STUB = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 words = sys.argv[1:]
 value = lambda name: words[words.index(name) + 1] if name in words else None
 training = value("--output_dir") is not None and value("--checkpoint") is None
 folder = pathlib.Path(value("--output_dir") if training else value("--checkpoint"))
 with open(folder / "calls.txt", "a") as calls:
     calls.write(" ".join(words) + "\\n")
+with open(folder / "device.txt", "a") as devices:
+    devices.write(os.environ.get("CUDA_VISIBLE_DEVICES", "none") + "\\n")
 if (folder / "fail").exists():
     sys.exit("error: the disk is full")
 if training:
@@ -90,8 +95,8 @@ def test_the_page_holds_means_over_seeds_and_keeps_the_text_around_the_table(pro
     run(monkeypatch)
     page = project / "docs/ablations.md"
     assert page.read_text().startswith("# Parts\n")
-    assert "| mean pool | 2 | 20.5 (20.0–21.0) | 20.5 (20.0–21.0) |" in page.read_text()
-    assert "| full | 99.0 (99.0–99.0) | 1,234 | 56 | 0.25 (0.25–0.25) |" in page.read_text()
+    assert "| mean pool | 2 | 20.5 ± 0.7 (20.0–21.0) | 20.5 ± 0.7 (20.0–21.0) |" in page.read_text()
+    assert "| full | 99.0 ± 0.0 (99.0–99.0) | 1,234 | 56 | 0.25 ± 0.00 (0.25–0.25) |" in page.read_text()
     assert "- **full**: everything on" in page.read_text()
     assert (project / "docs/images/ablations.png").stat().st_size > 5000
     page.write_text("# Mine\n\nBefore.\n" + page.read_text().removeprefix("# Parts\n").rstrip() + "\n\nAfter.\n")
@@ -179,8 +184,8 @@ def test_an_unknown_row_is_an_error_that_lists_the_names(project, monkeypatch):
         run(monkeypatch, "--only", "[ful]")
 
 
-def test_spread_is_the_mean_with_lowest_and_highest():
-    assert ablation_report.spread([27.4, 29.8]) == "28.6 (27.4–29.8)"
+def test_spread_is_the_mean_with_deviation_lowest_and_highest():
+    assert ablation_report.spread([27.4, 29.8]) == "28.6 ± 1.7 (27.4–29.8)"
     assert ablation_report.spread([28.6]) == "28.6"
 
 
@@ -204,3 +209,53 @@ def test_the_program_explains_itself(tmp_path):
     assert done.returncode == 0 and "--dry_run" in done.stdout and "is not run again" in done.stdout
     wrong = run_program("run_ablations.py", "--table", tmp_path / "none.yaml")
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "cannot read the table" in wrong.stderr
+
+
+def test_jobs_at_a_time_have_a_device_each(project, monkeypatch):
+    run(monkeypatch, "--devices", "[3, 5]")
+    used = [path.read_text().split() for path in Path("runs/ablations").glob("*/device.txt")]
+    assert len(used) == 4 and all(len(set(devices)) == 1 for devices in used)  # trained and scored on the same
+    assert {devices[0] for devices in used} == {"3", "5"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
+    assert run_ablations.devices_of(run_ablations.AblationOptions()) == ["6", "7"]
+
+
+def test_any_recipe_makes_a_table_with_a_row_for_each_method(project, monkeypatch):
+    Path("bench.yaml").write_text("dataset_name: data/bench\n")
+    Path("method.yaml").write_text("learning_rate: 0\n")
+    words = ("--recipes", "[bench.yaml]", "--methods", "[method.yaml]", "--seeds", "[7]", "--train.num_workers", "0")
+    monkeypatch.setattr("sys.argv", ["run_ablations.py", *words, "--evaluate.split", "test_1k"])
+    run_ablations.main()
+    train, evaluate = calls("method_seed7")
+    assert train.startswith("--config bench.yaml --config method.yaml --num_workers 0 --seed 7 --output_dir")
+    assert evaluate.endswith("--split test_1k --dataset_name data/bench")
+    page = (project / "docs/ablations.md").read_text()
+    assert "--recipes '[bench.yaml]' --methods '[method.yaml]'" in page and "| bench | 1 |" in page
+    with pytest.raises(UserError, match="either --table, a file of rows, or --recipes"):
+        run(monkeypatch, "--recipes", "[bench.yaml]")
+
+
+def test_rows_are_compared_with_the_first_one_query_by_query_over_all_seeds(tmp_path):
+    table = {"rows": [{"name": "base"}, {"name": "better"}, {"name": "same"}]}
+    results = {}
+    for seed in range(3):
+        generator = np.random.default_rng(seed)
+        above = generator.integers(0, 4, size=200)
+        for name, ranks in (("base", above), ("better", np.maximum(above - 1, 0)), ("same", above)):
+            key = f"{name}_seed{seed}"
+            results[name, seed] = {"key": key}
+            directions = ("text_to_video", "video_to_text")
+            ours = {direction: Ranks(ranks, np.zeros_like(ranks)) for direction in directions}
+            order = generator.permutation(200)
+            shuffled = {d: Ranks(r.above[order], r.equal[order]) for d, r in ours.items()}
+            groups, keys = (
+                dict.fromkeys(directions, column[order]) for column in (np.arange(200) // 2, np.arange(200))
+            )
+            (tmp_path / key).mkdir()
+            RunRanks({"none": shuffled}, groups, keys).save(tmp_path / key / RANKS_FILE)
+    lines = ablation_report.paired_table(table, results, tmp_path).splitlines()
+    (better,) = [line for line in lines if line.startswith("| better | 3 |")]
+    (same,) = [line for line in lines if line.startswith("| same | 3 |")]
+    share = np.mean([np.random.default_rng(s).integers(0, 4, size=200) == 1 for s in range(3)])
+    assert f"{100 * share:+.1f} [" in better and ", p 0.0" in better
+    assert "+0.0 [+0.0, +0.0], p 1.000" in same

@@ -4,9 +4,11 @@
 This depends on (seed, epoch, position) alone, not on the number of processes or workers.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
@@ -15,6 +17,7 @@ from modeling_camoe.frames import VideoDecodingError, describe_source
 
 from .captioned_clips import CaptionedClips
 from .errors import UserError
+from .frame_ring import FrameRing
 
 
 class RunBatchSampler(Sampler):
@@ -79,13 +82,13 @@ class RunBatchSampler(Sampler):
                     step * self.pairs_per_step + batch * self.batch_size + self.rank * share
                     for batch in range(self.accumulate)
                 ]
-                yield [(epoch, position) for start in starts for position in order[start : start + share]]
+                yield [(epoch, position) for start in starts for position in order[start : start + share].tolist()]
             left -= len(self) - done
             epoch, done = epoch + 1, 0
 
-    def _shuffled(self, epoch: int) -> list[int]:
+    def _shuffled(self, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        return torch.randperm(self.length, generator=generator).tolist()
+        return torch.randperm(self.length, generator=generator)
 
 
 class TrainPairs(Dataset):
@@ -95,7 +98,8 @@ class TrainPairs(Dataset):
         split: the captioned clips. decoder: a video processor or a frame cache.
         sampling: "jitter", "uniform" or "keyframe".
         captions_per_video: "one": a random caption of each clip per epoch; "all": every caption is a pair.
-        on_bad_video: "raise", or "skip": the next clip that can be decoded replaces a bad one.
+        on_bad_video: "raise", or "skip": the next clip that can be decoded replaces a bad one, with one of its own
+            captions. All workers of a process know of a bad clip after the first one that met it.
     """
 
     def __init__(
@@ -112,57 +116,92 @@ class TrainPairs(Dataset):
         self.seed = seed
         self.sampling = sampling
         self.on_bad_video = on_bad_video
-        if captions_per_video == "all":
-            self.pairs = [(v, c) for v, texts in enumerate(split.captions) for c in range(len(texts))]
-        else:
-            self.pairs = [(v, None) for v in range(len(split.captions))]
+        self.ends = np.cumsum(split.caption_counts) if captions_per_video == "all" else None  # (V,) pairs up to a clip
+        self.bad = torch.zeros(len(split.clips), dtype=torch.uint8).share_memory_()  # 1: could not be decoded
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.split.clips) if self.ends is None else int(self.ends[-1])
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, position = key
+        first, given = position, None
+        if self.ends is not None:
+            first = int(np.searchsorted(self.ends, position, side="right"))
+            given = position - int(self.ends[first - 1] if first else 0)
         bad = []
-        for attempt in range(len(self.pairs)):
-            video, caption = self.pairs[(position + attempt) % len(self.pairs)]
-            # A generator per (seed, epoch, position, attempt): workers and resumes do not change what it draws.
-            generator = torch.Generator().manual_seed(hash((self.seed, epoch, position, attempt)) % 2**63)
-            if caption is None:
-                caption = int(torch.randint(len(self.split.captions[video]), (1,), generator=generator))
-            frame_seed = int(torch.randint(2**31, (1,), generator=generator))
+        for attempt, video in self._candidates(first):
+            caption, frame_seed = given, 0
+            if caption is None or attempt > 0 or self.sampling == "jitter":  # making a generator takes time
+                # One per (seed, epoch, position, attempt): workers and resumes do not change what it draws.
+                generator = torch.Generator().manual_seed(hash((self.seed, epoch, position, attempt)) % 2**63)
+                if caption is None or attempt > 0:
+                    caption = int(torch.randint(int(self.split.caption_counts[video]), (1,), generator=generator))
+                frame_seed = int(torch.randint(2**31, (1,), generator=generator))
             try:
-                return {**self._load(video, caption, frame_seed), "video": video, "bad": bad}
+                item = self._load(video, caption, frame_seed)
             except VideoDecodingError as error:
+                self.bad[video] = 1
                 bad.append(BadVideo(video, describe_source(self.split.clips[video]), str(error)))
                 if self.on_bad_video == "raise":
                     break
             except OSError as error:  # a cache cannot be written; raised in a worker, it would be a page of traceback
                 return {"video": None, "bad": bad, "error": str(error)}
+            else:
+                return {**item, "video": video, "text": self.split.captions[video][caption], "bad": bad}
         return {"video": None, "bad": bad}
 
+    def _candidates(self, first: int) -> Iterator[tuple[int, int]]:
+        """(attempt, clip): this clip, then those after it, without the ones that are known to be bad."""
+        flags, count = self.bad.numpy(), len(self.bad)
+        if not flags[first]:
+            yield 0, first
+        if flags.all():
+            return
+        for attempt in range(1, count):
+            video = (first + attempt) % count
+            if not flags[video]:
+                yield attempt, video
+
     def _load(self, video: int, caption: int, seed: int) -> dict:
-        clip = self.decoder.decode(self.split.clips[video], sampling=self.sampling, seed=seed)
+        # A frame cache is read by the collator, straight into the batch.
+        load = getattr(self.decoder, "open", self.decoder.decode)
+        clip = load(self.split.clips[video], sampling=self.sampling, seed=seed)
         return {"clip": clip, "texts": self.split.streams[video][caption]}
 
 
 @dataclass
 class PairCollator:
-    """Pairs -> `input_ids`, `attention_mask` (N,E,L), uint8 pixels (N,T,3,H,W), `frame_mask`, `video_ids`."""
+    """Pairs -> `input_ids`, `attention_mask` (N,E,L), uint8 pixels (N,T,3,H,W), `frame_mask`, `pair_ids` (N,2).
+
+    With a [`FrameRing`], the pixels lie in it and the batch has their `slot` in place of them.
+    """
 
     processor: object
     experts: list[str]
+    ring: FrameRing | None = None
 
     def __call__(self, items: list[dict]) -> dict:
         items, failures = split_failures(items)
         if not items:
             return failures
-        batch = self.processor(
-            text=[dict(zip(self.experts, item["texts"], strict=True)) for item in items],
-            videos=[item["clip"] for item in items],
-            videos_kwargs={"do_rescale": False, "do_normalize": False},
-            return_tensors="pt",
-        )
-        return {**batch, "video_ids": torch.tensor([item["video"] for item in items]), **failures}
+        texts = [dict(zip(self.experts, item["texts"], strict=True)) for item in items]
+        clips = [item["clip"] for item in items]
+        batch = dict(self.processor(text=texts, return_tensors="pt"))
+        if self.ring is not None and all(self.ring.fits(clip) for clip in clips):
+            batch |= self.ring.write(clips)
+        else:
+            frames = [clip if hasattr(clip, "times") else clip.read() for clip in clips]
+            batch |= self.processor(
+                videos=frames, videos_kwargs={"do_rescale": False, "do_normalize": False}, return_tensors="pt"
+            )
+        return {**batch, "pair_ids": pair_ids(items), **failures}
+
+
+def pair_ids(items: list[dict]) -> torch.Tensor:
+    """(N,2) integers: the number of the clip, and a hash of the caption as people compare captions."""
+    plain = [" ".join(item["text"].split()).casefold().encode() for item in items]
+    hashes = [int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True) for text in plain]
+    return torch.tensor([[item["video"], text] for item, text in zip(items, hashes, strict=True)])
 
 
 def split_failures(items: list[dict]) -> tuple[list[dict], dict]:

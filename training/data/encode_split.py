@@ -5,6 +5,7 @@ Each of W processes encodes every W-th clip and caption. All of them get all row
 results do not depend on W.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,20 @@ class EncodedSplit:
     captions: list[str]
 
 
+@dataclass
+class Part(Sequence):
+    """Some items of a sequence, which are read when they are asked for: videos in a table stay on disk."""
+
+    items: Sequence
+    positions: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, n: int):
+        return self.items[self.positions[n]]
+
+
 def encode_split(
     accelerator,
     model,
@@ -51,22 +66,24 @@ def encode_split(
 ) -> EncodedSplit:
     """Encode the clips and the "first" or "all" captions of a split; `model` is unwrapped and in `eval()`.
 
-    The options are those of `iter_encoded_videos`.
+    The options are those of `iter_encoded_videos`. The model runs in the run's number format (`--mixed_precision`);
+    vectors are float32.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     label = progress if accelerator.is_main_process else None
     mine = range(rank, len(split.clips), world)
-    encoded = encode_videos(
-        model,
-        processor,
-        [split.clips[i] for i in mine],
-        batch_size=batch_size,
-        num_workers=num_workers,
-        on_bad_video=on_bad_video,
-        progress=label and f"{label}: clips",
-        decoder=decoder,
-        worker_init_fn=leave_signals_to_the_parent,
-    )
+    with accelerator.autocast():
+        encoded = encode_videos(
+            model,
+            processor,
+            Part(split.clips, mine),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            on_bad_video=on_bad_video,
+            progress=label and f"{label}: clips",
+            decoder=decoder,
+            worker_init_fn=leave_signals_to_the_parent,
+        )
     rows = [mine[i] for i in encoded.indices]
     bad = [BadVideo(mine[b.index], b.source, b.cause) for b in encoded.bad]
     video_rows, (video_vectors, gate_weights) = _gather_rows(
@@ -79,7 +96,8 @@ def encode_split(
     kept = [n for n, video in enumerate(video_of_text) if video in position]
     mine = kept[rank::world]
     tagged = [dict(zip(model.config.experts, streams[n], strict=True)) for n in mine]
-    vectors = encode_texts(model, processor, tagged, progress=label and f"{label}: captions")
+    with accelerator.autocast():
+        vectors = encode_texts(model, processor, tagged, progress=label and f"{label}: captions")
     text_rows, (text_vectors,) = _gather_rows(accelerator, mine, [vectors])
     return EncodedSplit(
         text_vectors=text_vectors,

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from modeling_camoe.encode import BadVideo
 from modeling_camoe.frames import VideoDecodingError, describe_source
 
-from .batches import TrainPairs, split_failures
+from .batches import TrainPairs, pair_ids, split_failures
 from .captioned_clips import CaptionedClips
 from .encode_split import EncodedSplit
 from .errors import UserError
@@ -38,11 +38,12 @@ class FeatureCache:
 
     Args:
         folder: created if it does not exist. model: [`CAMoEModel`] with the frozen CLIP. processor: its processor.
+        precision: the number format in which CLIP runs: "no" (float32), "bf16" or "fp16".
     """
 
-    def __init__(self, folder: str, model, processor):
+    def __init__(self, folder: str, model, processor, precision: str = "no"):
         self.arrays = ArrayFolder(folder)
-        self.clip_weights = weights_hash(model.clip)
+        self.clip_weights = [weights_hash(model.clip), precision]
         self.video_processor = processor.video_processor
         vocabulary = sorted(processor.tokenizer.get_vocab().items())  # sorted: its order differs between processes
         self.text_settings = [hash_text(str(vocabulary)), processor.max_length]
@@ -202,7 +203,7 @@ class FeaturePairs(TrainPairs):
 
 @dataclass
 class FeatureCollator:
-    """Pairs -> `frame_embeds` (N,T,D), `frame_mask` (N,T), `text_embeds` (N,E,D), `video_ids` (N,)."""
+    """Pairs -> `frame_embeds` (N,T,D), `frame_mask` (N,T), `text_embeds` (N,E,D), `pair_ids` (N,2)."""
 
     num_frames: int
 
@@ -215,7 +216,7 @@ class FeatureCollator:
             "frame_embeds": frame_embeds,
             "frame_mask": frame_mask,
             "text_embeds": torch.stack([item["text_embeds"] for item in items]),
-            "video_ids": torch.tensor([item["video"] for item in items]),
+            "pair_ids": pair_ids(items),
             **failures,
         }
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables and the chart of `run_ablations.py`, from the results of its runs.
 
-Each number is the mean over the seeds, with the lowest and highest in brackets: with two or three seeds a range says
-more than a standard deviation.
+Each number is the mean over the seeds, with their standard deviation, and the lowest and highest in brackets. A
+paired test compares a row with the first one on the same queries, of all seeds that both have, resampled by video.
 """
 
+import statistics
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,9 @@ import matplotlib
 matplotlib.use("Agg")  # no display is needed
 
 import matplotlib.pyplot as plt
+import numpy as np
+
+from evaluation.compare_runs import RANKS_FILE, RunRanks, compare_runs
 
 
 BEGIN = "<!-- the table begins here: written by training/run_ablations.py -->"
@@ -23,11 +27,12 @@ COLORS = ("#3b6ea5", "#c96f4a", "#6a9a58", "#8a6aa8", "#b59a3c", "#5f8a8b", "#a6
 
 
 def spread(values: list[float], digits: int = 1) -> str:
-    """[27.4, 29.8] -> "28.6 (27.4–29.8)"."""
+    """[27.4, 29.8] -> "28.6 ± 1.7 (27.4–29.8)"."""
     mean = f"{sum(values) / len(values):.{digits}f}"
     if len(values) == 1:
         return mean
-    return f"{mean} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+    deviation = f"{statistics.stdev(values):.{digits}f}"
+    return f"{mean} ± {deviation} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
 def row_results(row: dict, results: dict) -> list[dict]:
@@ -75,16 +80,76 @@ def cost_table(table: dict, results: dict) -> str:
     return markdown_table(header, lines)
 
 
+def pooled_ranks(runs: dict[int, RunRanks]) -> RunRanks:
+    """The ranks of one row's seeds as those of one run: every query once a seed, in the group of its video."""
+    seeds = sorted(runs)
+    first = runs[seeds[0]]
+
+    def join(arrays):
+        return np.concatenate(list(arrays), axis=-1)
+
+    return RunRanks(
+        ranks={
+            correction: {
+                direction: type(ranks)(
+                    join(runs[seed].ranks[correction][direction].above for seed in seeds),
+                    join(runs[seed].ranks[correction][direction].equal for seed in seeds),
+                )
+                for direction, ranks in directions.items()
+            }
+            for correction, directions in first.ranks.items()
+        },
+        groups={direction: join(runs[seed].groups[direction] for seed in seeds) for direction in first.groups},
+        keys={direction: join(runs[seed].keys[direction] ^ seed for seed in seeds) for direction in first.keys},
+    )
+
+
+def paired_table(table: dict, results: dict, runs_dir: Path) -> str:
+    """One line per row after the first: the difference of R@1 to it, with interval and p-value; "" without ranks."""
+    ranks: dict[str, dict[int, RunRanks]] = {}
+    for (name, seed), result in results.items():
+        path = runs_dir / result["key"] / RANKS_FILE if "key" in result else None
+        if path is not None and path.is_file():
+            ranks.setdefault(name, {})[seed] = RunRanks.load(path)
+    reference = table["rows"][0]["name"]
+    corrections = {name: label for name, label in CORRECTION_LABELS.items() if name != "query_bank"}
+    lines = []
+    for row in table["rows"][1:]:
+        seeds = ranks.get(row["name"], {}).keys() & ranks.get(reference, {}).keys()
+        if not seeds:
+            continue
+        pooled = [pooled_ranks({seed: ranks[name][seed] for seed in seeds}) for name in (row["name"], reference)]
+        tests = compare_runs(*pooled, reference)
+        cells = []
+        for direction in DIRECTION_LABELS:
+            for correction in corrections:
+                test = tests.get(correction, {}).get(direction, {}).get("R@1")
+                low, high = test["ci95"] if test else (0, 0)
+                cells.append(
+                    f"{test['difference']:+.1f} [{low:+.1f}, {high:+.1f}], p {test['p_value']:.3f}" if test else ""
+                )
+        lines.append([row["name"], str(len(seeds)), *cells])
+    if not lines:
+        return ""
+    header = [f"{direction}, {label}" for direction in DIRECTION_LABELS.values() for label in corrections.values()]
+    return (
+        f"### Paired tests: R@1 minus that of {reference}\n\n"
+        "Difference on the same queries [95 % interval], p-value; videos are resampled, seeds are not.\n\n"
+        + markdown_table(["row", "seeds", *header], lines)
+    )
+
+
 def write_page(table: dict, results: dict, page: Path, options):
     """Write the tables between the two markers of the page; a page without markers gets them at its end."""
     missing = sum(len(row.get("seeds", table["seeds"])) - len(row_results(row, results)) for row in table["rows"])
     parts = [
-        f"Command: `python training/run_ablations.py --table {options.table}`. Means over seeds, lowest and highest "
-        f"in brackets; R@K in percent. Runs of the table that are not done: {missing}.",
+        f"Command: `python training/run_ablations.py {_what(options)}`. Means over seeds ± standard deviation, lowest "
+        f"and highest in brackets; R@K in percent. Runs of the table that are not done: {missing}.",
         "\n".join(f"- **{row['name']}**: {row['note']}" for row in table["rows"] if row.get("note")),
     ]
     for direction, label in DIRECTION_LABELS.items():
         parts.append(f"### {label.capitalize()}\n\n{recall_table(table, results, direction)}")
+    parts.append(paired_table(table, results, Path(options.runs_dir)))
     parts.append(f"### What the best clips share with the right ones, and the cost\n\n{cost_table(table, results)}")
     text = page.read_text(encoding="utf-8") if page.is_file() else f"# {table.get('title', 'Ablations')}\n"
     before, begin, rest = text.partition(BEGIN)
@@ -94,6 +159,13 @@ def write_page(table: dict, results: dict, page: Path, options):
     partial = page.with_name(f".{page.name}.part")
     partial.write_text(f"{before.rstrip()}\n\n{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
     partial.replace(page)
+
+
+def _what(options) -> str:
+    if options.table is not None:
+        return f"--table {options.table}"
+    methods = f" --methods '[{', '.join(options.methods)}]'" if options.methods else ""
+    return f"--recipes '[{', '.join(options.recipes)}]'{methods}"
 
 
 def draw_chart(table: dict, results: dict, path: Path):

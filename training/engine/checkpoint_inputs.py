@@ -87,7 +87,7 @@ class CheckpointInputs:
         """Vectors of training captions and, with a `train_split`, of training clips."""
         banks = {"text_bank": self._text_bank()}
         if self.options.train_split is not None:
-            clips = self._read(self.options.train_split, self.options.bank)
+            clips = self._bank_clips()
             leaked = set(clips.clips) & set(self.test_clips.clips)
             if leaked:
                 raise UserError(
@@ -98,8 +98,18 @@ class CheckpointInputs:
             banks["video_bank"] = self._encode(self.options.train_split, clips).video_vectors
         return banks
 
+    def _bank_clips(self) -> CaptionedClips:
+        """A random sample of the training clips, untagged: only their videos are encoded."""
+        options = self.options
+        data = load_split(options.dataset_name, options.train_split, options.dataset_config)
+        if len(data) > options.bank:
+            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(options.seed))
+            data = data.select(order[: options.bank].sort().values.tolist())
+        columns = (options.video_column, options.caption_column, options.video_root)
+        return read_captioned_clips(data, self.processor.experts, None, None, *columns)
+
     def _text_bank(self):
-        """Vectors of the checkpoint's query bank; refuses a bank that holds a test query."""
+        """Vectors of the checkpoint's query bank, without the captions that are scored (`--on_leak`)."""
         checkpoint = self.options.checkpoint
         found = cached_file(
             checkpoint,
@@ -118,7 +128,7 @@ class CheckpointInputs:
         if leaked and self.options.on_leak == "raise":
             raise UserError(
                 f"{found} holds {len(leaked)} of the captions that are scored, {leaked[0]!r} among them: a query bank "
-                "must be training captions; --on_leak drop leaves those out of the bank"
+                "must be training captions; --on_leak drop, the default, leaves those out of the bank"
             )
         bank = [text for text in bank if _plain(text) not in tested]
         if not bank:
@@ -126,7 +136,8 @@ class CheckpointInputs:
         self.about["bank_captions_left_out"] = len(leaked)
         step = max(1, len(bank) // self.options.bank)  # spread over the file
         chosen = bank[::step][: self.options.bank]
-        return encode_texts(self.model, self.processor, chosen, progress="query bank: captions")
+        with self.accelerator.autocast():
+            return encode_texts(self.model, self.processor, chosen, progress="query bank: captions")
 
     def _read(self, split: str, limit: int | None = None) -> CaptionedClips:
         options = self.options

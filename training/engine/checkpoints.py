@@ -32,7 +32,8 @@ STEP_FOLDER = re.compile(r"step_(\d+)$")
 class Progress:
     """The position of a run: `batch` steps of `epoch` are done; `best` are the best validation metrics so far.
 
-    `order` holds what determines the order of the pairs: in another order the position would mean nothing.
+    `order` holds what determines the order of the pairs, in another order the position would mean nothing; and the
+    options that a resumed run must share.
     """
 
     step: int = 0
@@ -41,6 +42,7 @@ class Progress:
     seconds: float = 0.0
     waited: float = 0.0  # seconds of these spent waiting for data
     num_skipped: int = 0  # steps skipped because the gradient was not finite
+    same_captions: int = 0  # pairs of different videos with the same caption that were masked
     best: dict | None = None
     order: dict | None = None
 
@@ -54,7 +56,7 @@ class Progress:
             if saved[name] != here[name]:
                 raise UserError(
                     f"the checkpoint was written with {name} {saved[name]}, now it is {here[name]}: go on with the "
-                    "same data and batch, or start anew from the published model with --model_name_or_path"
+                    "same data, batch and schedule, or start anew from the published model with --model_name_or_path"
                 )
         for name, value in state.items():
             setattr(self, name, value)

@@ -53,10 +53,13 @@ def check_options(accelerator: Accelerator, options):
             )
         if options.on_nan == "skip":
             raise UserError("DeepSpeed takes its step before --on_nan skip could prevent it; leave the option out")
-    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP) and options.lora is not None:
+    sharded = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+    if sharded and options.lora is not None:
         raise UserError(
             "--lora works in one process or under DDP (it trains few weights); launch with multi_gpu_ddp.yaml"
         )
+    if sharded and options.ema_decay is not None:
+        raise UserError("--ema_decay works in one process or under DDP; launch with multi_gpu_ddp.yaml")
 
 
 def full_model(model: CAMoEModel) -> CAMoEModel:

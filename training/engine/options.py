@@ -29,6 +29,9 @@ class TrainOptions:
     captions_per_video: str = option(
         "all", "all: every caption is a pair; one: a random caption of each clip per epoch", choices=("all", "one")
     )
+    report_test_split: str | None = option(
+        None, "also score this split at every validation; logged as test_*, not used for selection"
+    )
     validation_captions: str = option("first", "captions that are queries in validation", choices=("first", "all"))
     on_bad_video: str = option(
         "raise", "a clip that cannot be decoded: stop, or skip and list", choices=("raise", "skip")
@@ -56,6 +59,10 @@ class TrainOptions:
         "frames in training: segment centres, or one random frame per segment",
         choices=("uniform", "jitter"),
     )
+    frames_per_second: float | None = option(
+        None,
+        "at most this many frames a second, and at most num_frames; CLIP4Clip: 1 (default: num_frames alone)",
+    )
 
     # Optimisation
     batch_size: int = option(128, "pairs in one contrastive batch over ALL processes")
@@ -66,27 +73,46 @@ class TrainOptions:
     max_train_steps: int | None = option(None, "stop after this many steps instead; the schedule ends there too")
     learning_rate: float = option(1e-4, "of the new layers")
     clip_learning_rate: float = option(1e-7, "of CLIP's own parameters, or of their LoRA; 0 freezes CLIP")
+    layer_decay: float = option(
+        1.0, "the learning rate of a layer of CLIP is this times that of the layer above; 1: all alike"
+    )
     weight_decay: float = option(0.2, "not on norms, biases and logit_scale")
     warmup_ratio: float = option(0.1, "share of the steps in which the learning rate rises; then a cosine")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    ema_decay: float | None = option(
+        None, "validate and publish an exponential moving average of the weights, e.g. 0.999 (default: none)"
+    )
+    mask_same_captions: bool = option(
+        True, "pairs of different videos with the same caption are not each other's negatives"
+    )
     adam_beta1: float = option(0.9, "AdamW")
     adam_beta2: float = option(0.98, "AdamW")
     adam_epsilon: float = option(1e-6, "AdamW")
     dry_run: bool = option(False, "print what the run would do, and stop")
+    samples_per_second: float = option(100.0, "rate for which a dry run says the hours")
     seed: int = option(42, "random seed")
 
     # Running
     num_workers: int = option(2, "processes that load clips, for each training process; 0 loads in the process itself")
+    prefetch_factor: int | None = option(
+        None, "batches that each worker prepares ahead (default: 4, or what a quarter of the free memory holds)"
+    )
     eval_batch_size: int = option(32, "clips per forward pass in validation")
     validation_epochs: int = option(1, "epochs between validations")
     frame_cache: str | None = option(None, "folder that caches sampled frames, for runs of many epochs")
+    frame_cache_jpeg: int | None = option(
+        None, "keep frames as JPEG of this quality, e.g. 95: a fifth of the space (default: as they are)"
+    )
     feature_cache: str | None = option(
         None, "folder that caches the embeddings of a frozen CLIP: after the first run nothing is decoded"
     )
     gradient_cache_chunk: int | None = option(
         None, "embed this many pairs of each process at a time: contrastive batches beyond memory, exact"
     )
-    torch_compile: str | None = option(None, "compile the model with this backend of torch.compile, e.g. inductor")
+    gradient_checkpointing: bool = option(False, "keep no activations inside layers: less memory, a third more time")
+    torch_compile: str | None = option(
+        None, "compile the model with this backend of torch.compile, e.g. inductor; texts are then not grouped"
+    )
     checkpointing_steps: int | None = option(
         None, "also write a checkpoint every this many steps, not only each epoch"
     )
@@ -114,7 +140,7 @@ class TrainOptions:
             raise UserError("--spatial_start is for a CLIP from scratch (clip_config): a checkpoint has its own start")
         positive = ("batch_size", "num_frames", "num_train_epochs", "eval_batch_size", "logging_steps")
         positive += ("validation_epochs", "gradient_accumulation_steps")
-        optional = ("gradient_cache_chunk", "checkpointing_steps", "save_total_limit")
+        optional = ("gradient_cache_chunk", "checkpointing_steps", "save_total_limit", "prefetch_factor")
         for name in (*positive, *(name for name in optional if getattr(self, name) is not None)):
             if getattr(self, name) < 1:
                 raise UserError(f"option {name!r} must be at least 1, got {getattr(self, name)}")
@@ -127,7 +153,28 @@ class TrainOptions:
             raise UserError("option 'batch_size' must be at least 2: a contrastive loss needs a negative")
         if not 0 <= self.warmup_ratio <= 1:
             raise UserError(f"option 'warmup_ratio' must be from 0 to 1, got {self.warmup_ratio}")
+        for name, low, high in (("layer_decay", 0, 1), ("ema_decay", 0, 1), ("frame_cache_jpeg", 1, 100)):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"option {name!r} must be from {low} to {high}, got {value}")
+        for name in ("frames_per_second", "samples_per_second"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise UserError(f"option {name!r} must be more than 0, got {getattr(self, name)}")
+        if self.report_test_split is not None and self.report_test_split in (self.train_split, self.validation_split):
+            raise UserError("--report_test_split must be another split than those of training and validation")
         self._check_caches()
+
+    # What a checkpoint was written with must not change on resume: the schedule and the task. Speed may.
+    FIXED = (
+        *("num_train_epochs", "max_train_steps", "learning_rate", "clip_learning_rate", "layer_decay", "weight_decay"),
+        *("warmup_ratio", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon", "ema_decay"),
+        *("num_frames", "frames_per_second", "max_words", "train_sampling", "captions_per_video"),
+        "mask_same_captions",
+    )
+
+    def fixed(self) -> dict:
+        """The options that a resumed run must share with its checkpoint."""
+        return {name: getattr(self, name) for name in self.FIXED}
 
     def _check_caches(self):
         if self.feature_cache is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run starts from: load or create the model, its processor and the optimiser's parameter groups.
+"""What a run starts from: load or create the model and its processor.
 
 A run starts from a plain dual encoder or a CAMoE checkpoint (folder or Hub id), or from scratch with the sizes of a
 CLIP. In that case a byte-pair tokenizer is trained on the training captions.
@@ -47,13 +47,12 @@ def build_processor(options, captions: Iterable[str]) -> CAMoEProcessor:
     try:
         if options.model_name_or_path is None:
             return _processor_from_scratch(options, captions, changes)
-        start = options.model_name_or_path
-        if not is_plain(start):
-            return CAMoEProcessor.from_pretrained(start, **changes)  # keeps the settings that it was trained with
+        # Of a CAMoE checkpoint, too: what the recipe records is what the run does.
         settings = {"tagger": options.tagger, "max_length": options.max_words}
-        processor = CAMoEProcessor.from_pretrained(start, **settings, **changes)
+        processor = CAMoEProcessor.from_pretrained(options.model_name_or_path, **settings, **changes)
         processor.video_processor.num_frames = options.num_frames
-        return processor
+        parts = processor.video_processor, processor.tokenizer, processor.config
+        return CAMoEProcessor(*parts, **settings)
     except OSError as error:
         raise UserError(f"cannot load {options.model_name_or_path}: {error}") from error
     except (StrictDataclassError, TypeError, ValueError) as error:  # wrong types, unknown experts, lengths, ...
@@ -81,25 +80,15 @@ def build_model(options, processor: CAMoEProcessor) -> CAMoEModel:
     """The model for these options, with the processor's configuration, on the CPU."""
     if options.model_name_or_path is not None:
         try:
-            return CAMoEModel.from_pretrained(options.model_name_or_path, config=processor.config)
+            # A gate over other experts than the checkpoint's starts anew, and the library's report says so.
+            return CAMoEModel.from_pretrained(
+                options.model_name_or_path,
+                config=processor.config,
+                ignore_mismatched_sizes="experts" in options.model,
+            )
         except (OSError, ValueError, RuntimeError) as error:  # no weights, or of other sizes
             raise UserError(f"cannot load {options.model_name_or_path}: {error}") from error
     model = CAMoEModel(processor.config)
     if options.spatial_start:
         apply_spatial_start(model.clip.vision_model)
     return model
-
-
-def parameter_groups(model: CAMoEModel, options) -> list[dict]:
-    """AdamW groups: CLIP and the new layers at their own learning rates; no decay on norms, biases and logit_scale."""
-    groups: dict[tuple[float, float], list] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:  # frozen because LoRA trains in its place
-            continue
-        rate = options.clip_learning_rate if ".clip." in f".{name}" else options.learning_rate
-        if rate == 0:
-            parameter.requires_grad_(False)
-            continue
-        decay = 0.0 if parameter.ndim < 2 else options.weight_decay
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]

@@ -6,6 +6,7 @@ sees depends on (seed, epoch, position) alone. So a run that was killed and resu
 was not.
 """
 
+import contextlib
 import json
 import math
 import signal
@@ -27,6 +28,8 @@ from .checkpoints import CheckpointFolder, Progress, StepLog, save_model
 from .distributed import full_model
 from .gradient_cache import accumulated_backward, cached_backward
 from .lora import unwrap_peft
+from .optimizer import Average
+from .telemetry import PairCost, Telemetry
 
 
 class Terminated(Exception):
@@ -39,8 +42,9 @@ class Trainer:
     Args:
         options: [`TrainOptions`]. accelerator: of the run. model, optimizer: prepared. scheduler: of the optimizer.
         processor: of the model. loader: over [`RunBatchSampler`].
-        encode_validation: model -> the encoded split that the best model is chosen on, or None for no validation.
-        extra: file name -> text, published with the model.
+        scored_splits: name -> a function: model -> the encoded split. "validation" chooses the best model; without it,
+            the last one is kept. "test" is only reported.
+        extra: file name -> text, published with the model. cost: of a pair, for the MFU.
     """
 
     def __init__(
@@ -52,8 +56,9 @@ class Trainer:
         scheduler,
         processor,
         loader: DataLoader,
-        encode_validation: Callable[..., EncodedSplit] | None,
+        scored_splits: dict[str, Callable[..., EncodedSplit]],
         extra: dict[str, str],
+        cost: PairCost | None = None,
     ):
         self.options = options
         self.accelerator = accelerator
@@ -65,13 +70,19 @@ class Trainer:
         self.processor = processor
         self.loader = loader
         self.batches: RunBatchSampler = loader.batch_sampler
-        self.encode_validation = encode_validation
+        self.scored_splits = scored_splits
         self.extra = extra
         self.output_dir = Path(options.output_dir)
         self.total_steps = options.total_steps(len(self.batches))
         self.checkpoints = CheckpointFolder(self.output_dir, options.save_total_limit)
-        self.progress = Progress(order=self.batches.order)
+        self.progress = Progress(order=self.batches.order | options.fixed())
         accelerator.register_for_checkpointing(scheduler, self.progress)
+        self.average = None
+        if options.ema_decay is not None:
+            self.average = Average(self.published, options.ema_decay)
+            accelerator.register_for_checkpointing(self.average)
+        self.telemetry = Telemetry(accelerator.device, accelerator.num_processes, self.batches.pairs_per_step, cost)
+        self.same_captions = torch.zeros((), dtype=torch.long, device=accelerator.device)  # since the last log line
         self.terminate = False
 
     def run(self):
@@ -116,11 +127,14 @@ class Trainer:
         started = time.perf_counter()
         for batch in self.loader:
             waited = time.perf_counter() - started
+            tokens = int(batch["attention_mask"].sum()) if "attention_mask" in batch else 0
             self._step(batch)
             progress.step += 1
             progress.batch += 1
-            progress.seconds += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            progress.seconds += seconds
             progress.waited += waited
+            self.telemetry.add(seconds, waited, tokens)
             self.bar.update()
             self._after_step()
             started = time.perf_counter()
@@ -131,10 +145,14 @@ class Trainer:
         if batch.get("error"):
             raise UserError(batch["error"])
         self._report_bad_videos([(self.loader.dataset.split.video_ids[bad.index], bad) for bad in batch.pop("bad")])
-        if "video_ids" not in batch:
+        if "pair_ids" not in batch:
             raise UserError("no clip of the training split can be decoded; see bad_videos.jsonl")
         batch.pop("error")
-        video_ids = batch.pop("video_ids")
+        video_ids = batch.pop("pair_ids")  # (n,2): the video and a hash of the caption
+        if options.mask_same_captions:
+            self._count_same_captions(video_ids)
+        else:
+            video_ids = video_ids[:, 0]
 
         if options.gradient_cache_chunk:
             chunk = options.gradient_cache_chunk
@@ -151,8 +169,21 @@ class Trainer:
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.core.clamp_logit_scale()
+        if self.average is not None:
+            self.average.update()
         grad_norm = math.nan if grad_norm is None else float(grad_norm)
         self.last = {"loss": loss, "grad_norm": grad_norm, "gate": gate_weights.float().mean(dim=0)}
+
+    def _count_same_captions(self, pair_ids: torch.Tensor):
+        """Pairs of different videos with the same caption, in the contrastive batches of this step."""
+        ids = self.accelerator.gather(pair_ids.to(self.accelerator.device))
+        same = ids[:, None] == ids  # (N,N,2)
+        if not self.options.gradient_cache_chunk:  # then only those within each accumulated batch
+            accumulated, world = self.options.gradient_accumulation_steps, self.accelerator.num_processes
+            number = torch.arange(accumulated, device=ids.device).repeat_interleave(len(ids) // world // accumulated)
+            number = number.repeat(world)
+            same = same & (number[:, None] == number)[..., None]
+        self.same_captions += (same[..., 1] & ~same[..., 0]).sum() // 2
 
     def _after_step(self):
         """What is due after a step: a log line, a checkpoint, the end of an epoch, a requested end."""
@@ -197,7 +228,8 @@ class Trainer:
     def _on_not_finite(self, loss, video_ids):
         """Stop, or count a skipped step. All processes come here together, because they share one gradient."""
         progress = self.progress
-        ids = self.accelerator.gather(video_ids.to(self.accelerator.device)).tolist()
+        numbers = video_ids.reshape(len(video_ids), -1)[:, 0]  # (n,2) with hashes of the captions, or (n,)
+        ids = self.accelerator.gather(numbers.to(self.accelerator.device)).tolist()
         names = ", ".join(self.loader.dataset.split.video_ids[i] for i in ids)
         what = f"loss {loss.item():.4g}, gradient not finite, at step {progress.step + 1}; the batch's videos: {names}"
         if self.options.on_nan == "skip" and progress.num_skipped < self.options.max_nan_skips:
@@ -222,32 +254,40 @@ class Trainer:
     # --- validation and telemetry ------------------------------------------------------------------------------------
 
     def _validate_and_keep_best(self, last: bool):
-        progress, options = self.progress, self.options
-        if self.encode_validation is None:
-            if last:
-                self._publish(full_model(self.published))
+        progress = self.progress
+        if not last and (not self.scored_splits or progress.epoch % self.options.validation_epochs != 0):
             return
-        if not last and progress.epoch % options.validation_epochs != 0:
-            return
-        model = full_model(self.published)
-        model.eval()
-        encoded = self.encode_validation(model=unwrap_peft(model))
-        if not encoded.video_rows:
-            raise UserError(f"no clip of the validation split can be decoded; the first: {encoded.bad[0].cause}")
-        metrics = validation_metrics(encoded, self.core.config.experts)
+        started = time.perf_counter()
+        with contextlib.nullcontext() if self.average is None else self.average.applied():
+            model = full_model(self.published)
+            model.eval()
+            metrics = {name: self._score(model, name) for name in self.scored_splits}.get("validation")
+            better = metrics and (progress.best is None or metrics["Rsum"] > progress.best["Rsum"])
+            if better:
+                progress.best = {"step": progress.step, "epoch": progress.epoch, **metrics}
+            if better or (metrics is None and last):
+                self._publish(model)
         self.model.train()
+        self.telemetry.validation_seconds = time.perf_counter() - started
+
+    def _score(self, model, name: str) -> dict[str, float]:
+        """Uncorrected metrics of a split, which go to the log, the trackers and the terminal."""
+        progress = self.progress
+        encoded = self.scored_splits[name](model=unwrap_peft(model))
+        if not encoded.video_rows:
+            raise UserError(f"no clip of the {name} split can be decoded; the first: {encoded.bad[0].cause}")
+        note = "" if name == "validation" else " (not used for selection)"
+        metrics = validation_metrics(encoded, self.core.config.experts)
         if self.accelerator.is_main_process:
             self._report_bad_videos([(video.source, video) for video in encoded.bad])
-            line = {f"validation_{name}": m for name, m in metrics.items()}
+            line = {f"{name}_{metric}": value for metric, value in metrics.items()}
             self.log.write(step=progress.step, epoch=progress.epoch, **line)
-        self.accelerator.log({f"validation/{name}": m for name, m in metrics.items()}, step=progress.step)
+        self.accelerator.log({f"{name}/{metric}": value for metric, value in metrics.items()}, step=progress.step)
         self.bar.write(
-            f"epoch {progress.epoch}: validation R@1 {metrics['text_to_video_R@1']:.1f} text to video, "
-            f"{metrics['video_to_text_R@1']:.1f} video to text, Rsum {metrics['Rsum']:.1f}"
+            f"epoch {progress.epoch}: {name} R@1 {metrics['text_to_video_R@1']:.1f} text to video, "
+            f"{metrics['video_to_text_R@1']:.1f} video to text, Rsum {metrics['Rsum']:.1f}{note}"
         )
-        if progress.best is None or metrics["Rsum"] > progress.best["Rsum"]:
-            progress.best = {"step": progress.step, "epoch": progress.epoch, **metrics}
-            self._publish(model)
+        return metrics
 
     def _publish(self, model):
         if self.accelerator.is_main_process:
@@ -257,18 +297,28 @@ class Trainer:
         progress = self.progress
         loss = self.accelerator.reduce(self.last["loss"], "mean").item()
         gate = self.accelerator.reduce(self.last["gate"], "mean").tolist()
+        same_captions = int(self.same_captions)
+        progress.same_captions += same_captions
+        self.same_captions.zero_()
         values = {
             "loss": loss,
             "grad_norm": self.last["grad_norm"],
             "learning_rate": max(self.scheduler.get_last_lr()),
             "logit_scale": self.core.clip.logit_scale.exp().item(),
-            **self._speed(),
+            "same_captions": same_captions,
+            **self.telemetry.values(self.total_steps - progress.step, self._validations_left()),
             **{f"gate_{expert}": weight for expert, weight in zip(self.core.config.experts, gate, strict=True)},
         }
         self.bar.set_postfix(loss=f"{loss:.3f}", samples=f"{values['samples_per_second']:.0f}/s")
         if self.accelerator.is_main_process:
             self.log.write(step=progress.step, epoch=progress.epoch, **values)
         self.accelerator.log(values, step=progress.step)
+
+    def _validations_left(self) -> int:
+        if not self.scored_splits:
+            return 0
+        epochs = math.ceil(self.total_steps / max(1, len(self.batches)))
+        return max(0, math.ceil((epochs - self.progress.epoch) / self.options.validation_epochs))
 
     def _speed(self) -> dict:
         """Over the whole run and all processes, without validation and checkpoints."""
@@ -290,6 +340,7 @@ class Trainer:
             **self._speed(),
             "bad_videos": len({line["video_id"] for line in self.bad_log.lines()}),
             "skipped_steps": progress.num_skipped,
+            "same_captions": progress.same_captions,
             **{name: sum(p.numel() for p in parameters) for name, parameters in self._parameters().items()},
             "best": progress.best,
         }
