@@ -24,7 +24,7 @@ def results(tmp_path, monkeypatch):
 
 def test_every_line_runs_on_the_cpu(results, monkeypatch):
     monkeypatch.setattr(gpu.torch, "compile", lambda call: call)  # minutes on a CPU
-    gpu.main(["--device", "cpu", "--tiny"])
+    gpu.main(["--device", "cpu", "--tiny", "--minutes", "1000"])
     lines = {line["name"]: line for line in json.loads((results / "gpu_tried.json").read_text())["lines"]}
     names = [*gpu.MODELS, "camoe, gradient cache", "camoe, checkpointing"]
     wanted = [f"GPU training, {name}" for name in names] + ["GPU embedding from uint8 frames", "GPU loss, batch 16"]

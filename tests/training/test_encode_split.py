@@ -31,7 +31,7 @@ def test_bf16_gives_nearly_the_vectors_of_float32_in_float32(tmp_path):
     for name in ("text_vectors", "video_vectors", "gate_weights"):
         ours, expected = getattr(bf16, name), getattr(plain, name)
         assert ours.dtype == torch.float32 and not torch.equal(ours, expected)
-        torch.testing.assert_close(ours, expected, rtol=0, atol=0.02)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0.05)
 
 
 def test_a_part_reads_only_the_items_that_are_asked_for():

@@ -284,7 +284,7 @@ def test_the_choices_of_the_method_go_together_and_the_test_curve_chooses_nothin
         "--report_test_split", "test", "--checkpointing_steps", 4,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "epoch 1: test R@1" in done.stderr and "(not used for selection)" in done.stderr
+    assert "epoch 1: test R@1" in done.stdout and "(not used for selection)" in done.stdout
     lines = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
     assert len([line for line in lines if "test_Rsum" in line]) == 2
     results = json.loads((tmp_path / "all_results.json").read_text())
