@@ -1,15 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damaged files of all kinds give the frames of a plain decode, or an error that names the file."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import decode_fuzz
+from tests import decode_fuzz
 
 
 # Of the thousand that the program makes: every fifteenth, so that all kinds and all mutations come up.
