@@ -4,11 +4,13 @@
     python benchmarks/training_rows.py                        2,500,000 rows, some minutes
 
 Makes a table of that many rows, reads it as run_retrieval.py does (without a tagger: each stream repeats the caption),
-and draws batches over a whole epoch's order. No video is decoded. Measured is the resident memory of the process: all
-of it, with the pages of the Arrow files that the system may drop, and without them. Linux only.
+and draws batches over a whole epoch's order, in a process that finds the rows prepared, as all ranks but the first do.
+No video is decoded. Measured is the resident memory of the process: all of it, with the pages of the Arrow files that
+the system may drop, and without them. Linux only.
 """
 
-import gc
+import json
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -25,10 +27,9 @@ from harness import Line, finish, parser, positive
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
-from run_retrieval import query_bank
 
 from data.batches import RunBatchSampler, TrainPairs
-from data.captioned_clips import load_split, read_captioned_clips
+from data.captioned_clips import load_split, query_bank, read_captioned_clips
 from modeling_camoe.captions import STREAMS
 from modeling_camoe.frames import SampledFrames
 
@@ -60,35 +61,53 @@ def write_table(path: Path, rows: int):
             writer.write_table(pa.table(table))
 
 
+def read_split(folder: Path):
+    datasets.disable_progress_bars()
+    datasets.config.HF_DATASETS_CACHE = str(folder / "cache")
+    return read_captioned_clips(load_split(str(folder), "train"), STREAMS, None)
+
+
+def train(folder: Path, options) -> dict:
+    """What a rank does with the rows that the first one has prepared."""
+    before = memory("RssAnon")
+    split = read_split(folder)
+    pairs = TrainPairs(split, NoVideo(), 0, "uniform", "all", "skip")
+    batches = RunBatchSampler(len(pairs), 128, seed=0)
+    batches.start_from(0, 0, options.batches)
+    for keys in batches:
+        for key in keys:
+            pairs[key]
+    query_bank(split, 5000, 0)
+    return {"peak": memory("VmHWM"), "own": memory("RssAnon"), "own before": before}
+
+
 def main():
     options = parser(__doc__)
     options.add_argument("--rows", type=positive, default=2_500_000, help="(default: %(default)s)")
     options.add_argument("--batches", type=positive, default=200, help="of 128 pairs (default: %(default)s)")
+    options.add_argument("--part", choices=("prepare", "train"), help="for the processes that this program starts")
+    options.add_argument("--folder", type=Path, help="likewise")
     options = options.parse_args()
-    datasets.disable_progress_bars()
+    if options.part == "prepare":
+        write_table(options.folder / "train.parquet", options.rows)
+        read_split(options.folder)
+        return
+    if options.part == "train":
+        print(json.dumps(train(options.folder, options)))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        datasets.config.HF_DATASETS_CACHE = str(Path(folder) / "cache")
-        write_table(Path(folder) / "train.parquet", options.rows)
-        gc.collect()
-        before = memory("RssAnon")
-        split = read_captioned_clips(load_split(folder, "train"), STREAMS, None)
-        pairs = TrainPairs(split, NoVideo(), 0, "uniform", "all", "skip")
-        batches = RunBatchSampler(len(pairs), 128, seed=0)
-        batches.start_from(0, 0, options.batches)
-        for keys in batches:
-            for key in keys:
-                pairs[key]
-        query_bank(split.captions, split.caption_counts, 5000, 0)
-        peak, own = memory("VmHWM"), memory("RssAnon")
-    lines = [
-        Line(
-            f"memory of a rank, {options.rows:,} rows", "GB", peak, limit=LIMIT, limit_name="allowed", ratio=peak,
-            ratio_name="GB at most", goal=LIMIT, at_least=False,
-            note=f"{own:.2f} GB of it its own, {own - before:+.2f} GB since before the rows were read",
-        )
-    ]  # fmt: skip
-    print(lines[0].note)
-    finish("training_rows", lines, options, {"own_gb": own, "own_gb_before": before})
+        command = [sys.executable, __file__, "--folder", folder, "--rows", str(options.rows)]
+        command += ["--batches", str(options.batches), "--part"]
+        subprocess.run([*command, "prepare"], check=True)
+        done = subprocess.run([*command, "train"], check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    line = Line(
+        f"memory of a rank, {options.rows:,} rows", "GB", found["peak"], limit=LIMIT, limit_name="allowed",
+        ratio=found["peak"], ratio_name="GB at most", goal=LIMIT, at_least=False,
+        note=f"its own: {found['own']:.2f} GB, before the rows {found['own before']:.2f}",
+    )  # fmt: skip
+    print(line.note)
+    finish("training_rows", [line], options, found)
 
 
 if __name__ == "__main__":

@@ -20,17 +20,15 @@ explains how to run on one core, one GPU, eight GPUs or four nodes, with the fil
 import functools
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from transformers import get_cosine_schedule_with_warmup
 
 from data.batches import PairCollator, RunBatchSampler, TrainPairs
-from data.captioned_clips import check_decodable, find_caption_column, load_split, read_captioned_clips
+from data.captioned_clips import check_decodable, find_caption_column, load_split, query_bank, read_captioned_clips
 from data.encode_split import encode_split
 from data.errors import UserError
 from data.feature_cache import FeatureCache, FeatureCollator, FeaturePairs, encode_split_from_cache
@@ -160,16 +158,6 @@ def make_loader(options, accelerator, pairs, processor) -> RingLoader:
     )
 
 
-def query_bank(captions: Sequence[list[str]], counts: np.ndarray, size: int, seed: int) -> str:
-    """A sample of the training captions, one per line: search and evaluation detect hubs with it."""
-    ends = np.cumsum(counts)  # (V,) captions up to a clip
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(int(ends[-1]), generator=generator)[:size].sort().values.numpy()
-    videos = np.searchsorted(ends, chosen, side="right")
-    texts = [captions[int(v)][int(n - ends[v] + counts[v])] for n, v in zip(chosen, videos, strict=True)]
-    return "".join(" ".join(text.split()) + "\n" for text in texts)
-
-
 def main():
     options = parse_options(TrainOptions, description=__doc__)
     output_dir = Path(options.output_dir)
@@ -206,9 +194,7 @@ def main():
     if accelerator.is_main_process:
         save_recipe(options, output_dir / "recipe.yaml")
 
-    train = splits["train"]
-    bank = query_bank(train.captions, train.caption_counts, options.query_bank_size, options.seed)
-    extra = {"query_bank.txt": bank}
+    extra = {"query_bank.txt": query_bank(splits["train"], options.query_bank_size, options.seed)}
     trainer = Trainer(options, accelerator, model, optimizer, scheduler, processor, loader, scored_splits, extra, cost)
     try:
         trainer.run()

@@ -22,6 +22,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow.compute
+import torch
 
 from modeling_camoe import captions as caption_rules
 from modeling_camoe.captions import caption_streams
@@ -234,6 +235,17 @@ def check_decodable(split: CaptionedClips, decoder, name: str):
         except VideoDecodingError as error:
             first = first or error
     raise UserError(f"no clip of split {name!r} can be decoded; the first: {first}")
+
+
+def query_bank(split: CaptionedClips, size: int, seed: int) -> str:
+    """A sample of the training captions, one per line: search and evaluation detect hubs with it."""
+    counts = split.caption_counts
+    ends = np.cumsum(counts)  # (V,) captions up to a clip
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(int(ends[-1]), generator=generator)[:size].sort().values.numpy()
+    videos = np.searchsorted(ends, chosen, side="right")
+    texts = [split.captions[int(v)][int(n - ends[v] + counts[v])] for n, v in zip(chosen, videos, strict=True)]
+    return "".join(" ".join(text.split()) + "\n" for text in texts)
 
 
 def find_caption_column(data: datasets.Dataset, given: str | None) -> str:
