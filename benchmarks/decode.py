@@ -143,7 +143,7 @@ def measure(seconds, size, gop, path: str, options, pool=None) -> tuple[list[Lin
     title = f"decode {seconds} s, {size[1]}p, key every {gop}, {1 if pool is None else 2} proc."
     library = {name: times[name] for name in ways() if name.startswith("load_video")}
     best = min(library, key=lambda name: medians[name])
-    goal = 5.0 if seconds > 60 else 1.3 if seconds == 10 else 0.95
+    goal = 4.5 if seconds > 60 else 1.0  # never below the best way of the library
     if seconds > 60:
         best = "load_video pyav"
     limit = times.get("all")

@@ -129,7 +129,7 @@ def sample_frames(
             times = _times(video, *window, num_frames, sampling, fps, seed, holes)
             return Targets([video.ticks(time) for time in times], *window, on_damage == "around")
 
-        make_picture = PictureMaker(size, video.pixel_aspect)
+        make_picture = PictureMaker(size, lambda: video.pixel_aspect)
         images = None
         for decode in _decoders(video, sampling, backend):
             images = _decode(video, decode, targets, make_picture)

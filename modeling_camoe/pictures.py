@@ -20,12 +20,14 @@ class PictureMaker:
     Args:
         size: the short side is scaled to it, then the central size x size is cut out. None: as stored, but for the
             shape of the pixels; all frames get the size of the first one.
-        pixel_aspect: width of a pixel / its height.
+        get_pixel_aspect: gives width of a pixel / its height, once a frame has been decoded: some files state it in
+            their coded pictures only.
     """
 
-    def __init__(self, size, pixel_aspect=1.0):
+    def __init__(self, size, get_pixel_aspect):
         self.size = size
-        self.pixel_aspect = pixel_aspect if 1 / WIDEST_PIXEL <= pixel_aspect <= WIDEST_PIXEL else 1.0
+        self.get_pixel_aspect = get_pixel_aspect
+        self.pixel_aspect = None  # until the first frame
         self.full_size = None  # (width, height) of the first frame, where no size is given
         self.reformatter = pyav().video.reformatter.VideoReformatter()  # keeps swscale's tables from frame to frame
 
@@ -43,6 +45,9 @@ class PictureMaker:
 
     def scaled_size(self, width, height):
         """(width, height) to scale a stored frame to."""
+        if self.pixel_aspect is None:
+            stated = self.get_pixel_aspect()
+            self.pixel_aspect = stated if 1 / WIDEST_PIXEL <= stated <= WIDEST_PIXEL else 1.0
         width = max(1, round(width * self.pixel_aspect))
         if self.size is None:
             self.full_size = self.full_size or (width, height)

@@ -282,8 +282,8 @@ class VideoFile:
 
     @property
     def pixel_aspect(self):
-        """Width of a pixel / its height."""
-        return float(self.stream.sample_aspect_ratio or 1)
+        """Width of a pixel / its height. The decoder knows it only after its first frame."""
+        return float(self.stream.sample_aspect_ratio or self.decoder.sample_aspect_ratio or 1)
 
     @property
     def can_jump(self):

@@ -79,7 +79,7 @@ def plain_decode(path: Path) -> tuple[list, bool]:
         streams = [s for s in container.streams.video if not s.disposition & type(s.disposition).attached_pic]
         stream = container.streams.best("video") if len(streams) > 1 else streams[0]
         stream.thread_type = "NONE"
-        make_picture = PictureMaker(SIZE, float(stream.sample_aspect_ratio or 1))
+        make_picture = PictureMaker(SIZE, lambda: float(stream.sample_aspect_ratio or 1))
         packets = container.demux(stream)
         for packet in packets:
             if not packet.size and packet.pts is not None:

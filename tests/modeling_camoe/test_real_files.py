@@ -129,6 +129,8 @@ def test_pixels_that_are_not_square_are_made_so(folder):
     path = write_video(folder / "wide.mp4", 4, pixel_aspect=2)
     assert sample(path, 1, size=None).frames.shape == (1, 3, 48, 128)
     assert sample(path, 1, size=32).frames.shape == (1, 3, 32, 32)
+    path.write_bytes(path.read_bytes().replace(b"pasp", b"free"))  # now the coded pictures alone say so
+    assert sample(path, 1, size=None).frames.shape == (1, 3, 48, 128)
 
 
 def test_frames_that_change_their_size_get_that_of_the_first(folder):

@@ -2,8 +2,11 @@
 """The torchcodec back end beside PyAV: the same frames, with pixels that are close."""
 
 import functools
+import struct
 
+import numpy as np
 import pytest
+import torch
 
 from tests.video_files import KINDS, indices_of, natural_picture, sample, write_video
 
@@ -40,3 +43,31 @@ def test_torchcodec_pixels_are_close(folder):
     by_pyav, by_torchcodec = (sample(path, 1, size=60, backend=backend) for backend in ("pyav", "torchcodec"))
     difference = (by_pyav.frames.float() - by_torchcodec.frames.float()).abs()
     assert difference.mean() < 5  # the fast path of swscale, which torchcodec takes, is 1 to 2 levels too dark
+
+
+@needs_torchcodec
+@pytest.mark.parametrize("name", ["ts", "mpg", "avi"])
+def test_torchcodec_leaves_files_that_it_does_not_read_exactly_to_pyav(folder, name, caplog):
+    path = write_video(folder / f"inexact.{name}", **{"num_frames": 60, **KINDS[name]})
+    by_pyav, by_torchcodec = (sample(path, 6, backend=backend) for backend in ("pyav", "torchcodec"))
+    assert torch.equal(by_torchcodec.frames, by_pyav.frames)
+    assert by_torchcodec.times == by_pyav.times
+    assert "decoded by PyAV, not torchcodec" in caplog.text
+
+
+@needs_torchcodec
+@pytest.mark.parametrize(
+    "matrix", [(-1, 0, 0, 1), (0, 1, 1, 0), (0, 1, -1, 0)], ids=["mirrored", "transposed", "turned"]
+)
+def test_torchcodec_shows_pictures_upright_like_pyav(folder, matrix):
+    picture = np.full((48, 64, 3), 40, np.uint8)
+    picture[:24, :32] = 200
+    path = write_video(folder / "matrix.mp4", 2, pictures=[picture] * 2, pixel_aspect=2)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    by_pyav, by_torchcodec = (sample(path, 1, size=None, backend=backend).frames for backend in ("pyav", "torchcodec"))
+    assert by_torchcodec.shape == by_pyav.shape
+    assert (by_torchcodec.float() - by_pyav.float()).abs().mean() < 5
