@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .database import transaction, write_lock
 from .errors import SearchError
-from .files import matches
+from .files import absolute, matches
 from .writer import IndexWriter
 
 
@@ -16,6 +16,11 @@ from .writer import IndexWriter
 KNOWN = f"""
 SELECT roots.path || '{os.sep}' || files.path, files.id, size, mtime_ns, content, COALESCE(files.cause, contents.cause)
 FROM files JOIN roots ON roots.id = files.root LEFT JOIN contents ON contents.id = files.content
+"""
+# Files that are, are in, or fit a pattern: compared by SQLite, in milliseconds for 100,000. Its GLOB is `fnmatch`.
+MATCHING = f"""
+SELECT files.id, roots.path || '{os.sep}' || files.path AS whole FROM files JOIN roots ON roots.id = files.root
+WHERE whole GLOB :pattern OR whole = :path OR substr(whole, 1, length(:path) + 1) = :path || '{os.sep}'
 """
 # Files that are not, or not wholly, in the index, with the cause.
 SKIPPED = f"""
@@ -36,11 +41,12 @@ def remove_files(folder: str | os.PathLike, patterns) -> tuple[int, int]:
     folder = Path(folder)
     with write_lock(folder), IndexWriter(folder) as writer, open_copy(writer) as store:
         patterns = [os.fspath(pattern) for pattern in patterns]
-        known = writer.connection.execute(KNOWN).fetchall()
         roots = [path for (path,) in writer.connection.execute("SELECT path FROM roots")]
         files = set()
         for pattern in patterns:
-            found = {file for path, file, *_ in known if matches(path, pattern)}
+            wanted = pattern if pattern.startswith("*") else absolute(pattern)
+            values = {"path": wanted, "pattern": wanted.replace("[!", "[^")}
+            found = {file for file, _ in writer.connection.execute(MATCHING, values)}
             if not found and not any(matches(root, pattern) for root in roots):
                 raise SearchError(f"no file of the index is or fits {pattern}; nothing was removed")
             files |= found

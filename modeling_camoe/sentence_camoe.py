@@ -47,6 +47,7 @@ class CAMoESentenceModule(InputModule):
 
     def __init__(self, model, processor):
         super().__init__()
+        processor.check(model.config)
         self.model = model
         self.processor = processor
 

@@ -501,13 +501,12 @@ ENCRYPTED = re.compile(
 
 def _is_encrypted(source):
     """Whether the reason why a file cannot be decoded may be that it is encrypted."""
-    try:
-        if isinstance(source, bytes):
-            return ENCRYPTED.search(source[:MAX_HEADER]) is not None
+    if not isinstance(source, bytes):
+        if not os.path.isfile(source):
+            return False
         with open(source, "rb") as file:
-            return ENCRYPTED.search(file.read(MAX_HEADER)) is not None
-    except (OSError, ValueError):
-        return False
+            source = file.read(MAX_HEADER)
+    return ENCRYPTED.search(source[:MAX_HEADER]) is not None
 
 
 def _missing_bytes_of_matroska(source):

@@ -97,6 +97,7 @@ def write_video(
     pictures=None,
     audio: float = 0.0,
     rotation: int = 0,
+    pixel_aspect: int = 1,
     format: str | None = None,
     container_options: dict | None = None,
 ) -> Path:
@@ -107,6 +108,7 @@ def write_video(
         options: of the encoder, instead of these. start: time of the first frame, in seconds. times: of each frame, in
             seconds (variable frame rate). pictures: (H, W, 3) uint8 instead of `index_picture`s.
         audio: length of a silent audio track in seconds, or 0 for none. rotation: for players, in degrees.
+        pixel_aspect: width of a pixel divided by its height.
     """
     if options is None:
         options = {"g": str(gop), "bf": "2", "sc_threshold": "0", "preset": "veryfast", "crf": "10"}
@@ -116,6 +118,8 @@ def write_video(
         stream.width, stream.height, stream.pix_fmt = *size, pixel_format
         time_base = Fraction(1, fps) if times is None and start == 0 else Fraction(1, 1000)
         stream.codec_context.time_base = stream.time_base = time_base
+        if pixel_aspect != 1:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if rotation:
             stream.set_display_rotation(rotation)
         sound = container.add_stream("aac", rate=8000, layout="mono") if audio else None

@@ -19,8 +19,9 @@ from transformers import (
     logging,
 )
 
-from modeling_camoe import CAMoEConfig, CAMoEModel, CAMoEProcessor, text_groups
+from modeling_camoe import CAMoEConfig, CAMoEModel, CAMoEPipeline, CAMoEProcessor, text_groups
 from modeling_camoe.encode import encode_texts, encode_videos
+from modeling_camoe.sentence_camoe import CAMoESentenceModule
 from tests.tiny_backbones import KINDS, LAYOUTS, SIZE, tiny_backbone
 from tests.tiny_model import tiny_clip_config
 from tests.video_files import write_video
@@ -292,6 +293,10 @@ def test_a_processor_of_another_model_is_refused_by_name_of_the_difference(check
     file = str(write_video(tmp_path / "a.mp4"))
     with pytest.raises(ValueError, match="`image_mean`"):
         encode_videos(model, processor, [file])
+    with pytest.raises(ValueError, match="`image_mean`"):
+        CAMoEPipeline(model=model, processor=processor)(file)
+    with pytest.raises(ValueError, match="`image_mean`"):
+        CAMoESentenceModule(model, processor)
     with pytest.raises(ValueError, match="`image_mean`"):
         processor(videos=[video])  # its own video processor has the checkpoint's
 

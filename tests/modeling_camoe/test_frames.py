@@ -260,14 +260,18 @@ def test_a_window_before_the_first_frame_is_an_error(folder):
         ({"fps": float("nan")}, "fps must be above 0"),
         ({"start": -1}, "start must be a number of seconds"),
         ({"end": float("inf")}, "end must be a number of seconds"),
-        ({"start": 1, "end": 1}, "the window is empty"),
-        ({"end": 0}, "the window is empty"),
     ],
 )
 def test_arguments_that_make_no_sense_are_value_errors(video, arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         sample_frames(video, **arguments)
     assert not isinstance(error.value, VideoDecodingError)
+
+
+@pytest.mark.parametrize("window", [{"start": 1, "end": 1}, {"end": 0}])
+def test_an_empty_window_is_an_error_of_that_clip(video, window):
+    with pytest.raises(VideoDecodingError, match=f"{video}: the window is empty"):
+        sample_frames(video, **window)
 
 
 def test_the_repr_of_a_clip_does_not_print_the_video(video):

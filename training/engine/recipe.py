@@ -144,7 +144,9 @@ def _read_command_line(argv: list[str]) -> dict[str, list[str]]:
 
 
 def _is_text(field: dataclasses.Field) -> bool:
-    return str in _alternatives(field.type)
+    """Whether a value is a text as it stands; an option that also takes a list is read as YAML."""
+    kinds = {typing.get_origin(kind) or kind for kind in _alternatives(field.type)}
+    return str in kinds and not {list, dict} & kinds
 
 
 def _read_recipe(path: str, known: dict[str, dataclasses.Field]) -> dict:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damages video files of 20 kinds at random, and holds `sample_frames` to a plain full decode of each.
 
-    python benchmarks/decode_fuzz.py                     1,000 files, about half an hour on two cores
-    python benchmarks/decode_fuzz.py --files 60          what the tests run
-    python benchmarks/decode_fuzz.py --only 17           one file again, in this process
+    python tests/decode_fuzz.py                     1,000 files, about half an hour on two cores
+    python tests/decode_fuzz.py --files 60          what the tests run
+    python tests/decode_fuzz.py --only 17           one file again, in this process
 
 Files are written by the tests' own writer, then bits are flipped, blocks zeroed, the end cut off, two files joined, or
 header fields overwritten. Each is decoded in a process of its own. Wanted: no crash, nothing that takes over 30 s, no
