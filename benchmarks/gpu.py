@@ -116,8 +116,8 @@ def embedding(options, card: Card) -> Line:
 
     from modeling_camoe import CAMoEConfig, CAMoEModel
 
-    small = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128} if options.tiny else {}
-    vision = {"patch_size": 32, "image_size": options.image_size, **small}
+    small = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    vision = {"patch_size": 32, "image_size": options.image_size, **(small if options.tiny else {})}
     dtype = torch.bfloat16 if card.is_gpu else torch.float32
     model = CAMoEModel(CAMoEConfig(clip_config=CLIPConfig(vision_config=vision))).to(card.device, dtype).eval()
 
