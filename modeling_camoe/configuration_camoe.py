@@ -258,6 +258,17 @@ class CAMoEConfig(PreTrainedConfig):
         return config_dict, kwargs
 
     @classmethod
+    def written_experts(cls, pretrained_model_name_or_path, **hub) -> list[str] | None:
+        """The experts of a CAMoE checkpoint in the order of its weights, None if it is none or has no config.json."""
+        if pretrained_model_name_or_path is None:
+            return None
+        try:
+            written, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+        except OSError:
+            return None
+        return written.get("experts", list(DEFAULT_EXPERTS)) if written.get("model_type") == cls.model_type else None
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As in the library, but keyword values are merged in before validation instead of set unchecked after it.
 

@@ -80,12 +80,7 @@ def build_model(options, processor: CAMoEProcessor) -> CAMoEModel:
     """The model for these options, with the processor's configuration, on the CPU."""
     if options.model_name_or_path is not None:
         try:
-            # A gate over other experts than the checkpoint's starts anew, and the library's report says so.
-            return CAMoEModel.from_pretrained(
-                options.model_name_or_path,
-                config=processor.config,
-                ignore_mismatched_sizes="experts" in options.model,
-            )
+            return CAMoEModel.from_pretrained(options.model_name_or_path, config=processor.config)
         except (OSError, ValueError, RuntimeError) as error:  # no weights, or of other sizes
             raise UserError(f"cannot load {options.model_name_or_path}: {error}") from error
     model = CAMoEModel(processor.config)
