@@ -6,6 +6,7 @@ frames, and with which statistics frames are normalised. A processor is made fro
 change of configuration, never of code.
 """
 
+import copy
 import math
 from dataclasses import field, fields
 from typing import Any
@@ -42,6 +43,8 @@ DEFAULT_AGGREGATION = {
 DEFAULT_EXPERTS = ("fusion", "entity", "action", "scene")
 # One expert, the mean of the frames: exactly what a dual encoder without any training says about a clip.
 ZERO_SHOT = {"experts": ["mean"], "gate": "uniform"}
+# What a model's inputs depend on. A model is trained with these, a processor is made for these.
+INPUT_FIELDS = ("experts", "streams", "image_mean", "image_std", "image_resample")
 FRAME_AGGREGATIONS = ("mean", "excitation", "transformer", "motion")
 GATES = ("single", "uniform")
 
@@ -153,6 +156,10 @@ class CAMoEConfig(PreTrainedConfig):
             covered = set(self.experts) <= set(self.gate_prior)
             self.gate_prior = {name: self.gate_prior[name] for name in self.experts} if covered else None
         self._check_experts()
+
+    def input_fields(self) -> dict[str, Any]:
+        """The present values of what a model's inputs depend on, as copies."""
+        return {name: copy.copy(getattr(self, name)) for name in INPUT_FIELDS}
 
     def validate_architecture(self):
         """Called by `@strict` after the types are checked: checks what types cannot express."""

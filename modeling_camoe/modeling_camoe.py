@@ -233,6 +233,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
             max_frames=config.max_frames,
             reduction=config.excitation_reduction,
         )
+        self._built_with = config.input_fields()
         self.post_init()
 
     def save_pretrained(self, *args, **kwargs):
@@ -241,16 +242,17 @@ class CAMoEModel(CAMoEPreTrainedModel):
         Raises:
             ValueError: the configuration's experts are not those with which the model was built.
         """
-        self._check_experts()
+        self._check_unchanged("experts")
         return super().save_pretrained(*args, **kwargs)
 
-    def _check_experts(self):
-        built = list(self.head.experts)
-        if self.config.experts != built:
-            raise ValueError(
-                f"The configuration's `experts` were changed to {self.config.experts} after the model was built with "
-                f"{built}. Choose experts when loading: `CAMoEModel.from_pretrained(path, experts=[...])`."
-            )
+    def _check_unchanged(self, *names: str):
+        for name in names:
+            built, said = self._built_with[name], getattr(self.config, name)
+            if said != built:
+                raise ValueError(
+                    f"The configuration's `{name}` was changed to {said} after the model was built with {built}. "
+                    f"Choose it when loading: `CAMoEModel.from_pretrained(path, {name}=...)`."
+                )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.clip.text_model.get_input_embeddings()
@@ -284,6 +286,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
         """
         if (pixel_values_videos is None) == (frame_embeds is None):
             raise ValueError("Give either `pixel_values_videos` or `frame_embeds`.")
+        self._check_unchanged("experts", "image_mean", "image_std")
         clip_output, last_hidden_state = BaseModelOutputWithPooling(), None
         if frame_embeds is None:
             clip_output, frame_embeds = self._embed_frames(pixel_values_videos, **kwargs)
@@ -352,6 +355,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
         """
         if (input_ids is None) == (text_embeds is None):
             raise ValueError("Give either `input_ids` or `text_embeds`.")
+        self._check_unchanged("experts")
         if text_embeds is not None:
             text_embeds = text_embeds.to(self.dtype)
             return CAMoETextOutput(pooler_output=fold_text(text_embeds), text_embeds=text_embeds)

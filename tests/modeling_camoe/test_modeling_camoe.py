@@ -122,7 +122,7 @@ def test_experts_with_new_names_do_not_inherit_a_gate():
 def test_experts_changed_after_building_are_not_saved(tmp_path):
     model = tiny_model()
     model.config.experts = ["scene", "action", "entity", "fusion"]
-    with pytest.raises(ValueError, match="`experts` were changed to .* after the model was built"):
+    with pytest.raises(ValueError, match="`experts` was changed to .* after the model was built"):
         model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -49,7 +49,8 @@ def build_processor(options, captions: Iterable[str]) -> CAMoEProcessor:
             return _processor_from_scratch(options, captions, changes)
         # Of a CAMoE checkpoint, too: what the recipe records is what the run does.
         settings = {"tagger": options.tagger, "max_length": options.max_words}
-        processor = CAMoEProcessor.from_pretrained(options.model_name_or_path, **settings, **changes)
+        config = CAMoEConfig.from_pretrained(options.model_name_or_path, **changes)
+        processor = CAMoEProcessor.from_pretrained(options.model_name_or_path, config=config, **settings)
         processor.video_processor.num_frames = options.num_frames
         parts = processor.video_processor, processor.tokenizer, processor.config
         return CAMoEProcessor(*parts, **settings)
