@@ -313,12 +313,15 @@ def load_image_processor(pretrained_model_name_or_path, clip_config: dict | PreT
         clip_config: of the dual encoder. A folder without such a file has the library's defaults for this kind of
             model at its image size, with a warning.
         **hub: `revision`, `token` and so on.
+
+    Raises:
+        ValueError: it scales or normalises pictures in another way than a CAMoE does.
     """
     from transformers import AutoImageProcessor  # loads torchvision, which a CAMoE checkpoint's config does not need
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
     try:
-        return AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **hub)
+        processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **hub)
     except OSError:
         if isinstance(clip_config, dict):
             clip_config = AutoConfig.for_model(**clip_config)
@@ -331,7 +334,18 @@ def load_image_processor(pretrained_model_name_or_path, clip_config: dict | PreT
             f"{pretrained_model_name_or_path} has no file of an image processor: frames are prepared as is usual for "
             f"a {clip_config.model_type!r} model of {side} pixels, {image_statistics(processor)}."
         )
-        return processor
+    scaling = {name: getattr(processor, name) for name in ("do_rescale", "rescale_factor", "do_normalize")}
+    if not (processor.do_rescale and processor.do_normalize and is_rescaled_to_one(processor.rescale_factor)):
+        raise ValueError(
+            f"{pretrained_model_name_or_path} prepares pictures with {scaling}; a CAMoE always rescales them by 1/255 "
+            "and normalises them."
+        )
+    return processor
+
+
+def is_rescaled_to_one(factor: float) -> bool:
+    """Whether bytes times this are from 0 to 1, as the model makes them."""
+    return math.isclose(factor, 1 / 255, rel_tol=1e-3)
 
 
 def image_statistics(image_processor) -> dict[str, Any]:

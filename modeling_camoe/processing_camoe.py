@@ -23,7 +23,14 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.utils import logging
 
 from .captions import CUSTOM, STREAMS, caption_streams, closest, tagger_name
-from .configuration_camoe import HUB_OPTIONS, INPUT_FIELDS, CAMoEConfig, image_statistics, load_image_processor
+from .configuration_camoe import (
+    HUB_OPTIONS,
+    INPUT_FIELDS,
+    CAMoEConfig,
+    image_statistics,
+    is_rescaled_to_one,
+    load_image_processor,
+)
 from .retrieval import similarity
 from .saving import SavesProcessor
 from .video_processing_camoe import CAMoEVideoProcessor
@@ -185,8 +192,8 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
         for name, value in self._made_for.items():
             if getattr(self.config, name) != value:
                 raise ValueError(
-                    f"The configuration's `{name}` was changed to {getattr(self.config, name)} after the processor was "
-                    f"made for {value}, which the model was built with. Make both anew with what you want."
+                    f"The configuration's `{name}` was changed to {getattr(self.config, name)} after the processor "
+                    f"was made for {value}, which the model was built with. Make both anew with what you want."
                 )
 
     def _check_statistics(self, **changes):
@@ -194,6 +201,13 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
         prepared = copy.copy(self.video_processor)
         for name, value in changes.items():
             setattr(prepared, name, value)
+        if prepared.do_rescale and not prepared.do_normalize:
+            raise ValueError(
+                "`do_rescale=True` with `do_normalize=False` gives frames that were never normalised. Turn off both: "
+                "the model does both to uint8 frames."
+            )
+        if prepared.do_rescale and not is_rescaled_to_one(prepared.rescale_factor):
+            raise ValueError(f"`rescale_factor` is {prepared.rescale_factor}; the model was trained with 1/255.")
         for name, value in image_statistics(prepared).items():
             said = getattr(self.config, name)
             if not np.allclose(value, said, rtol=0, atol=1e-6):
@@ -242,8 +256,9 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
             data.update(self._tokenize(self.streams_of(text), kwargs["text_kwargs"]))
         if videos is not None:
             videos_kwargs = kwargs["videos_kwargs"]
-            names = {"image_mean", "image_std", "resample"} & set(videos_kwargs)
-            self._check_statistics(**{name: videos_kwargs[name] for name in names})
+            names = {"image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize"}
+            given = {name: videos_kwargs[name] for name in names if videos_kwargs.get(name) is not None}
+            self._check_statistics(**given)
             tensor_type = videos_kwargs.get("return_tensors") or tensor_type
             data.update(self.video_processor(videos=videos, **videos_kwargs))
         return BatchFeature(data, tensor_type=tensor_type, skip_tensor_conversion=self.skip_tensor_conversion)

@@ -338,6 +338,33 @@ def test_a_video_processor_that_was_changed_is_an_error_that_names_both_values(c
             call()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rescale_factor": 1 / 127.5}, "trained with 1/255"),
+        ({"do_normalize": False}, "never normalised"),
+        ({"do_rescale": False}, "rescaled already"),
+    ],
+)
+def test_frames_that_are_scaled_in_another_way_are_refused(checkpoint, changes, message):
+    model, processor = load(checkpoint)
+    with pytest.raises(ValueError, match=message):
+        processor(videos=some_clips(), **changes)
+    for name, value in changes.items():
+        setattr(processor.video_processor, name, value)
+    with pytest.raises(ValueError, match=message):
+        processor(videos=some_clips())
+
+
+@pytest.mark.parametrize("changes", [{"rescale_factor": 1 / 127.5}, {"do_normalize": False}, {"do_rescale": False}])
+def test_a_plain_folder_that_scales_pictures_in_another_way_is_refused(tmp_path, changes):
+    folder = tiny_backbone(tmp_path, "clip", "v4")
+    change_json(folder / "preprocessor_config.json", **changes)
+    for cls in (CAMoEModel, CAMoEProcessor):
+        with pytest.raises(ValueError, match=f"prepares pictures with .*'{list(changes)[0]}'"):
+            cls.from_pretrained(folder)
+
+
 def test_a_processor_is_not_saved_beside_another_model(checkpoint, tmp_path):
     processor = CAMoEProcessor.from_pretrained(checkpoint)
     with pytest.raises(ValueError, match="holds a 'clip' model"):
