@@ -6,6 +6,7 @@ frames, and with which statistics frames are normalised. A processor is made fro
 change of configuration, never of code.
 """
 
+import copy
 import math
 from dataclasses import field, fields
 from typing import Any
@@ -42,6 +43,8 @@ DEFAULT_AGGREGATION = {
 DEFAULT_EXPERTS = ("fusion", "entity", "action", "scene")
 # One expert, the mean of the frames: exactly what a dual encoder without any training says about a clip.
 ZERO_SHOT = {"experts": ["mean"], "gate": "uniform"}
+# What a model's inputs depend on. A model is trained with these, a processor is made for these.
+INPUT_FIELDS = ("experts", "streams", "image_mean", "image_std", "image_resample")
 FRAME_AGGREGATIONS = ("mean", "excitation", "transformer", "motion")
 GATES = ("single", "uniform")
 
@@ -154,6 +157,10 @@ class CAMoEConfig(PreTrainedConfig):
             self.gate_prior = {name: self.gate_prior[name] for name in self.experts} if covered else None
         self._check_experts()
 
+    def input_fields(self) -> dict[str, Any]:
+        """The present values of what a model's inputs depend on, as copies."""
+        return {name: copy.copy(getattr(self, name)) for name in INPUT_FIELDS}
+
     def validate_architecture(self):
         """Called by `@strict` after the types are checked: checks what types cannot express."""
         self._check_experts()
@@ -258,6 +265,17 @@ class CAMoEConfig(PreTrainedConfig):
         return config_dict, kwargs
 
     @classmethod
+    def written_experts(cls, pretrained_model_name_or_path, **hub) -> list[str] | None:
+        """The experts of a CAMoE checkpoint in the order of its weights, None if it is none or has no config.json."""
+        if pretrained_model_name_or_path is None:
+            return None
+        try:
+            written, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+        except OSError:
+            return None
+        return written.get("experts", list(DEFAULT_EXPERTS)) if written.get("model_type") == cls.model_type else None
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As in the library, but keyword values are merged in before validation instead of set unchecked after it.
 
@@ -295,12 +313,15 @@ def load_image_processor(pretrained_model_name_or_path, clip_config: dict | PreT
         clip_config: of the dual encoder. A folder without such a file has the library's defaults for this kind of
             model at its image size, with a warning.
         **hub: `revision`, `token` and so on.
+
+    Raises:
+        ValueError: it scales or normalises pictures in another way than a CAMoE does.
     """
     from transformers import AutoImageProcessor  # loads torchvision, which a CAMoE checkpoint's config does not need
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
     try:
-        return AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **hub)
+        processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **hub)
     except OSError:
         if isinstance(clip_config, dict):
             clip_config = AutoConfig.for_model(**clip_config)
@@ -313,7 +334,18 @@ def load_image_processor(pretrained_model_name_or_path, clip_config: dict | PreT
             f"{pretrained_model_name_or_path} has no file of an image processor: frames are prepared as is usual for "
             f"a {clip_config.model_type!r} model of {side} pixels, {image_statistics(processor)}."
         )
-        return processor
+    scaling = {name: getattr(processor, name) for name in ("do_rescale", "rescale_factor", "do_normalize")}
+    if not (processor.do_rescale and processor.do_normalize and is_rescaled_to_one(processor.rescale_factor)):
+        raise ValueError(
+            f"{pretrained_model_name_or_path} prepares pictures with {scaling}; a CAMoE always rescales them by 1/255 "
+            "and normalises them."
+        )
+    return processor
+
+
+def is_rescaled_to_one(factor: float) -> bool:
+    """Whether bytes times this are from 0 to 1, as the model makes them."""
+    return math.isclose(factor, 1 / 255, rel_tol=1e-3)
 
 
 def image_statistics(image_processor) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel
 from transformers import initialization as init
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
@@ -99,6 +100,34 @@ class CAMoEOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
+class GateRows(ConversionOps):
+    """Brings the gate's rows from one order of experts into another. An expert that was not there starts at its prior.
+
+    Args:
+        written: experts in the order of a checkpoint's rows.
+        experts: those of the model, in its order.
+        log_prior: (E,) logits at which the model's own rows start.
+    """
+
+    def __init__(self, written: list[str], experts: list[str], log_prior: list[float]):
+        self.written, self.experts, self.log_prior = written, experts, log_prior
+
+    @torch.no_grad()
+    def convert(self, input_dict: dict, **kwargs) -> dict:
+        """Weight (E',D) -> (E,D), or bias (E',) -> (E,)."""
+        return {name: [self._rows_of(tensor) for tensor in tensors] for name, tensors in input_dict.items()}
+
+    def _rows_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        rows = dict(zip(self.written, tensor, strict=True))
+        starts = [0.0] * len(self.experts) if tensor.ndim > 1 else self.log_prior
+        fresh = {name: torch.full_like(tensor[0], start) for name, start in zip(self.experts, starts, strict=True)}
+        return torch.stack([rows.get(name, fresh[name]) for name in self.experts])
+
+    @property
+    def reverse_op(self) -> "GateRows":
+        return GateRows(self.experts, self.experts, self.log_prior)  # the model saves its own order
+
+
 class CAMoEPreTrainedModel(SavesModel, PreTrainedModel):
     """Weight initialisation, loading and saving. The prefix "clip" lets plain CLIP checkpoints load unchanged."""
 
@@ -121,6 +150,25 @@ class CAMoEPreTrainedModel(SavesModel, PreTrainedModel):
         them, and would start with the wrong scale where a checkpoint lacks their weights.
         """
         return False
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        """As in the library, but each row of the gate goes to the expert for which it was trained.
+
+        Rows have no names of their own: config.json, beside the weights, says their order.
+        """
+        if state_dict is None and model.head.gate is not None:
+            written = model.config.written_experts(
+                load_config.pretrained_model_name_or_path, **load_config.download_kwargs
+            )
+            experts = list(model.head.experts)
+            if written is not None and written != experts:
+                rows = GateRows(written, experts, model.head.gate.projection.start)
+                name = "head.gate.projection"  # both its tensors
+                load_config.weight_mapping.append(WeightConverter(name, name, [rows]))
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -147,6 +195,8 @@ class CAMoEModel(CAMoEPreTrainedModel):
 
     Loads its own checkpoints and plain dual encoders (`CAMoEModel.from_pretrained("openai/clip-vit-base-patch32")`).
     With the latter, experts and gate start fresh: every expert gives exactly the mean-pooled embedding of the frames.
+    `from_pretrained(path, experts=[...])` takes experts out of a checkpoint, reorders them or adds some: weights and
+    gate rows go with an expert's name, and new ones start fresh.
     `CAMoEModel.from_pretrained("google/siglip2-base-patch16-224", zero_shot=True)` has one expert, that mean: its
     score is that model's own cosine. SigLIP's `logit_bias` is kept but takes no part: it would shift all scores alike.
 
@@ -183,7 +233,26 @@ class CAMoEModel(CAMoEPreTrainedModel):
             max_frames=config.max_frames,
             reduction=config.excitation_reduction,
         )
+        self._built_with = config.input_fields()
         self.post_init()
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in the library; with code, processor and more, so that the folder is a release (saving.py).
+
+        Raises:
+            ValueError: the configuration's experts are not those with which the model was built.
+        """
+        self._check_unchanged("experts")
+        return super().save_pretrained(*args, **kwargs)
+
+    def _check_unchanged(self, *names: str):
+        for name in names:
+            built, said = self._built_with[name], getattr(self.config, name)
+            if said != built:
+                raise ValueError(
+                    f"The configuration's `{name}` was changed to {said} after the model was built with {built}. "
+                    f"Choose it when loading: `CAMoEModel.from_pretrained(path, {name}=...)`."
+                )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.clip.text_model.get_input_embeddings()
@@ -217,6 +286,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
         """
         if (pixel_values_videos is None) == (frame_embeds is None):
             raise ValueError("Give either `pixel_values_videos` or `frame_embeds`.")
+        self._check_unchanged("experts", "image_mean", "image_std")
         clip_output, last_hidden_state = BaseModelOutputWithPooling(), None
         if frame_embeds is None:
             clip_output, frame_embeds = self._embed_frames(pixel_values_videos, **kwargs)
@@ -285,6 +355,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
         """
         if (input_ids is None) == (text_embeds is None):
             raise ValueError("Give either `input_ids` or `text_embeds`.")
+        self._check_unchanged("experts")
         if text_embeds is not None:
             text_embeds = text_embeds.to(self.dtype)
             return CAMoETextOutput(pooler_output=fold_text(text_embeds), text_embeds=text_embeds)

@@ -23,7 +23,14 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.utils import logging
 
 from .captions import CUSTOM, STREAMS, caption_streams, closest, tagger_name
-from .configuration_camoe import HUB_OPTIONS, CAMoEConfig, image_statistics, load_image_processor
+from .configuration_camoe import (
+    HUB_OPTIONS,
+    INPUT_FIELDS,
+    CAMoEConfig,
+    image_statistics,
+    is_rescaled_to_one,
+    load_image_processor,
+)
 from .retrieval import similarity
 from .saving import SavesProcessor
 from .video_processing_camoe import CAMoEVideoProcessor
@@ -43,7 +50,8 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
     Args:
         video_processor: a [`CAMoEVideoProcessor`].
         tokenizer: the text tower's own.
-        config: the model's [`CAMoEConfig`]; by default, a fresh one.
+        config: the model's [`CAMoEConfig`]; by default, a fresh one. Experts, streams and statistics cannot be changed
+            there afterwards: make another processor.
         tagger: what splits a caption into streams: the name of a spaCy model, "none" (every expert reads the whole
             caption), or any callable caption -> {expert: text}. A callable is not saved: set it again after loading
             (`processor.tagger = ...`), before the processor reads captions.
@@ -64,6 +72,8 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
     ):
         super().__init__(video_processor, tokenizer)
         self.config = CAMoEConfig() if config is None else config
+        self.config.follow_experts()  # as the model does
+        self._made_for = self.config.input_fields()
         self.tagger = "none" if tagger is None else tagger
         self.max_length = min(DEFAULT_MAX_LENGTH, self._longest) if max_length is None else max_length
         if isinstance(self.tagger, str) and self.tagger != "none" and not self.tagger.startswith(CUSTOM):
@@ -90,25 +100,46 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
         return min(self.tokenizer.model_max_length, self.config.max_text_length)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *, zero_shot: bool = False, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *,
+        zero_shot: bool = False,
+        config: CAMoEConfig | None = None,
+        **kwargs,
+    ):
         """The processor of a CAMoE checkpoint, or one for a plain dual encoder, made from that model's own files.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id of a CAMoE checkpoint or of a dual encoder.
             zero_shot: as for the model: a plain dual encoder has one expert, `mean`, which reads whole captions up to
                 the text tower's own length. No effect on a CAMoE checkpoint.
-            **kwargs: `tagger`, `max_length`, fields of the configuration (`experts`, ...), or where to load from
-                (`revision`, `token`, ...).
+            config: of a model that was loaded with other experts, streams or statistics than its folder says:
+                `config=model.config`.
+            **kwargs: `tagger`, `max_length`, for a plain dual encoder fields of the configuration (`experts`, ...), or
+                where to load from (`revision`, `token`, ...).
 
         Raises:
-            ValueError: it is another kind of model, or an old processor whose experts are not those of the model.
+            ValueError: it is another kind of model, or the processor would not be one for the model in that folder.
         """
         own = {f.name for f in fields(CAMoEConfig)} - {f.name for f in fields(PreTrainedConfig)}
         changes = {name: kwargs.pop(name) for name in own & set(kwargs)}
         hub = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
         plain = CAMoEConfig.get_config_dict(pretrained_model_name_or_path, zero_shot=zero_shot, **hub)[0]
-        config = CAMoEConfig.from_dict(plain, **changes)
-        if plain.get("model_type") == CAMoEConfig.model_type:
+        is_trained = plain.get("model_type") == CAMoEConfig.model_type
+        if config is None:
+            config = CAMoEConfig.from_dict(plain, **changes)
+            said = CAMoEConfig.from_dict(plain) if is_trained else config
+            for name in INPUT_FIELDS:
+                if getattr(config, name) != getattr(said, name):
+                    raise ValueError(
+                        f"The model in {pretrained_model_name_or_path} was trained with `{name}` "
+                        f"{getattr(said, name)}; a processor with {getattr(config, name)} would give it wrong inputs. "
+                        "For a model that was loaded with other ones, pass its configuration: `config=model.config`."
+                    )
+        elif changes:
+            raise ValueError(f"Give either `config` or {sorted(changes)}, not both.")
+        if is_trained:
             return super().from_pretrained(pretrained_model_name_or_path, config=config, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
         images = load_image_processor(pretrained_model_name_or_path, config.clip_config, **hub).to_dict()
@@ -146,8 +177,7 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
         Raises:
             ValueError: naming what differs, with both values.
         """
-        names = ("experts", "streams", "image_mean", "image_std", "image_resample")
-        pairs = {name: (getattr(self.config, name), getattr(config, name)) for name in names}
+        pairs = {name: (getattr(self.config, name), getattr(config, name)) for name in INPUT_FIELDS}
         pairs["clip_config.model_type"] = (self.config.clip_config.model_type, config.clip_config.model_type)
         for name, (mine, theirs) in pairs.items():
             if mine != theirs:
@@ -155,13 +185,29 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
                     f"The processor is not this model's: `{name}` is {mine} in the processor and {theirs} in the "
                     "model. Load both from one folder."
                 )
+        self._check_unchanged()
         self._check_statistics()
+
+    def _check_unchanged(self):
+        for name, value in self._made_for.items():
+            if getattr(self.config, name) != value:
+                raise ValueError(
+                    f"The configuration's `{name}` was changed to {getattr(self.config, name)} after the processor "
+                    f"was made for {value}, which the model was built with. Make both anew with what you want."
+                )
 
     def _check_statistics(self, **changes):
         """Frames must be prepared as the configuration says: the model prepares uint8 frames in the same way."""
         prepared = copy.copy(self.video_processor)
         for name, value in changes.items():
             setattr(prepared, name, value)
+        if prepared.do_rescale and not prepared.do_normalize:
+            raise ValueError(
+                "`do_rescale=True` with `do_normalize=False` gives frames that were never normalised. Turn off both: "
+                "the model does both to uint8 frames."
+            )
+        if prepared.do_rescale and not is_rescaled_to_one(prepared.rescale_factor):
+            raise ValueError(f"`rescale_factor` is {prepared.rescale_factor}; the model was trained with 1/255.")
         for name, value in image_statistics(prepared).items():
             said = getattr(self.config, name)
             if not np.allclose(value, said, rtol=0, atol=1e-6):
@@ -202,6 +248,7 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
         """
         if text is None and videos is None:
             raise ValueError("CAMoEProcessor needs `text`, `videos`, or both.")
+        self._check_unchanged()
         kwargs = self._merge_kwargs(**kwargs)
         tensor_type = kwargs["text_kwargs"].pop("return_tensors", None)
         data = {}
@@ -209,8 +256,9 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
             data.update(self._tokenize(self.streams_of(text), kwargs["text_kwargs"]))
         if videos is not None:
             videos_kwargs = kwargs["videos_kwargs"]
-            names = {"image_mean", "image_std", "resample"} & set(videos_kwargs)
-            self._check_statistics(**{name: videos_kwargs[name] for name in names})
+            names = {"image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize"}
+            given = {name: videos_kwargs[name] for name in names if videos_kwargs.get(name) is not None}
+            self._check_statistics(**given)
             tensor_type = videos_kwargs.get("return_tensors") or tensor_type
             data.update(self.video_processor(videos=videos, **videos_kwargs))
         return BatchFeature(data, tensor_type=tensor_type, skip_tensor_conversion=self.skip_tensor_conversion)
@@ -286,7 +334,7 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
     def to_dict(self) -> dict:
         saved = copy.copy(self)
         saved.tagger = tagger_name(self.tagger)
-        del saved.config  # has a file of its own
+        del saved.config, saved._made_for  # has a file of its own
         return super(CAMoEProcessor, saved).to_dict()
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):

@@ -307,14 +307,19 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
         videos: list[torch.Tensor],
         num_frames: int,
         do_rescale: bool,
+        do_normalize: bool,
         return_tensors: str | TensorType | None = None,
         **kwargs,
     ) -> BatchFeature:
         if do_rescale:
             videos = [as_uint8(video, index) for index, video in enumerate(videos)]
-        videos = super()._preprocess(videos, do_rescale=do_rescale, **kwargs)[
-            "pixel_values_videos"
-        ]  # (T', 3, H, W) each
+        elif do_normalize and not all(video.is_floating_point() for video in videos):
+            raise ValueError(
+                "`do_rescale=False` with `do_normalize=True` is for frames as floats that were rescaled already; for "
+                "others, turn off both: the model does both to uint8 frames"
+            )
+        scaling = {"do_rescale": do_rescale, "do_normalize": do_normalize}
+        videos = super()._preprocess(videos, **scaling, **kwargs)["pixel_values_videos"]  # (T', 3, H, W) each
         sizes = {tuple(video.shape[1:]) for video in videos}
         if len(sizes) > 1:
             raise ValueError(

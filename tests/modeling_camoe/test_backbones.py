@@ -287,7 +287,10 @@ def test_a_processor_of_another_model_is_refused_by_name_of_the_difference(check
         ({"streams": {"entity": "scene"}}, "streams"),
         ({"image_mean": [0.1, 0.2, 0.3]}, "image_mean"),
     ):
-        processor = CAMoEProcessor.from_pretrained(checkpoint, **changes)
+        with pytest.raises(ValueError, match=f"was trained with `{name}` .*`config=model.config`"):
+            CAMoEProcessor.from_pretrained(checkpoint, **changes)
+        config = CAMoEConfig.from_pretrained(checkpoint, **changes)
+        processor = CAMoEProcessor.from_pretrained(checkpoint, config=config)
         with pytest.raises(ValueError, match=f"not this model's: `{name}` is .* in the processor and .* in the model"):
             encode_texts(model, processor, ["two kids"])
     file = str(write_video(tmp_path / "a.mp4"))
@@ -301,6 +304,34 @@ def test_a_processor_of_another_model_is_refused_by_name_of_the_difference(check
         processor(videos=[video])  # its own video processor has the checkpoint's
 
 
+def test_a_processor_follows_a_model_that_was_loaded_with_other_experts(checkpoint):
+    model = CAMoEModel.from_pretrained(checkpoint, experts=["action", "entity", "fusion"])
+    processor = CAMoEProcessor.from_pretrained(checkpoint, config=model.config)
+    whole, usual = load(checkpoint)
+    caption = {"fusion": "a red star spins", "entity": "a red star", "action": "spins"}
+    scores = [m(**p(text=[caption], videos=some_clips(), return_tensors="pt")).logits_per_text
+              for m, p in ((model, processor), (whole, usual))]  # fmt: skip
+    torch.testing.assert_close(*scores)
+    with pytest.raises(ValueError, match="either `config` or"):
+        CAMoEProcessor.from_pretrained(checkpoint, config=model.config, experts=["action"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("experts", ["action", "entity", "fusion"]), ("image_mean", [0.1] * 3), ("image_std", [0.9] * 3)],
+)
+def test_a_configuration_that_was_changed_after_loading_gives_no_wrong_scores(checkpoint, name, value):
+    model, processor = load(checkpoint)
+    inputs = processor(text=["a red star spins"], videos=some_clips(), return_tensors="pt")
+    setattr(processor.config, name, value)
+    for call in (lambda: processor(text=["a red star spins"]), lambda: processor(videos=some_clips())):
+        with pytest.raises(ValueError, match=f"`{name}` was changed to .* after the processor was made for"):
+            call()
+    setattr(model.config, name, value)
+    with pytest.raises(ValueError, match=f"`{name}` was changed to .* after the model was built with"):
+        model(**inputs)
+
+
 @pytest.mark.parametrize(("name", "value"), [("image_mean", [0.1] * 3), ("image_std", [0.9] * 3), ("resample", 2)])
 def test_a_video_processor_that_was_changed_is_an_error_that_names_both_values(checkpoint, name, value):
     model, processor = load(checkpoint)
@@ -310,6 +341,33 @@ def test_a_video_processor_that_was_changed_is_an_error_that_names_both_values(c
     for call in (lambda: processor(videos=some_clips()), lambda: encode_texts(model, processor, ["two kids"])):
         with pytest.raises(ValueError, match=f"`{name}` is .*, the model's configuration says"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rescale_factor": 1 / 127.5}, "trained with 1/255"),
+        ({"do_normalize": False}, "never normalised"),
+        ({"do_rescale": False}, "rescaled already"),
+    ],
+)
+def test_frames_that_are_scaled_in_another_way_are_refused(checkpoint, changes, message):
+    model, processor = load(checkpoint)
+    with pytest.raises(ValueError, match=message):
+        processor(videos=some_clips(), **changes)
+    for name, value in changes.items():
+        setattr(processor.video_processor, name, value)
+    with pytest.raises(ValueError, match=message):
+        processor(videos=some_clips())
+
+
+@pytest.mark.parametrize("changes", [{"rescale_factor": 1 / 127.5}, {"do_normalize": False}, {"do_rescale": False}])
+def test_a_plain_folder_that_scales_pictures_in_another_way_is_refused(tmp_path, changes):
+    folder = tiny_backbone(tmp_path, "clip", "v4")
+    change_json(folder / "preprocessor_config.json", **changes)
+    for cls in (CAMoEModel, CAMoEProcessor):
+        with pytest.raises(ValueError, match=f"prepares pictures with .*'{list(changes)[0]}'"):
+            cls.from_pretrained(folder)
 
 
 def test_a_processor_is_not_saved_beside_another_model(checkpoint, tmp_path):

@@ -3,6 +3,7 @@
 
 import copy
 import json
+import math
 import tempfile
 
 import pytest
@@ -75,6 +76,55 @@ def test_an_expert_can_be_taken_out_of_a_camoe_checkpoint():
     videos = inputs["pixel_values_videos"], inputs["frame_mask"]
     taken = loaded.eval().get_video_features(*videos).video_embeds[:, 0]
     torch.testing.assert_close(taken, model.get_video_features(*videos).video_embeds[:, 2])
+
+
+def named_gates(model) -> dict[str, torch.Tensor]:
+    """Each expert's unnormalised gate weights over three clips, relative to those of "action"."""
+    inputs = random_inputs()
+    gates = model.get_video_features(inputs["pixel_values_videos"], inputs["frame_mask"]).gate_weights
+    named = dict(zip(model.head.experts, gates.T, strict=True))
+    return {name: gate / named["action"] for name, gate in named.items()}
+
+
+@pytest.mark.parametrize(
+    "experts",
+    [
+        ["scene", "action", "entity", "fusion"],
+        ["action", "fusion"],
+        ["mood", "action", "scene"],
+        ["a", "action", "b", "scene"],
+    ],
+)
+def test_a_gate_row_follows_its_expert_by_name(experts):
+    model = tiny_model()
+    loaded, info = save_and_load(model, CAMoEModel, experts=experts)
+    assert not [key for key in info["missing_keys"] if "gate" in key] and not info["mismatched_keys"]
+    before, after = named_gates(model), named_gates(loaded)
+    for name in set(experts) & set(before):
+        torch.testing.assert_close(after[name], before[name], msg=name)
+    gate = loaded.head.gate.projection
+    for row, name in enumerate(experts):
+        if name not in before:
+            assert not gate.weight[row].any() and gate.bias[row].item() == pytest.approx(-math.log(len(experts)))
+    again, _ = save_and_load(loaded)  # in the order in which it was built
+    assert again.config.experts == experts
+    assert torch.equal(again.head.gate.projection.weight, gate.weight)
+
+
+def test_experts_with_new_names_do_not_inherit_a_gate():
+    model = tiny_model()
+    loaded, _ = save_and_load(model, CAMoEModel, experts=["a", "b", "c", "d"])
+    inputs = random_inputs()
+    gates = loaded.get_video_features(inputs["pixel_values_videos"], inputs["frame_mask"]).gate_weights
+    torch.testing.assert_close(gates, torch.full((3, 4), 0.25))
+
+
+def test_experts_changed_after_building_are_not_saved(tmp_path):
+    model = tiny_model()
+    model.config.experts = ["scene", "action", "entity", "fusion"]
+    with pytest.raises(ValueError, match="`experts` was changed to .* after the model was built"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_weights_are_initialised_as_in_init():

@@ -2,6 +2,7 @@
 """Starting from a CAMoE checkpoint: what the options say is what the run does."""
 
 import pytest
+import torch
 
 from data.errors import UserError
 from engine.options import TrainOptions
@@ -36,6 +37,15 @@ def test_experts_may_be_taken_out_of_a_checkpoint(checkpoint):
     processor, model = start(checkpoint, model={"experts": ["fusion"]}, tagger=None, max_words=20)
     assert processor.experts == model.config.experts == ["fusion"]
     assert processor(text=["a dog"], return_tensors="pt")["input_ids"].shape[:2] == (1, 1)
+
+
+def test_experts_of_a_checkpoint_keep_their_gates_in_another_order(checkpoint):
+    _, whole = start(checkpoint, max_words=20)
+    names = ["scene", "fusion"]
+    processor, model = start(checkpoint, model={"experts": names}, max_words=20)
+    assert processor.experts == names
+    kept = [whole.config.experts.index(name) for name in names]
+    assert torch.equal(model.head.gate.projection.weight, whole.head.gate.projection.weight[kept])
 
 
 def test_more_frames_than_the_checkpoint_has_positions_for_are_an_error_of_one_line(checkpoint):

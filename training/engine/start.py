@@ -49,7 +49,8 @@ def build_processor(options, captions: Iterable[str]) -> CAMoEProcessor:
             return _processor_from_scratch(options, captions, changes)
         # Of a CAMoE checkpoint, too: what the recipe records is what the run does.
         settings = {"tagger": options.tagger, "max_length": options.max_words}
-        processor = CAMoEProcessor.from_pretrained(options.model_name_or_path, **settings, **changes)
+        config = CAMoEConfig.from_pretrained(options.model_name_or_path, **changes)
+        processor = CAMoEProcessor.from_pretrained(options.model_name_or_path, config=config, **settings)
         processor.video_processor.num_frames = options.num_frames
         parts = processor.video_processor, processor.tokenizer, processor.config
         return CAMoEProcessor(*parts, **settings)
@@ -80,12 +81,7 @@ def build_model(options, processor: CAMoEProcessor) -> CAMoEModel:
     """The model for these options, with the processor's configuration, on the CPU."""
     if options.model_name_or_path is not None:
         try:
-            # A gate over other experts than the checkpoint's starts anew, and the library's report says so.
-            return CAMoEModel.from_pretrained(
-                options.model_name_or_path,
-                config=processor.config,
-                ignore_mismatched_sizes="experts" in options.model,
-            )
+            return CAMoEModel.from_pretrained(options.model_name_or_path, config=processor.config)
         except (OSError, ValueError, RuntimeError) as error:  # no weights, or of other sizes
             raise UserError(f"cannot load {options.model_name_or_path}: {error}") from error
     model = CAMoEModel(processor.config)
