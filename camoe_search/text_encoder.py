@@ -143,6 +143,8 @@ def export_text_encoder(encoder, folder: Path) -> str:
             raise RuntimeError(f"its vectors differ from PyTorch's by {difference:.1e}")
         shutil.rmtree(final, ignore_errors=True)
         made.rename(final)
+    except ValueError as error:  # the model's tokenizer has no file
+        return str(error)
     # An exporter may fail in any way that torch or ONNX can: the index works without it, and says why.
     except Exception as error:
         reason = " ".join(str(error).split())[:300]

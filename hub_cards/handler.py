@@ -44,6 +44,9 @@ class EndpointHandler:
         self.model = AutoModel.from_pretrained(path, trust_remote_code=True).to(device).eval()
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
         self.probe_video = get_class_from_dynamic_module("frames.probe_video", path)
+        self.split_labels = get_class_from_dynamic_module("pipeline_camoe.split_labels", path)
+        pipeline_class = get_class_from_dynamic_module("pipeline_camoe.CAMoEPipeline", path)
+        self.pipeline = pipeline_class(self.model, processor=self.processor, device=self.model.device)
 
     @torch.inference_mode()
     def __call__(self, data: dict) -> dict | list[dict]:
@@ -52,9 +55,8 @@ class EndpointHandler:
         Raises:
             RequestError: what is wrong with the request.
         """
-        parameters = data.get("parameters") if isinstance(data, dict) else None
-        if isinstance(parameters, dict) and "candidate_labels" in parameters:
-            return self._classify(data.get("inputs"), **parameters)
+        if isinstance(data, dict) and data.get("parameters"):
+            return self._classify(data.get("inputs"), data["parameters"])
         texts, videos = _read_inputs(data)
         result = {}
         if texts:
@@ -67,24 +69,30 @@ class EndpointHandler:
             return {"scores": (result["text_vectors"] @ result["video_vectors"].T).tolist()}
         return {name: vectors.tolist() for name, vectors in result.items()}
 
-    def _classify(self, inputs, candidate_labels, hypothesis_template: str = "{}", **ignored) -> list[dict]:
+    def _classify(self, inputs, parameters) -> list[dict]:
         """Zero-shot classification of an image or a video: the labels, best first."""
-        labels = candidate_labels.split(",") if isinstance(candidate_labels, str) else candidate_labels  # in a query
+        if not isinstance(parameters, dict):
+            raise RequestError("parameters must be an object")
+        unknown = sorted(set(parameters) - {"candidate_labels", "hypothesis_template"})
+        if unknown:
+            raise RequestError(f"unknown parameters {unknown}: there are candidate_labels and hypothesis_template")
+        labels, template = parameters.get("candidate_labels"), parameters.get("hypothesis_template")
+        labels = self.split_labels(labels) if isinstance(labels, str) else labels  # from the address of a request
         _check_texts(labels, "candidate_labels")
-        if not isinstance(hypothesis_template, str) or "{}" not in hypothesis_template:
+        template = "{}" if template is None else template
+        if not isinstance(template, str) or "{}" not in template:
             raise RequestError('hypothesis_template must be a text with "{}" where the label goes')
-        labels = [label.strip() for label in labels]
-        texts = [hypothesis_template.replace("{}", label) for label in labels]
-        _check_texts(texts, "candidate_labels in hypothesis_template")
+        _check_texts([template.replace("{}", label) for label in labels], "candidate_labels in hypothesis_template")
         if isinstance(inputs, dict) and set(inputs) == {"image"}:  # as the JavaScript client posts it
             inputs = inputs["image"]
         if isinstance(inputs, Image.Image) or (isinstance(inputs, str) and is_image(inputs)):
             inputs = {"frames": [inputs]}
         [video] = self._read_videos([inputs], "inputs")
-        scores = (self._embed(text=texts) @ self._embed(videos=[video]).T)[:, 0]  # (N,)
-        probabilities = (self.model.clip.logit_scale.exp().float().cpu() * scores).softmax(dim=0).tolist()
-        found = [{"label": label, "score": score} for label, score in zip(labels, probabilities, strict=True)]
-        return sorted(found, key=lambda answer: -answer["score"])
+        try:
+            found = self.pipeline(video, [label.strip() for label in labels], hypothesis_template=template)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        return [{"label": answer["label"], "score": answer["score"]} for answer in found]
 
     def _embed(self, **inputs) -> torch.Tensor:
         """Texts or videos -> vectors, (N,K) or (B,K)."""

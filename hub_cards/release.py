@@ -31,6 +31,7 @@ from machine_paths import find_machine_paths
 from transformers.utils import logging
 
 from modeling_camoe import CAMoEModel, CAMoEPipeline, CAMoEProcessor
+from modeling_camoe.saving import SMALL_FILES
 
 
 HERE = Path(__file__).parent
@@ -39,8 +40,9 @@ HERE = Path(__file__).parent
 RUN_FILES = ("query_bank.txt", "eval_results.json", "eval_ranks.safetensors", "all_results.json", "recipe.yaml")
 # From this folder, in every release.
 STATIC_FILES = ("handler.py", "untrusted.py", "requirements.txt")
-# What a release may contain: text, pictures, safetensors and example clips, but no pickles, which can run code.
-SUFFIXES = frozenset({".jpg", ".json", ".md", ".png", ".py", ".safetensors", ".txt", ".yaml", *CLIP_SUFFIXES})
+# What a release may contain beside the small files that saving writes: text, pictures, safetensors and example clips,
+# but no pickles, which can run code.
+SUFFIXES = frozenset({".jpg", ".json", ".md", ".png", ".safetensors", ".txt", ".yaml", *CLIP_SUFFIXES})
 # Files of an earlier release to delete: old code or shards would still be loaded.
 STALE = re.compile(r"[^/]+\.(py|safetensors|safetensors\.index\.json)|examples\.json|example_\d+\.\w+")
 
@@ -89,7 +91,8 @@ def assemble(run_dir: Path, folder: Path, source: Path, repo_id: str, example_cl
         header, _ = read_source(source)
         add_examples(folder, retrieval, example_clips, [header["example"], header["other_example"]])
     (folder / "README.md").write_text(render_card(source, Run.read(folder), repo_id), encoding="utf-8")
-    unknown = sorted(path.name for path in folder.iterdir() if path.suffix not in SUFFIXES)
+    names = sorted(path.name for path in folder.iterdir() if path.suffix not in SUFFIXES)
+    unknown = [name for name in names if not SMALL_FILES.fullmatch(name)]
     if unknown:
         raise ReleaseError(f"the release would contain files of an unknown kind: {', '.join(unknown)}")
     return fingerprint(model, processor)

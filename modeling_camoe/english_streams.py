@@ -13,21 +13,10 @@ from typing import NamedTuple
 from .english_tags import (
     ADJECTIVES,
     ADVERBS,
-    DETERMINERS,
-    NO_WORD,
-    NOMINAL,
-    NOUNS,
-    PARTICIPLES,
-    VERBS,
-    Word,
-    is_main_verb,
-    repair_tags,
-    word_at,
-)
-from .english_words import (
     AIMING_VERBS,
     COLOURS,
     CONJUNCTIONS,
+    DETERMINERS,
     DIRECTION_PREPOSITIONS,
     DIRECTIONS,
     EMPTY_ADVERBS,
@@ -42,6 +31,10 @@ from .english_words import (
     MANNER_PREPOSITIONS,
     MOTION_PREPOSITIONS,
     MOTION_VERBS,
+    NO_WORD,
+    NOMINAL,
+    NOUNS,
+    PARTICIPLES,
     PARTICLES,
     PLACE_ADVERBS,
     PLACE_PREPOSITIONS,
@@ -49,7 +42,12 @@ from .english_words import (
     PREPOSITIONS,
     RECORDINGS,
     SEEING_VERBS,
+    VERBS,
     WORN_NOUNS,
+    Word,
+    is_main_verb,
+    repair_tags,
+    word_at,
 )
 
 

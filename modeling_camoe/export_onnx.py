@@ -120,11 +120,7 @@ def export_onnx(model, processor, folder: str | os.PathLike) -> dict:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} holds something already; name a new folder")
     _require_onnx()
-    if not processor.tokenizer.is_fast:
-        raise ValueError(
-            f"a {type(processor.tokenizer).__name__} has no tokenizer.json, without which the graphs cannot be used: "
-            "SigLIP 2 and all other dual encoders have one, the first SigLIP has not"
-        )
+    _require_tokenizer_file(processor.tokenizer)
     model = copy.deepcopy(model).float().cpu().eval()
     model.set_attn_implementation("sdpa")
 
@@ -151,9 +147,10 @@ def export_text_encoder(model, processor, folder: str | os.PathLike) -> dict:
         What `onnx_config.json` would hold; it is not written.
 
     Raises:
-        ImportError, RuntimeError: as for `export_onnx`.
+        ImportError, ValueError, RuntimeError: as for `export_onnx`.
     """
     _require_onnx()
+    _require_tokenizer_file(processor.tokenizer)
     folder = Path(folder)
     model = copy.deepcopy(model).float().cpu().eval()
     model.set_attn_implementation("sdpa")
@@ -168,6 +165,14 @@ def _require_onnx():
             __import__(name)
         except ImportError as error:
             raise ImportError(f"ONNX export needs {name}: run `pip install onnx onnxscript onnxruntime`.") from error
+
+
+def _require_tokenizer_file(tokenizer):
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"a {type(tokenizer).__name__} has no tokenizer.json, without which the graphs cannot be used: "
+            "SigLIP 2 and all other dual encoders have one, the first SigLIP has not"
+        )
 
 
 def _export_video_encoder(model, path: Path) -> float:

@@ -56,19 +56,23 @@ class CAMoEPipeline(Pipeline):
         top_k: int | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
+        image=None,
+        images=None,
+        inputs=None,
     ):
         """
         Args:
             videos: a video in any form that [`CAMoEVideoProcessor`] takes, or several. A picture is a clip of one
                 frame. A list of pictures is the frames of one clip (for the task "zero-shot-image-classification", as
                 many pictures).
-            candidate_labels: what each video is compared with: a label or a list of them. A label may be a whole
-                caption, or a mapping expert -> text.
+            candidate_labels: what each video is compared with: a list of labels, or one string of labels with commas
+                between them, as in the library. In a list a label may be a whole caption, or a mapping expert -> text.
             texts: a caption, or several (or mappings expert -> text), to query with or to embed.
             hypothesis_template: the text that is read for a label, "{}" standing for it, for instance "a video of {}";
                 the label itself by default.
             top_k: keep only this many of the best.
             batch_size, num_workers: for this call. Generators are decoded in this process.
+            image, images, inputs: other names of `videos`, by which the library's pipelines are called.
 
         Returns:
             With `candidate_labels`: for each video [{"label", "score", "similarity"}, ...], best first. `score` is the
@@ -83,6 +87,10 @@ class CAMoEPipeline(Pipeline):
             ValueError: for arguments that do not go together.
             VideoDecodingError: a file cannot be decoded; names it.
         """
+        names = _given(videos=videos, image=image, images=images, inputs=inputs)
+        if len(names) > 1:
+            raise ValueError(f"Give one of {', '.join(f'`{name}`' for name in names)}: they are names of the same.")
+        videos = next(iter(names.values()), None)
         options = self._postprocess_params | _given(
             candidate_labels=candidate_labels, hypothesis_template=hypothesis_template, top_k=top_k
         )
@@ -126,7 +134,7 @@ class CAMoEPipeline(Pipeline):
 
     def _sanitize_parameters(self, candidate_labels=None, hypothesis_template=None, top_k=None):
         """Called for the arguments of the constructor, too."""
-        if candidate_labels is not None and not isinstance(candidate_labels, str) and not len(candidate_labels):
+        if candidate_labels is not None and not len(split_labels(candidate_labels)):
             raise ValueError("`candidate_labels` is empty.")
         if hypothesis_template is not None and "{}" not in hypothesis_template:
             raise ValueError(f"`hypothesis_template` has no {{}} for the label: {hypothesis_template!r}.")
@@ -170,7 +178,7 @@ class CAMoEPipeline(Pipeline):
 
     def _label(self, labels, template: str, top_k: int | None):
         """What turns vectors (b,K) into b lists of labels."""
-        labels = [labels] if _is_one_text(labels) else list(labels)
+        labels = split_labels(labels)
         texts = [template.replace("{}", label) if isinstance(label, str) else label for label in labels]
         text_vectors = encode_texts(self.model, self.processor, texts)
         scale = self.model.clip.logit_scale.float().exp().item()
@@ -196,6 +204,13 @@ class CAMoEPipeline(Pipeline):
 
 def _given(**arguments) -> dict:
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def split_labels(labels) -> list:
+    """Labels as a list: a string is split at its commas, as by the library's zero-shot pipelines."""
+    if isinstance(labels, str):
+        return [label.strip() for label in labels.split(",") if label.strip()]
+    return [labels] if isinstance(labels, Mapping) else list(labels)
 
 
 def _is_one_text(texts) -> bool:

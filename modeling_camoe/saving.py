@@ -25,6 +25,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, logging
 
+from .captions import CUSTOM, STREAMS
+
 
 logger = logging.get_logger(__name__)
 
@@ -186,17 +188,23 @@ class SavesModel(SavesRelease):
             name, options = self._loaded_from
             # Remote code of that place is what runs here: it was trusted before.
             loaded = _classes()[0]["AutoProcessor"].from_pretrained(name, trust_remote_code=IS_REMOTE, **options)
-            # Experts may have been chosen anew when the model was loaded: the processor follows.
-            processor = type(loaded)(
-                loaded.video_processor, loaded.tokenizer, self.config, loaded.tagger, loaded.max_length
-            )
-            processor.save_pretrained(folder)
-        except Exception as error:  # whatever it is, the model itself is saved
+        except (ImportError, OSError, ValueError) as error:  # no files, no connection, no library for the tokenizer
             logger.warning(
                 f"{folder} has no processor yet, so nothing but the model loads from it. Save one beside it: "
                 f"`processor.save_pretrained({str(folder)!r})`. Where the model comes from, there is none "
                 f"({type(error).__name__}: {error})."
             )
+            return
+        # Experts may have been chosen anew when the model was loaded: the processor follows.
+        tagger, unknown = loaded.tagger, sorted(set(self.config.streams.values()) - set(STREAMS))
+        if unknown and tagger != "none" and not str(tagger).startswith(CUSTOM):  # a custom one knows its own streams
+            logger.warning(
+                f"The tagger {tagger!r} makes no stream {', '.join(unknown)}: the processor in {folder} has none, and "
+                "every expert reads the whole caption. Save a processor with your own tagger beside the model first."
+            )
+            tagger = "none"
+        processor = type(loaded)(loaded.video_processor, loaded.tokenizer, self.config, tagger, loaded.max_length)
+        processor.save_pretrained(folder)
 
 
 __all__ = ["SavesModel", "SavesProcessor", "SavesRelease"]

@@ -16,6 +16,7 @@ from camoe_search import text_encoder
 from camoe_search.index import VideoIndex
 from camoe_search.text_encoder import OnnxTextEncoder, export_text_encoder
 from modeling_camoe import CAMoEProcessor
+from tests.tiny_backbones import tiny_backbone
 
 
 QUERIES = ["a red star spins on the beach", "dog " * 500, "犬 🐕", "!!", "two kids play"]
@@ -102,6 +103,17 @@ def test_an_export_that_differs_is_not_kept_and_search_says_why_once(videos, enc
     assert len(notes) == 1 and "differ from PyTorch's" in notes[0]
     report = VideoIndex.build([videos], tmp_path / "index", encoder, num_workers=0).report
     assert report.text_encoder == ""  # said before
+
+
+def test_a_tokenizer_without_a_file_is_named_and_search_loads_the_model_after_one_note(videos, tmp_path, caplog):
+    model = tiny_backbone(tmp_path / "siglip", "siglip")
+    index = VideoIndex.build([videos], tmp_path / "index", str(model), device="cpu", num_workers=0)
+    assert index.report.text_encoder.startswith("a SiglipTokenizer has no tokenizer.json")
+    again = VideoIndex.load(tmp_path / "index", device=None)
+    with caplog.at_level(logging.WARNING):
+        assert again.search(QUERIES[0]) == index.search(QUERIES[0]) == again.search(QUERIES[0])
+    [note] = [record.message for record in caplog.records if "text tower" in record.message]
+    assert "a SiglipTokenizer has no tokenizer.json" in note and len(note.splitlines()) == 1
 
 
 def test_an_encoder_that_cannot_be_exported_gives_the_reason(tmp_path):

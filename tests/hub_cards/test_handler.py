@@ -157,6 +157,8 @@ def test_the_payload_of_the_widget_for_zero_shot_image_classification_is_answere
     assert status == 200 and [set(answer) for answer in found] == [{"label", "score"}] * 3
     assert [answer["label"] for answer in found] == [LABELS[i] for i in expected.argsort(descending=True)]
     assert [answer["score"] for answer in found] == pytest.approx(expected.sort(descending=True).values.tolist())
+    in_a_string = {"candidate_labels": f" {', '.join(LABELS)},"}
+    assert post(server, payload | {"parameters": in_a_string}) == (200, found)
     for inputs in (payload["inputs"], "data:image/png;base64," + payload["inputs"]):  # as JavaScript posts it
         assert post(server, payload | {"inputs": {"image": inputs}}) == (200, found)
 
@@ -172,7 +174,7 @@ def test_the_hubs_own_client_classifies_an_image_and_a_video(server, run_dir, vi
         )
         expected = dict(zip(LABELS, probabilities(run_dir, decoded, texts).tolist(), strict=True))
         assert {answer.label: answer.score for answer in found} == pytest.approx(expected)
-        assert found[0].score == max(expected.values())
+        assert found[0].score == pytest.approx(max(expected.values()))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,10 @@ def test_the_hubs_own_client_classifies_an_image_and_a_video(server, run_dir, vi
         ("AAAA", {"candidate_labels": [" "]}, "candidate_labels[0] must be a non-empty text"),
         ("AAAA", {"candidate_labels": [1]}, "candidate_labels[0] must be a non-empty text"),
         ("AAAA", {"candidate_labels": ["a"], "hypothesis_template": "this"}, "hypothesis_template"),
+        ("AAAA", {"candidate_labels": ["a"], "inputs": "x"}, "unknown parameters ['inputs']"),
+        ("AAAA", {"candidate_labels": ["a"], "self": 1, "top_k": 1}, "unknown parameters ['self', 'top_k']"),
+        ("AAAA", {"hypothesis_template": "a {}"}, "candidate_labels must be a list of 1 to 256"),
+        ("AAAA", ["a"], "parameters must be an object"),
         ("a dog", {"candidate_labels": ["a"]}, "inputs is not base64"),
         ({"url": "https://example.com/a.png"}, {"candidate_labels": ["a"]}, "inputs must be base64"),
         (None, {"candidate_labels": ["a"]}, "inputs must be base64"),

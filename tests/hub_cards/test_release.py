@@ -20,6 +20,7 @@ from run_elsewhere import environment
 from tiny_run import write_run
 
 from modeling_camoe import CAMoEModel, CAMoEProcessor
+from tests.tiny_backbones import KINDS, tiny_backbone
 
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +105,26 @@ def test_the_published_numbers_equal_those_of_the_run(hub, run_dir):
     rankings = [metrics for directions in results.values() for metrics in directions.values() if metrics]
     measured = [value for metrics in rankings for value in metrics.values() if not isinstance(value, list)]
     assert sorted(entry.metric_value for entry in index) == sorted(measured) and len(measured) > 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_every_kind_can_be_released(kind, tmp_path):
+    start, run, place = tmp_path / "start", tmp_path / "run", tmp_path / "release"
+    CAMoEModel.from_pretrained(tiny_backbone(start, kind)).save_pretrained(run)
+    place.mkdir()
+    expected = assemble(run, place, find_card(None, REPO), REPO)
+    assert fingerprint(CAMoEModel.from_pretrained(place).eval(), CAMoEProcessor.from_pretrained(place)) == expected
+    kept = {path.name for path in start.iterdir() if path.suffix in (".model", ".jinja")}
+    assert kept <= {path.name for path in place.iterdir()} and (kind != "siglip" or kept == {"spiece.model"})
+
+
+def test_a_file_of_another_kind_is_not_released(second_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("release.RUN_FILES", ("weights.bin",))
+    run = shutil.copytree(second_run, tmp_path / "run")
+    (run / "weights.bin").write_bytes(b"?")
+    (tmp_path / "release").mkdir()
+    with pytest.raises(ReleaseError, match="files of an unknown kind: weights.bin"):
+        assemble(run, tmp_path / "release", find_card(None, REPO), REPO)
 
 
 def test_nothing_in_a_release_is_a_pickle(folder):

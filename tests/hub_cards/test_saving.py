@@ -10,6 +10,7 @@ from run_elsewhere import run_elsewhere
 from transformers import Trainer, TrainingArguments
 
 from modeling_camoe import CAMoEModel, CAMoEPipeline, CAMoEProcessor
+from tests.tiny_backbones import tiny_backbone
 from tests.tiny_model import tiny_model
 
 
@@ -143,6 +144,26 @@ def test_a_model_with_experts_chosen_anew_saves_a_processor_for_these(run_dir, t
     CAMoEModel.from_pretrained(run_dir, experts=REORDERED).save_pretrained(tmp_path)
     assert CAMoEProcessor.from_pretrained(tmp_path).experts == REORDERED
     release_files(tmp_path)
+
+
+def test_a_model_with_an_expert_that_no_tagger_knows_saves_a_processor_without_one(tmp_path, caplog):
+    clip = tiny_backbone(tmp_path / "clip", "clip")
+    model = CAMoEModel.from_pretrained(clip, experts=["mean"])
+    model.save_pretrained(tmp_path / "saved")
+    release_files(tmp_path / "saved")
+    processor = CAMoEProcessor.from_pretrained(tmp_path / "saved")
+    assert (processor.experts, processor.tagger) == (["mean"], "none")
+    assert processor.streams_of(["a dog runs"]) == [["a dog runs"]]
+    assert "makes no stream mean" in caplog.text
+
+
+def test_an_error_while_the_processor_is_saved_is_not_hidden(model, tmp_path, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(CAMoEProcessor, "save_pretrained", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        model.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["folder", "repository"])

@@ -96,6 +96,19 @@ def test_a_picture_is_answered_as_by_zero_shot_image_classification(pipe, clips,
     assert len(pipe([picture, other], candidate_labels=TEXTS)) == 3  # one clip of two frames: its three labels
 
 
+@pytest.mark.parametrize("name", ["image", "images", "inputs"])
+def test_the_librarys_names_of_the_first_argument_are_known(pipe, clips, name):
+    assert pipe(**{name: clips[0]}, candidate_labels=TEXTS) == pipe(clips[0], candidate_labels=TEXTS)
+    with pytest.raises(ValueError, match=f"Give one of `videos`, `{name}`"):
+        pipe(clips[0], candidate_labels=TEXTS, **{name: clips[1]})
+
+
+def test_a_string_of_labels_is_split_at_its_commas(pipe, clips):
+    expected = pipe(clips[0], candidate_labels=TEXTS)
+    assert pipe(clips[0], candidate_labels=f" {', '.join(TEXTS)},") == expected
+    assert [found["label"] for found in pipe(clips[0], candidate_labels=["a dog, a cat"])] == ["a dog, a cat"]
+
+
 def test_videos_are_ranked_for_each_text(pipe, clips, vectors):
     scores = vectors[0] @ vectors[1].T
     results = pipe(texts=TEXTS, videos=clips)
@@ -189,6 +202,7 @@ def test_frames_of_every_type_give_the_same_vectors(pipe, clips, vectors):
         ({"videos": "a.mp4", "texts": TEXTS, "candidate_labels": TEXTS}, "not both"),
         ({"videos": []}, "`videos` is empty"),
         ({"videos": "a.mp4", "candidate_labels": []}, "`candidate_labels` is empty"),
+        ({"videos": "a.mp4", "candidate_labels": " , "}, "`candidate_labels` is empty"),
         ({"videos": "a.mp4", "candidate_labels": TEXTS, "hypothesis_template": "a video"}, "no {} for the label"),
         ({"texts": TEXTS, "top_k": 0}, "`top_k` must be at least 1"),
         ({"texts": [""]}, "Caption 0 is empty"),
