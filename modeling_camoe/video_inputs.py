@@ -13,6 +13,7 @@ class exists twice, and an object of one copy is not an instance of the other.
 import base64
 import io
 import os
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -30,6 +31,8 @@ IMAGE_MARKS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*")
 
 # Seconds that a server may be silent. The library's own downloads wait for ever.
 DOWNLOAD_TIMEOUT = 60
+# A downloaded video is held in memory. A larger one has to be saved as a file first, which is read bit by bit.
+MAX_DOWNLOAD_BYTES = 1 << 30
 
 # Floats above 1 are taken for 0..255 only if one of them is above this. Between lie white after CLIP's normalisation
 # (2.1) and pictures from 0 to 1 that bicubic resizing has overshot: taken for 0..255, they would be black.
@@ -116,7 +119,9 @@ def describe_video(video) -> str:
         return describe_video(video.source)
     if isinstance(video, str | os.PathLike | bytes):
         name = describe_source(video)
-        return name.partition("?")[0] if is_address(name) else name[:500]  # a query may hold a secret; data: is long
+        if is_address(name):  # a query or a password before the host is a secret
+            return re.sub(r"//[^/]*@", "//", re.split(r"[?#]", name)[0])
+        return name[:500]  # data: is long
     if hasattr(video, "read"):
         return str(getattr(video, "name", "an open file"))
     shape = getattr(video, "shape", None)
@@ -176,8 +181,18 @@ def _read_name(name: str):
     if is_address(name):
         return _read_bytes(_download(name), describe_video(name))
     if name.startswith("data:"):
-        return _read_bytes(base64.b64decode(name.partition(",")[2]), name[:40])
+        return _read_bytes(_decode_data_address(name), name[:40])
     return _picture(name, name) if _suffix(name) in IMAGE_EXTENSIONS else name
+
+
+def _decode_data_address(name: str) -> bytes:
+    header, _, content = name.partition(",")
+    try:
+        if not header.endswith(";base64") or not content:
+            raise ValueError
+        return base64.b64decode("".join(content.split()), validate=True)
+    except ValueError as error:
+        raise VideoDecodingError(f"{name[:40]}: not a data: address of base64 (data:video/mp4;base64,...)") from error
 
 
 def _read_bytes(content: bytes, name: str):
@@ -186,16 +201,24 @@ def _read_bytes(content: bytes, name: str):
 
 
 def _download(address: str) -> bytes:
+    name, content = describe_video(address), bytearray()
     try:
-        response = get_session().get(address, timeout=DOWNLOAD_TIMEOUT)
-        response.raise_for_status()
-    except (
-        Exception
-    ) as error:  # of httpx or its successor, whichever the Hub's client uses; offline mode; bad addresses
+        with get_session().stream("GET", address, timeout=DOWNLOAD_TIMEOUT) as response:
+            response.raise_for_status()
+            for part in response.iter_bytes():
+                content += part
+                if len(content) > MAX_DOWNLOAD_BYTES:
+                    break
+    except Exception as error:  # of the client that the Hub's library uses; offline mode; bad addresses
+        status = getattr(getattr(error, "response", None), "status_code", "")
+        cause = f"{type(error).__name__} {status}".strip()
+        # Neither its message nor its traceback: both have the whole address, where a query may hold a secret.
+        raise VideoDecodingError(f"{name}: cannot be downloaded ({cause})") from None
+    if len(content) > MAX_DOWNLOAD_BYTES:
         raise VideoDecodingError(
-            f"{describe_video(address)}: cannot be downloaded ({type(error).__name__}: {error})"
-        ) from error
-    return response.content
+            f"{name}: more than {MAX_DOWNLOAD_BYTES >> 20} MiB, the limit for an address; save it as a file first"
+        )
+    return bytes(content)
 
 
 def _picture(file, name: str) -> np.ndarray:
@@ -263,6 +286,10 @@ def as_uint8(video: torch.Tensor, index: int) -> torch.Tensor:
 def sample_decoder(decoder, num_frames: int, fps: float | None) -> tuple[SampledFrames, VideoInfo]:
     """
     Frames of an open torchcodec decoder at the centres of equal segments, as stored, and what it says of its video.
+
+    Such a decoder does not say which file it reads. So its frames are scaled after decoding, by another scaler than a
+    path's: pixels differ a little (up to 0.67 after normalisation, at edges). `datasets` remembers the file, and a
+    row's decoder is read as that file is.
 
     Raises:
         VideoDecodingError: it cannot decode.

@@ -3,6 +3,7 @@
 
 import io
 import threading
+import traceback
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_every_form_of_a_file_gives_the_same_pixels(processor, video, server):
         "memoryview": memoryview(content),
         "open file": io.BytesIO(content),
         "file on disk": open(video, "rb"),
-        "address": f"{address}/clip.mp4?token=secret",
+        "address": f"{address}/clip.mp4?token=hf_hidden",
         "clip": Clip(video),
         "clip of an address": Clip(f"{address}/clip.mp4"),
         "row": rows.cast_column("video", Video(decode=False))[0]["video"],
@@ -165,8 +166,11 @@ def test_what_cannot_be_fetched_or_read_is_named_and_secrets_are_not(processor, 
     frames = [PIL.Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(folder / "moving.webp", save_all=True, append_images=frames[1:])
     for form, message in (
-        (f"{address}/none.mp4?token=secret", r"/none\.mp4: cannot be downloaded \(.*404"),
-        (f"{address}/broken.mp4?token=secret", r"/broken\.mp4: "),
+        (f"{address}/none.mp4?token=hf_hidden", r"/none\.mp4: cannot be downloaded \(.*404"),
+        (f"{address}/broken.mp4?token=hf_hidden", r"/broken\.mp4: "),
+        (f"{address.replace('//', '//me:hf_hidden@')}/none.mp4#hf_hidden", r"//127[^@]*/none\.mp4: cannot be downloaded"),
+        ("data:video/mp4;base64,!", r"^data:video/mp4;base64,!: not a data: address of base64"),
+        ("data:,no video", r"^data:,no video: not a data: address of base64"),
         (f"{address}/broken.png", r"broken\.png: a picture that cannot be read"),
         (folder / "broken.png", r"broken\.png: a picture that cannot be read"),
         (folder / "none.jpg", r"none\.jpg: no such file"),
@@ -175,9 +179,18 @@ def test_what_cannot_be_fetched_or_read_is_named_and_secrets_are_not(processor, 
     ):
         with pytest.raises(VideoDecodingError, match=message) as raised:
             processor(videos=form)
-        assert "secret" not in str(raised.value).partition("cannot be downloaded")[0]
+        assert "hf_hidden" not in "".join(traceback.format_exception(raised.value))
     with pytest.raises(ValueError, match="opened as text"):
         processor(videos=io.StringIO("a"))
+
+
+def test_a_download_ends_at_the_limit(processor, server, video, monkeypatch):
+    address, folder = server
+    (folder / "long.mp4").write_bytes(video.read_bytes() + bytes(3 << 20))
+    assert processor(videos=f"{address}/long.mp4")["frame_mask"].sum() == 4
+    monkeypatch.setattr("modeling_camoe.video_inputs.MAX_DOWNLOAD_BYTES", 1 << 20)
+    with pytest.raises(VideoDecodingError, match=r"/long\.mp4: more than 1 MiB, the limit for an address"):
+        processor(videos=f"{address}/long.mp4")
 
 
 # --- types -----------------------------------------------------------------------------------------------------------
