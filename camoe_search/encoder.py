@@ -267,7 +267,9 @@ class SentenceEncoder:
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """See `Encoder`."""
         check_texts(texts)
-        vectors = self.model.encode_query(list(texts), normalize_embeddings=self.normalize, show_progress_bar=False)
+        # Named as texts: the library would fetch a query that is an address, and open one that is the path of a file.
+        queries = [{"text": text} for text in texts]
+        vectors = self.model.encode_query(queries, normalize_embeddings=self.normalize, show_progress_bar=False)
         return np.asarray(vectors, np.float32)
 
     def encode_clip(self, clip) -> np.ndarray:

@@ -27,6 +27,8 @@ class CAMoEForMteb(SentenceTransformerEncoderWrapper):
         features = inputs.dataset.features
         modality = next((name for name in ("video", "image") if name in features), None)
         if modality is None:
+            # Named as texts: one that is an address or a path must not be fetched or opened.
+            inputs.collate_fn = lambda rows: {"text": [{"text": row["text"]} for row in rows]}
             about = {"task_metadata": task_metadata, "hf_split": hf_split, "hf_subset": hf_subset}
             return super().encode(inputs, **about, prompt_type=prompt_type, **kwargs)
         inputs.collate_fn = lambda rows: [{modality: row[modality]} for row in rows]  # decoders stay decoders

@@ -99,14 +99,29 @@ def contrastive_loss(
         process_group: of torch.distributed, the processes to gather from; None is all of them.
 
     Returns:
-        Scalar, the mean over this process's rows.
+        Scalar, the mean over this process's rows, in float32 or better whatever the vectors are.
 
     Raises:
-        ValueError: the numbers of texts and videos differ.
+        ValueError: the numbers of texts, videos and `video_ids` differ.
     """
     rows = text_vectors.shape[0]
     if video_vectors.shape[0] != rows:
         raise ValueError(f"The loss takes pairs, got {rows} texts and {video_vectors.shape[0]} videos.")
+    if video_ids is not None and video_ids.shape[:1] != (rows,):
+        raise ValueError(f"`video_ids` of shape {tuple(video_ids.shape)} are not one row for each of {rows} pairs.")
+    # In bf16, logits near 100 are multiples of 0.5: no mixed precision here.
+    with torch.autocast(text_vectors.device.type, enabled=False):
+        dtype = torch.promote_types(text_vectors.dtype, torch.float32)
+        vectors = text_vectors.to(dtype), video_vectors.to(dtype)
+        scale = scale.to(dtype) if isinstance(scale, torch.Tensor) else scale
+        gathering = gather_across_devices, process_group
+        return _loss_of_pairs(*vectors, scale, video_ids, dual_softmax_temp, *gathering)
+
+
+def _loss_of_pairs(
+    text_vectors, video_vectors, scale, video_ids, dual_softmax_temp, gather_across_devices, process_group
+) -> torch.Tensor:
+    rows = text_vectors.shape[0]
     rank, world_size = _rank_and_world_size(gather_across_devices, process_group)
     own = slice(rank * rows, (rank + 1) * rows)
     all_texts, all_videos = text_vectors, video_vectors

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 
+from camoe_search.encoder import SentenceEncoder
 from modeling_camoe.encode import encode_texts, encode_videos
 from modeling_camoe.frames import Clip, VideoDecodingError
 
@@ -97,6 +100,30 @@ def test_an_address_is_a_video_and_a_sentence_about_one_is_a_text(sentence_model
     np.testing.assert_allclose(
         sentence_model.encode(text), encode_texts(encoder.model, encoder.processor, [text])[0], atol=1e-6
     )
+
+
+def test_a_query_that_is_an_address_or_a_file_is_read_as_a_text(sentence_model, encoder, paths):
+    requests = []
+
+    class Counter(BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Counter)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    queries = [f"http://127.0.0.1:{server.server_port}/secret.mp4", paths[0]]
+    vectors = [SentenceEncoder("other", sentence_model).encode_texts([query])[0] for query in queries]
+    server.shutdown()
+    server.server_close()
+    assert not requests
+    expected = encode_texts(encoder.model, encoder.processor, queries).numpy()
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
 
 def test_it_is_an_input_module_with_the_librarys_options(sentence_model, encoder, paths):

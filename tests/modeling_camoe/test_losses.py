@@ -66,6 +66,23 @@ def test_expert_loss_is_the_mean_of_each_experts_own_loss():
     torch.testing.assert_close(expert_contrastive_loss(text_embeds, video_embeds, 5.0), expected)
 
 
+@pytest.mark.parametrize("temp", [None, 10.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_vectors_have_a_loss_in_float32(dtype, temp):
+    texts, videos = (F.normalize(torch.randn(8, 16), dim=-1).to(dtype) for _ in range(2))
+    expected = contrastive_loss(texts.float(), videos.float(), 100.0, dual_softmax_temp=temp)
+    scale = torch.tensor(100.0, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = contrastive_loss(texts, videos, scale, dual_softmax_temp=temp)
+    assert loss.dtype == torch.float32 and loss.item() == expected.item()
+
+
+@pytest.mark.parametrize("ids", [torch.arange(3), torch.zeros(5, 2, dtype=torch.long), torch.tensor(1)])
+def test_video_ids_of_another_length_are_an_error_that_says_so(ids):
+    with pytest.raises(ValueError, match="`video_ids` of shape .* are not one row for each of 4 pairs"):
+        contrastive_loss(torch.randn(4, 8), torch.randn(4, 8), 10.0, ids)
+
+
 def test_unpaired_rows_are_an_error():
     with pytest.raises(ValueError, match="takes pairs, got 3 texts and 2 videos"):
         contrastive_loss(torch.zeros(3, 4), torch.zeros(2, 4), 1.0)
