@@ -168,7 +168,10 @@ def test_what_cannot_be_fetched_or_read_is_named_and_secrets_are_not(processor, 
     for form, message in (
         (f"{address}/none.mp4?token=hf_hidden", r"/none\.mp4: cannot be downloaded \(.*404"),
         (f"{address}/broken.mp4?token=hf_hidden", r"/broken\.mp4: "),
-        (f"{address.replace('//', '//me:hf_hidden@')}/none.mp4#hf_hidden", r"//127[^@]*/none\.mp4: cannot be downloaded"),
+        (
+            f"{address.replace('//', '//me:hf_hidden@')}/none.mp4#hf_hidden",
+            r"//127[^@]*/none\.mp4: cannot be downloaded",
+        ),
         ("data:video/mp4;base64,!", r"^data:video/mp4;base64,!: not a data: address of base64"),
         ("data:,no video", r"^data:,no video: not a data: address of base64"),
         (f"{address}/broken.png", r"broken\.png: a picture that cannot be read"),
