@@ -313,7 +313,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
             raise ValueError(
                 f"`pixel_values_videos` must be (videos, frames, 3, H, W), got {tuple(pixel_values_videos.shape)}."
             )
-        side = self.config.clip_config.vision_config.image_size
+        side = self.clip.vision_model.config.image_size
         expected = (side, side) if isinstance(side, int) else tuple(side)
         if tuple(pixel_values_videos.shape[3:]) != expected and not kwargs.get("interpolate_pos_encoding"):
             raise ValueError(f"Frames are {tuple(pixel_values_videos.shape[3:])} pixels, the model takes {expected}.")
