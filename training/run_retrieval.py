@@ -94,11 +94,13 @@ def make_pairs(options, accelerator, model, processor, splits: dict):
         cache = fill_feature_cache(options, accelerator, model, processor, splits)
         pairs = FeaturePairs(splits["train"], cache, *pair_options)
         encode = functools.partial(encode_split_from_cache, cache=cache)
+        decode = functools.partial(cache.frames, sampling=processor.video_processor.sampling)
     else:
         decoder = processor.video_processor
         if options.frame_cache is not None:
             decoder = FrameCache(options.frame_cache, decoder, options.frame_cache_jpeg)
         pairs = TrainPairs(splits["train"], decoder, *pair_options)
+        decode = decoder.decode
         encode = functools.partial(
             encode_split,
             accelerator,
@@ -107,6 +109,8 @@ def make_pairs(options, accelerator, model, processor, splits: dict):
             num_workers=options.num_workers,
             decoder=decoder,
         )
+    if "validation" in splits:  # not after a whole epoch
+        check_decodable(splits["validation"], decode, options.validation_split)
     choices = {"captions": options.validation_captions, "on_bad_video": options.on_bad_video}
     scored = {role: functools.partial(encode, split=split, **choices) for role, split in splits.items()}
     scored.pop("train")
@@ -182,8 +186,6 @@ def main():
     if peak_rate(accelerator.device) is not None:
         cost = pair_cost(model, options.num_frames, options.feature_cache is not None)
 
-    if "validation" in splits:  # not after a whole epoch
-        check_decodable(splits["validation"], processor.video_processor, options.validation_split)
     model.to(accelerator.device)
     pairs, scored_splits = make_pairs(options, accelerator, model, processor, splits)
     loader = make_loader(options, accelerator, pairs, processor)

@@ -221,8 +221,8 @@ def _check_seconds(data: datasets.Dataset, column: str):
             )
 
 
-def check_decodable(split: CaptionedClips, decoder, name: str):
-    """Decode one clip of a split, the first that can be.
+def check_decodable(split: CaptionedClips, decode: Callable, name: str):
+    """Decode one clip of a split, the first that can be. `decode` takes a clip, and may look into a cache.
 
     Raises:
         UserError: none can.
@@ -230,7 +230,7 @@ def check_decodable(split: CaptionedClips, decoder, name: str):
     first = None
     for clip in split.clips:
         try:
-            decoder.decode(clip)
+            decode(clip)
             return
         except VideoDecodingError as error:
             first = first or error
