@@ -260,7 +260,7 @@ def test_a_visitor_uploads_clips_and_sees_the_ranking(address, retrieval, clips,
         assert not best.locator(".note").is_visible()
         # Chromium plays the sound of MPEG-4 and not its picture.
         sound = write_video(tmp_path / "sound.mp4", codec="mpeg4", audio=2.0).read_bytes()
-        page.route("**/gradio_api/file=*", lambda route: route.fulfill(body=sound, content_type="video/mp4"))
+        page.route("**/gradio_api/file=**", lambda route: route.fulfill(body=sound, content_type="video/mp4"))
         best.locator("video").evaluate("v => { v.load(); v.play(); }")
         best.locator(".note").wait_for(state="visible")
         browser.close()

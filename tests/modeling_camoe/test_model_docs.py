@@ -34,7 +34,7 @@ def workplace(tmp_path, monkeypatch):
 
 def test_every_block_runs(workplace):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     names = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
