@@ -35,8 +35,15 @@ def backbone(request, tmp_path_factory):
     return kind, tiny_backbone(tmp_path_factory.mktemp(kind), kind, layout)
 
 
-def test_twenty_steps_train_and_the_result_loads(backbone, clips, tmp_path):
-    kind, folder = backbone
+@pytest.fixture(scope="module", params=KINDS)
+def one_layout(request, tmp_path_factory):
+    """Each kind once, in turns of the two layouts."""
+    layout = LAYOUTS[KINDS.index(request.param) % 2]
+    return request.param, tiny_backbone(tmp_path_factory.mktemp(request.param), request.param, layout)
+
+
+def test_twenty_steps_train_and_the_result_loads(one_layout, clips, tmp_path):
+    kind, folder = one_layout
     done = run_program(
         "run_retrieval.py", "--dataset_name", clips, "--output_dir", tmp_path, "--model_name_or_path", folder,
         "--max_words", 20, "--num_frames", 2, "--batch_size", 8, "--max_train_steps", 20, "--num_workers", 0,
@@ -53,16 +60,12 @@ def test_twenty_steps_train_and_the_result_loads(backbone, clips, tmp_path):
     video = str(next((clips / "test").glob("*.mp4")))
     assert encode_videos(model, processor, [video]).vectors.shape == (1, 4 * model.config.projection_dim)
     start = AutoModel.from_pretrained(folder)
-    weights = (
-        [dict(m.named_parameters())["text_model.encoder.layers.0.mlp.fc1.weight"] for m in (start, model.clip)]
-        if "altclip" not in kind and "chinese" not in kind
-        else [m.text_projection.weight for m in (start, model.clip)]
-    )
-    assert not torch.equal(*weights)
+    name = next(name for name, _ in start.named_parameters() if "text_model" in name and "0." in name)
+    assert not torch.equal(start.get_parameter(name), model.clip.get_parameter(name))
 
 
-def test_a_plain_model_is_scored_as_it_is(backbone, clips):
-    kind, folder = backbone
+def test_a_plain_model_is_scored_as_it_is(one_layout, clips):
+    kind, folder = one_layout
     done = run_program("evaluate_retrieval.py", "--checkpoint", folder, "--dataset_name", clips, "--num_workers", 0)
     assert done.returncode == 0, done.stderr
     results = json.loads((folder / "eval_results.json").read_text())
@@ -83,11 +86,6 @@ def test_a_plain_model_indexes_and_searches_with_no_other_option(backbone, tmp_p
     text = encode_texts(model, processor, ["a red star spins"])
     scores = (text @ encode_videos(model, processor, list(map(str, files))).vectors.T)[0]
     assert [row["score"] for row in rows] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-4)
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def one_layout(request, tmp_path_factory):
-    return request.param, tiny_backbone(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def test_frozen_features_train_the_head(one_layout, clips, tmp_path):
