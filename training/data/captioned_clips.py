@@ -225,7 +225,7 @@ def check_decodable(split: CaptionedClips, decode: Callable, name: str):
     """Decode one clip of a split, the first that can be. `decode` takes a clip, and may look into a cache.
 
     Raises:
-        UserError: none can.
+        UserError: none can, or the cache cannot be written.
     """
     first = None
     for clip in split.clips:
@@ -234,6 +234,8 @@ def check_decodable(split: CaptionedClips, decode: Callable, name: str):
             return
         except VideoDecodingError as error:
             first = first or error
+        except OSError as error:  # a cache that cannot be written
+            raise UserError(str(error)) from error
     raise UserError(f"no clip of split {name!r} can be decoded; the first: {first}")
 
 
