@@ -241,8 +241,7 @@ class SentenceEncoder:
         """A clip -> what the model encodes, or the error."""
         try:
             if self._takes_clips:
-                self.model[0].processor.video_processor.decode(clip)  # names what cannot be decoded; encoded below
-                return clip
+                return self.model[0].processor.video_processor.decode(clip)
             sampled = sample_frames(clip, self.num_frames, sampling=self.sampling)
         except VideoDecodingError as error:
             return error
