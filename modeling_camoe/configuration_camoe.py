@@ -84,9 +84,9 @@ class CAMoEConfig(PreTrainedConfig):
             default was best over both directions in our ablations (docs/ablations.md).
         expert_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the mean of the experts' own contrastive losses beside the fused one.
-        image_mean, image_std (`list[float]`, *optional*):
-            Per-channel statistics with which frames are normalised; CLIP's by default. A plain checkpoint's are read
-            from its own files.
+        image_mean, image_std (`list[float]` or `float`, *optional*):
+            Statistics with which frames are normalised, per channel or one for all; CLIP's by default. A plain
+            checkpoint's are read from its own files.
         image_resample (`int`, *optional*, defaults to 3):
             How frames are resized, as PIL numbers it: 2 bilinear, 3 bicubic.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -125,14 +125,17 @@ class CAMoEConfig(PreTrainedConfig):
     excitation_reduction: int = 4
     dual_softmax_temp: float | int | None = 100.0
     expert_loss_weight: float | int = 0.0
-    image_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
-    image_std: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
+    image_mean: list[float] | float = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
+    image_std: list[float] | float = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
     image_resample: int = 3
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
         if isinstance(self.clip_config, dict | PreTrainedConfig):
             check_backbone(self.clip_config)
+        for name in ("image_mean", "image_std"):
+            if isinstance(getattr(self, name), float):
+                setattr(self, name, [getattr(self, name)] * 3)
         super().__post_init__(**kwargs)  # makes a configuration of `clip_config`
         if self.temporal_num_attention_heads is None:
             self.temporal_num_attention_heads = max(1, self.projection_dim // 64)

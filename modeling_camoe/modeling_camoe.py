@@ -346,8 +346,8 @@ class CAMoEModel(CAMoEPreTrainedModel):
 
         Args:
             input_ids: (N, E, L), from the processor, padded to the longest text of the batch (for SigLIP, to its
-                tower's length).
-            attention_mask: (N, E, L).
+                tower's length). With one expert also (N, L), as the tokenizer gives them.
+            attention_mask: like `input_ids`.
             text_embeds: (N, E, D) from an earlier call, instead of ids: CLIP does not run again.
 
         Returns:
@@ -360,6 +360,9 @@ class CAMoEModel(CAMoEPreTrainedModel):
             text_embeds = text_embeds.to(self.dtype)
             return CAMoETextOutput(pooler_output=fold_text(text_embeds), text_embeds=text_embeds)
         num_experts = len(self.config.experts)
+        if input_ids.ndim == 2 and num_experts == 1:  # as for the dual encoder itself
+            input_ids = input_ids[:, None]
+            attention_mask = None if attention_mask is None else attention_mask[:, None]
         if input_ids.ndim != 3 or input_ids.shape[1] != num_experts:
             raise ValueError(
                 f"`input_ids` must be (texts, {num_experts} experts, tokens), got {tuple(input_ids.shape)}. "

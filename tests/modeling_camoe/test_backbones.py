@@ -133,6 +133,11 @@ def test_the_statistics_come_from_the_backbones_own_file(tmp_path):
     assert model.config.image_mean == [0.5] * 3 and processor.video_processor.size.height == SIZE
 
 
+def test_one_number_is_the_statistic_of_all_channels():
+    config = CAMoEConfig(clip_config=tiny_clip_config(), image_mean=0.5, image_std=0.25)
+    assert (config.image_mean, config.image_std) == ([0.5] * 3, [0.25] * 3)
+
+
 def test_a_clip_without_its_scale_starts_at_the_configured_one(tmp_path):
     """CLIP4Clip's video checkpoints on the Hub are plain CLIP towers."""
     folder = tiny_backbone(tmp_path / "clip", "clip")
@@ -159,6 +164,17 @@ def test_neither_grouping_nor_the_other_texts_change_a_vector(one_layout, monkey
     torch.testing.assert_close(encode_texts(model, processor, texts), alone, atol=1e-5, rtol=0)
     assert [ids.shape[1] for ids in calls] == [24] if "siglip" in kind else len(calls) == 3
     assert sum(map(len, calls)) < len(texts)  # duplicates are encoded once
+
+
+@torch.no_grad()
+def test_a_model_of_one_expert_takes_the_tokenizers_own_ids(one_layout):
+    kind, folder = one_layout
+    model, processor = load(folder, zero_shot=True)
+    inputs = processor(text=TEXTS, return_tensors="pt")
+    flat = {name: values[:, 0] for name, values in inputs.items()}  # (N,L)
+    expected, got = model.get_text_features(**inputs), model.get_text_features(**flat)
+    assert flat["input_ids"].ndim == 2 and torch.equal(got.pooler_output, expected.pooler_output)
+    assert got.last_hidden_state.shape[:2] == flat["input_ids"].shape
 
 
 def test_siglip_texts_keep_their_padding_whatever_is_asked_for(tmp_path):
