@@ -26,5 +26,10 @@ def changes(folders: Sequence[str]) -> Iterator[None]:
         while True:
             time.sleep(POLL_SECONDS)
             yield
-    for _ in watchfiles.watch(*folders, step=int(1000 * QUIET_SECONDS), debounce=60_000, raise_interrupt=True):
-        yield
+    # What changed before the watcher had started shows at its first timeout.
+    options = {"step": int(1000 * QUIET_SECONDS), "debounce": 60_000, "raise_interrupt": True}
+    has_looked = False
+    for found in watchfiles.watch(*folders, **options, rust_timeout=1000, yield_on_timeout=True):
+        if found or not has_looked:
+            has_looked = True
+            yield
