@@ -57,6 +57,20 @@ def test_size_none_keeps_the_stored_size(video):
     assert sample(video, 2, size=None).frames.shape == (2, 3, 48, 64)
 
 
+@pytest.mark.parametrize("width", [82, 98, 114, 146, 148, 112])
+@pytest.mark.parametrize("size", [None, 80])
+def test_frames_that_keep_their_size_are_right_to_the_last_column(folder, width, size):
+    picture = np.zeros((80, width, 3), np.uint8)
+    picture[:] = np.linspace(40, 200, width)[:, None]
+    path = write_video(folder / f"wide{width}.mp4", 4, size=(width, 80), pictures=[picture] * 4)
+    left = 0 if size is None else (width - size) // 2
+    for frame in sample(path, 4, size=size).frames.float():
+        profile = frame.mean((0, 1)).numpy()
+        expected = picture[0, left : left + len(profile), 0].astype(float)
+        assert np.abs(profile - expected).max() < 3
+        assert abs((profile - expected).mean()) < 0.5  # neither darker nor brighter
+
+
 @pytest.mark.parametrize("degrees", [90, 180, -90])
 def test_the_rotation_that_a_file_asks_for_is_applied(folder, degrees):
     picture = np.full((48, 64, 3), 40, np.uint8)
