@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.programs import run_processes, run_program
+from tests.tiny_backbones import tiny_backbone
 
 
 RECIPE = """
@@ -67,7 +68,9 @@ def clips(tmp_path_factory):
 
 
 def train(clips, output_dir, *options, world=1, code=None):
-    arguments = ("--config", clips / "recipe.yaml", "--output_dir", output_dir, *options)
+    if "--config" not in options:
+        options = ("--config", clips / "recipe.yaml", *options)
+    arguments = ("--output_dir", output_dir, *options)
     if world == 1:
         done = [run_program("run_retrieval.py", *arguments, code=code)]
     else:
@@ -109,6 +112,19 @@ def test_two_processes_train_as_one_does(clips, alone, tmp_path, code, chunk):
     train(clips, tmp_path, "--gradient_cache_chunk", chunk, world=2, code=code)
     assert column(alone, "loss")[-1] < column(alone, "loss")[0] - 0.1
     assert_same_training(tmp_path, alone)
+
+
+def test_two_processes_train_another_dual_encoder_as_one_does(clips, tmp_path):
+    folder = tiny_backbone(tmp_path / "siglip", "siglip")
+    recipe = {name: value for name, value in yaml.safe_load(RECIPE).items() if "tokenizer" not in name}
+    del recipe["clip_config"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    options = ("--config", tmp_path / "recipe.yaml", "--dataset_name", clips, "--model_name_or_path", folder)
+    options += ("--max_words", 20)
+    train(clips, tmp_path / "one", *options)
+    code = FSDP2.replace("CLIPEncoderLayer", "SiglipEncoderLayer")
+    train(clips, tmp_path / "two", *options, world=2, code=code)
+    assert_same_training(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.parametrize("code", [None, FSDP2], ids=["ddp", "fsdp2"])
