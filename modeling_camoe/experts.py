@@ -3,10 +3,11 @@
 
 B videos, T frames, E experts, D dims. An expert turns the frame embeddings f (B,T,D) of one video into one vector:
 
-    v = normalize(P masked_mean_t(f + residual(f)))                        (B,D)
+    v = normalize(P mean_t(f + residual(f)))                               (B,D)
 
-`residual` ends in a layer of zeros and `P` starts as the identity, so an expert that was never trained gives the
-mean-pooled frame embedding, to the bit. Which residual each expert has, and their forms, are our choice: we had not
+The mean is over real frames, and the excitation weights it in place of a residual. Both end in a layer of zeros and
+`P` starts as the identity, so an expert that was never trained gives the mean-pooled frame embedding, to the bit.
+Which residual each expert has, and their forms, are our choice: we had not
 read the paper's text (arXiv 2109.04290) when we chose. Layers take explicit sizes, so that each can be built and
 tested alone; `CAMoEPreTrainedModel._init_weights` sets their values.
 """
@@ -52,13 +53,13 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
     Args:
         x: (B,T,D).
-        mask: (B,T), 1 for a real frame, 0 for padding, at least one real frame a row.
+        mask: (B,T), 1 for a real frame, 0 for padding, at least one real frame a row; or weights from 0 on.
 
     Returns:
         (B,D), in the dtype of `x`.
     """
     mask = mask.to(x.dtype)
-    return (x * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return (x * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def frame_changes(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -88,12 +89,12 @@ class FrameExcitation(nn.Module):
         self.squeeze = nn.Linear(2 * dim, hidden)
         self.output = ZeroLinear(hidden, 1)
 
-    def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B,T,D), (B,T) -> residual (B,T,D), relative frame weights (B,T)."""
+    def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(B,T,D), (B,T) -> frame weights (B,T)."""
         context = masked_mean(frames, mask)[:, None].expand_as(frames)  # (B,T,D)
-        excitation = F.relu(self.squeeze(torch.cat([frames, context], dim=-1)))  # (B,T,hidden)
-        excitation = torch.tanh(self.output(excitation))  # (B,T,1)
-        return frames * excitation, 1 + excitation[..., 0]
+        excitation = self.output(F.relu(self.squeeze(torch.cat([frames, context], dim=-1))))  # (B,T,1)
+        # 1 + tanh, without the cancellation: only ratios of weights count, and training may drive them all towards 0.
+        return 2 * torch.sigmoid(2 * excitation[..., 0])
 
 
 class TemporalTransformerLayer(GradientCheckpointingLayer):
@@ -143,8 +144,8 @@ class TemporalTransformer(nn.Module):
         self.output_norm = nn.LayerNorm(dim)
         self.output = ZeroLinear(dim, dim)
 
-    def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B,T,D), (B,T) -> residual (B,T,D), relative frame weights (B,T), all equal: attention mixes the frames."""
+    def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(B,T,D), (B,T) -> residual (B,T,D)."""
         if frames.shape[1] > self.max_frames:
             raise ValueError(
                 f"The clip has {frames.shape[1]} frames, this model takes at most {self.max_frames}: "
@@ -158,7 +159,7 @@ class TemporalTransformer(nn.Module):
         attention_mask = mask.bool()[:, None, None, :]  # (B,1,1,T)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask)
-        return self.output(self.output_norm(hidden_states)), torch.ones_like(frames[..., 0])
+        return self.output(self.output_norm(hidden_states))
 
 
 class VideoExpert(nn.Module):
@@ -186,15 +187,14 @@ class VideoExpert(nn.Module):
 
     def forward(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,T,D), (B,T) -> unit vectors (B,D), and each real frame's share (B,T), summing to 1."""
-        if self.residual is None:
-            weights = torch.ones_like(frames[..., 0])
-        else:
-            residual, weights = self.residual(frames, mask)
-            frames = frames + residual
-        weights = weights * mask.to(weights.dtype)
-        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-        pooled = self.projection(masked_mean(frames, mask))
-        return F.normalize(pooled, dim=-1), weights
+        weights = mask.to(frames.dtype)
+        if isinstance(self.residual, FrameExcitation):
+            weights = weights * self.residual(frames, mask)
+        elif self.residual is not None:
+            frames = frames + self.residual(frames, mask)
+        pooled = self.projection(masked_mean(frames, weights))
+        shares = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        return F.normalize(pooled, dim=-1), shares
 
 
 class SingleGate(nn.Module):

@@ -136,6 +136,8 @@ class CAMoEPreTrainedModel(SavesModel, PreTrainedModel):
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over pairs, so `Trainer` must divide by its accumulation steps
+    # A thousandth of the work; in half precision its sums over frames would move a score by more than both towers do.
+    _keep_in_fp32_modules_strict = ["head"]
     _no_split_modules = ["CAMoERetrievalHead"]  # the library adds CLIP's own
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -260,6 +262,11 @@ class CAMoEModel(CAMoEPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.clip.text_model.set_input_embeddings(value)
 
+    @property
+    def embeds_dtype(self) -> torch.dtype:
+        """Of embeddings, vectors and scores: float32 at least, whatever the dtype of the towers."""
+        return torch.promote_types(self.dtype, torch.float32)
+
     @torch.no_grad()
     def clamp_logit_scale(self):
         """Keep exp(logit_scale) at most 100. Call after every optimiser step."""
@@ -292,7 +299,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
             clip_output, frame_embeds = self._embed_frames(pixel_values_videos, **kwargs)
             last_hidden_state = clip_output.last_hidden_state.unflatten(0, frame_embeds.shape[:2]).flatten(1, 2)
         else:
-            frame_embeds = frame_embeds.to(self.dtype)
+            frame_embeds = frame_embeds.to(self.embeds_dtype)
         if frame_mask is None:
             frame_mask = torch.ones(frame_embeds.shape[:2], dtype=torch.bool, device=frame_embeds.device)
         video_embeds, gate_weights, frame_weights = self.head(frame_embeds, frame_mask)
@@ -325,7 +332,8 @@ class CAMoEModel(CAMoEPreTrainedModel):
             mean, std = (255 * torch.tensor(v, dtype=torch.float32, device=pixels.device) for v in statistics)  # (3,)
             pixels = (pixels.float() - mean[:, None, None]) / std[:, None, None]
         clip_output = self.clip.get_image_features(pixels.to(self.dtype), **self._layer_options(kwargs))
-        frame_embeds = F.normalize(clip_output.pooler_output, dim=-1).unflatten(0, (batch, num_frames))  # (B,T,D)
+        frame_embeds = F.normalize(clip_output.pooler_output.to(self.embeds_dtype), dim=-1)
+        frame_embeds = frame_embeds.unflatten(0, (batch, num_frames))  # (B,T,D)
         return clip_output, frame_embeds
 
     def _layer_options(self, kwargs: dict) -> dict:
@@ -357,7 +365,7 @@ class CAMoEModel(CAMoEPreTrainedModel):
             raise ValueError("Give either `input_ids` or `text_embeds`.")
         self._check_unchanged("experts")
         if text_embeds is not None:
-            text_embeds = text_embeds.to(self.dtype)
+            text_embeds = text_embeds.to(self.embeds_dtype)
             return CAMoETextOutput(pooler_output=fold_text(text_embeds), text_embeds=text_embeds)
         num_experts = len(self.config.experts)
         if input_ids.ndim == 2 and num_experts == 1:  # as for the dual encoder itself
@@ -385,7 +393,8 @@ class CAMoEModel(CAMoEPreTrainedModel):
             clip_output = encode_in_groups(encode, input_ids, attention_mask, may_trim=not is_padded)
         if clip_output is None:
             clip_output = self.clip.get_text_features(input_ids, attention_mask=attention_mask, **kwargs)
-        text_embeds = F.normalize(clip_output.pooler_output, dim=-1).unflatten(0, (batch, num_experts))  # (N,E,D)
+        text_embeds = F.normalize(clip_output.pooler_output.to(self.embeds_dtype), dim=-1)
+        text_embeds = text_embeds.unflatten(0, (batch, num_experts))  # (N,E,D)
         return CAMoETextOutput(
             last_hidden_state=clip_output.last_hidden_state.unflatten(0, (batch, num_experts)).flatten(1, 2),
             pooler_output=fold_text(text_embeds),
@@ -427,9 +436,9 @@ class CAMoEModel(CAMoEPreTrainedModel):
         text_output = self.get_text_features(input_ids, attention_mask, text_embeds, **kwargs)
         video_output = self.get_video_features(pixel_values_videos, frame_mask, frame_embeds, **kwargs)
 
-        scale = self.clip.logit_scale.exp().to(text_output.pooler_output.device)
-        video_vectors = video_output.pooler_output.to(text_output.pooler_output.device)
-        logits_per_text = scale * similarity(text_output.pooler_output, video_vectors)
+        text_vectors = text_output.pooler_output
+        scale = self.clip.logit_scale.exp().to(text_vectors)
+        logits_per_text = scale * similarity(text_vectors, video_output.pooler_output.to(text_vectors))
         loss = None
         if return_loss:
             loss = self.retrieval_loss(
@@ -437,10 +446,8 @@ class CAMoEModel(CAMoEPreTrainedModel):
             )
         scores_of_experts = None
         if output_expert_scores:
-            device = text_output.text_embeds.device
-            scores_of_experts = expert_scores(
-                text_output.text_embeds, video_output.video_embeds.to(device), video_output.gate_weights.to(device)
-            )
+            of_videos = (values.to(text_vectors) for values in (video_output.video_embeds, video_output.gate_weights))
+            scores_of_experts = expert_scores(text_output.text_embeds, *of_videos)
         return CAMoEOutput(
             loss=loss,
             logits_per_text=logits_per_text,

@@ -89,6 +89,7 @@ class CAMoERetrievalHead(nn.Module):
         self, frame_embeds: torch.Tensor, frame_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Unit frame embeddings (B,T,D) and their mask (B,T) -> experts (B,E,D), gate (B,E), frame weights (B,E,T)."""
+        frame_embeds = frame_embeds.to(self.experts[next(iter(self.experts))].projection.weight.dtype)
         views = [expert(frame_embeds, frame_mask) for expert in self.experts.values()]
         video_embeds = torch.stack([embeds for embeds, _ in views], dim=1)
         frame_weights = torch.stack([weights for _, weights in views], dim=1)

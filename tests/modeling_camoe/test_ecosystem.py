@@ -206,7 +206,8 @@ def test_trainers_accumulated_gradient_is_the_mean_over_its_batches(tmp_path):
 def test_device_map_dtype_and_attention_reach_both_towers(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     model = AutoModel.from_pretrained(tmp_path, device_map="auto", dtype=torch.bfloat16, attn_implementation="eager")
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.clip.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.head.parameters()} == {torch.float32}
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
     for tower in (model.clip.text_model, model.clip.vision_model):
         assert tower.config._attn_implementation == "eager"
