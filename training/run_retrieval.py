@@ -226,6 +226,12 @@ def main():
     output_dir = Path(options.output_dir)
     accelerator = make_accelerator(options)
     check_options(accelerator, options)
+    if options.torch_compile is not None:
+        logger.warning(
+            "a compiled model does not group texts by length, it pads those of a batch to the longest: 128 short "
+            "captions are 13,824 tokens instead of 3,560, a tenth more work in a step of ViT-B/32 on 12 frames",
+            main_process_only=True,
+        )
     set_seed(options.seed)
     if not options.dry_run:
         output_dir.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,10 @@
 import json
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
+import run_retrieval
 import torch
 
 from data.batches import PairCollator
@@ -153,6 +155,15 @@ def test_a_video_at_an_address_is_read_when_it_is_decoded(tmp_path):
     assert clips.clip({"video": f"file://{tmp_path / 'clip.mp4'}"}, 0).source == b"x" * 321
     with pytest.raises(VideoDecodingError, match="file:///nowhere.mp4: cannot be read"):
         clips.clip({"video": "file:///nowhere.mp4"}, 0)
+
+
+@pytest.mark.parametrize(("files", "warned"), [(8, False), (3, True)])
+def test_files_that_the_readers_cannot_divide_are_a_warning(tmp_path, monkeypatch, files, warned):
+    clips, said = write_tables(tmp_path / "data", files, rows=files), []
+    monkeypatch.setattr(run_retrieval.logger, "warning", lambda message, **_: said.append(message))
+    options = TrainOptions("data", "runs", model_name_or_path="clip", streaming=True, steps_per_epoch=3)
+    run_retrieval.stream_batches(options, SimpleNamespace(num_processes=2, process_index=1), clips)
+    assert bool(said) == warned and all("3 files, which 4 workers" in message for message in said)
 
 
 def test_the_query_bank_is_the_beginning_of_the_stream(tmp_path):
