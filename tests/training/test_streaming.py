@@ -6,6 +6,7 @@ import shutil
 import signal
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import run_retrieval
 import torch
@@ -155,6 +156,24 @@ def test_a_video_at_an_address_is_read_when_it_is_decoded(tmp_path):
     assert clips.clip({"video": f"file://{tmp_path / 'clip.mp4'}"}, 0).source == b"x" * 321
     with pytest.raises(VideoDecodingError, match="file:///nowhere.mp4: cannot be read"):
         clips.clip({"video": "file:///nowhere.mp4"}, 0)
+    with pytest.raises(UserError, match="tape://a.mp4 cannot be opened"):
+        clips.clip({"video": "tape://a.mp4"}, 0)
+
+
+@pytest.mark.parametrize("feature", [datasets.Video(decode=False), datasets.Value("binary")])
+def test_videos_in_tables_have_names_of_their_own(tmp_path, feature):
+    content = [bytes([n]) * (100 + n) for n in range(8)]
+    is_video = isinstance(feature, datasets.Video)
+    videos = [{"bytes": video, "path": "a.mp4"} for video in content] if is_video else content
+    features = datasets.Features({"video": feature, "caption": datasets.Value("string")})
+    table = datasets.Dataset.from_dict({"video": videos, "caption": ["a dog"] * 8}, features=features)
+    for file in range(2):
+        table.shard(2, file).to_parquet(tmp_path / f"train-{file:05d}-of-00002.parquet")
+    clips = StreamedClips(load_split(str(tmp_path), "train", streaming=True))
+    feed, _ = loader(clips, Decoder(tmp_path / "log"), steps=2)
+    seen = [name for batch in names(feed) for name in batch]
+    assert len(set(seen)) == 8
+    assert sorted(map(int, (tmp_path / "log").read_text().split())) == list(range(100, 108))
 
 
 @pytest.mark.parametrize(("files", "warned"), [(8, False), (3, True)])

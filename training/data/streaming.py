@@ -28,7 +28,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from modeling_camoe.captions import caption_streams
 from modeling_camoe.encode import BadVideo
-from modeling_camoe.frames import Clip, VideoDecodingError, describe_source
+from modeling_camoe.frames import Clip, VideoDecodingError
 
 from .batches import PairCollator
 from .captioned_clips import captions_of, check_second, check_video_column, clip_of, find_caption_column, name_of
@@ -78,27 +78,35 @@ class StreamedClips:
         """The clip of a row; a video at an address (`hf://`, `s3://`, ...) is read now.
 
         Raises:
-            VideoDecodingError: it cannot be read. UserError: the row has no video.
+            VideoDecodingError: it cannot be read. UserError: the row has no video, or an address of no known kind.
         """
         value = row[self.places["column"]]
-        address = value if isinstance(value, str) else (value or {}).get("path")
-        if isinstance(address, str) and "://" in address and (isinstance(value, str) or value.get("bytes") is None):
+        address = _path_of(value)
+        if address is not None and "://" in address:
             try:
-                value = fsspec.open(address, "rb").open().read()
+                with fsspec.open(address, "rb") as file:
+                    return Clip(file.read(), *(row[name] for name in self.places["window"]))
             except OSError as error:
                 raise VideoDecodingError(f"{address}: cannot be read: {error}") from error
-            return Clip(value, *(row[name] for name in self.places["window"]))
+            except (ImportError, ValueError) as error:  # an unknown kind of address, or its package is missing
+                raise UserError(f"{address} cannot be opened: {error}") from error
         return clip_of(number, value, *(row[name] for name in self.places["window"]), **self.places)
 
     def name(self, row: dict, number: str) -> str:
         """The id of a row."""
         if row.get("video_id") is not None:
             return str(row["video_id"])
-        value = row[self.places["column"]]
-        source = value if isinstance(value, str) else (value or {}).get("path")
-        if not source or (isinstance(value, dict) and value.get("bytes") is not None):
+        path = _path_of(row[self.places["column"]])
+        if path is None:
             return number
-        return name_of(Clip(source, **{name: row[name] for name in self.places["window"]}), number)
+        return name_of(Clip(path, **{name: row[name] for name in self.places["window"]}), number)
+
+
+def _path_of(value) -> str | None:
+    """The path or address of a video column's value; None for a video in the table."""
+    if isinstance(value, dict):  # Video(decode=False)
+        return value.get("path") if value.get("bytes") is None else None
+    return value if isinstance(value, str) and value else None
 
 
 @dataclass
@@ -289,8 +297,7 @@ class StreamPairs(IterableDataset):
             frames = getattr(self.decoder, "open", self.decoder.decode)(clip, sampling=self.sampling, seed=seed)
         except VideoDecodingError as error:
             bad[name] = True
-            value = row[self.clips.places["column"]]
-            source = describe_source(value) if isinstance(value, str | bytes) else name
+            source = _path_of(row[self.clips.places["column"]]) or name
             return {"video": None, "bad": [BadVideo(0, source, str(error))]}
         except OSError as error:  # a cache cannot be written
             return _failure(str(error))
