@@ -65,7 +65,12 @@ class NoisyFrames:
 def loader_line(folder: Path, options) -> tuple[Line, dict]:
     """Clips a second and core of the loader, beside bare copies."""
     captions = make_captions(options.loader_clips)
-    streams = [[[caption, *caption.rsplit(" ", 2)[:1] * 3]] for caption in captions]
+    words = [caption.split() for caption in captions]
+    # As a tagger cuts them: things, actions, and a place in every second caption.
+    streams = [
+        [[caption, " ".join(w[:3]), " ".join(w[3:6]), " ".join(w[-3:]) if n % 2 else caption]]
+        for n, (caption, w) in enumerate(zip(captions, words, strict=True))
+    ]
     paths = [folder / f"{n}.bin" for n in range(len(captions))]
     for n, path in enumerate(paths):
         path.write_bytes(bytes([n % 256]))

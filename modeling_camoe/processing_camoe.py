@@ -303,14 +303,16 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
             raise ValueError("`text` holds no caption.")
         options.setdefault("max_length", self.max_length)
         self._check_length(options["max_length"])
-        texts_in_a_row = [text for row in texts for text in row]  # N*E
+        # Experts without words of their own read the whole caption: each distinct text is tokenised once.
+        numbers = {text: n for n, text in enumerate(dict.fromkeys(text for row in texts for text in row))}
         if self.config.text_padding == "max_length":
-            encoded = self._pad_to_tower(self.tokenizer(texts_in_a_row, **options | {"padding": False}))
+            encoded = self._pad_to_tower(self.tokenizer(list(numbers), **options | {"padding": False}))
         else:
-            encoded = self.tokenizer(texts_in_a_row, **options | {"return_attention_mask": True})
-        num_experts = len(self.experts)
-        starts = range(0, len(texts_in_a_row), num_experts)
-        return {name: [encoded[name][i : i + num_experts] for i in starts] for name in ("input_ids", "attention_mask")}
+            encoded = self.tokenizer(list(numbers), **options | {"return_attention_mask": True})
+        return {
+            name: [[encoded[name][numbers[text]] for text in row] for row in texts]
+            for name in ("input_ids", "attention_mask")
+        }
 
     def _pad_to_tower(self, encoded: Mapping[str, list]) -> dict[str, list]:
         """Rows of any length -> rows of the text tower's. Where the tokenizer gives no mask, the tower reads all."""

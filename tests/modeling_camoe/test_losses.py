@@ -191,3 +191,20 @@ def test_it_trains_encoders_that_are_not_ours():
         steps[-1].backward()
         optimizer.step()
     assert steps[-1] < 0.5 * steps[0]
+
+
+@pytest.mark.parametrize("temp", [None, 10.0])
+def test_pairs_that_share_any_of_several_ids_are_not_each_others_negatives(temp):
+    """The ids are the video and the caption: two videos with one caption are masked as one video's captions are."""
+    torch.manual_seed(0)
+    texts, videos = (F.normalize(torch.randn(4, 8), dim=-1) for _ in range(2))
+    videos_and_captions = torch.tensor([[0, 9], [1, 8], [2, 9], [3, 7]])
+    loss = contrastive_loss(texts, videos, 5.0, videos_and_captions, temp)
+    assert torch.equal(loss, contrastive_loss(texts, videos, 5.0, torch.tensor([0, 1, 0, 3]), temp))
+    assert loss < contrastive_loss(texts, videos, 5.0, videos_and_captions[:, 0], temp)
+    # 9 as a video is not 9 as a caption.
+    crossed = torch.tensor([[9, 0], [1, 8], [2, 9], [3, 7]])
+    assert torch.equal(
+        contrastive_loss(texts, videos, 5.0, crossed, temp),
+        contrastive_loss(texts, videos, 5.0, crossed[:, 0], temp),
+    )

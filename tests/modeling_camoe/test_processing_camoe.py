@@ -162,3 +162,22 @@ def test_queries_and_videos_are_scored_as_in_colpali():
     torch.testing.assert_close(one, expected[:1], atol=0.02, rtol=0)
     with pytest.raises(ValueError, match="texts have vectors of 64 entries, videos of 3"):
         processor.score(texts, torch.zeros(2, 3))
+
+
+def test_a_text_that_several_experts_read_is_tokenised_once_and_all_have_it(monkeypatch):
+    _, processor = tiny_model_and_processor()
+    captions = [{"fusion": "a dog runs", "action": "runs"}, {"fusion": "a cat", "entity": "a cat", "scene": "runs"}]
+    alone = [processor(text=[caption], return_tensors="pt") for caption in captions]
+    seen, encode = [], type(processor.tokenizer).__call__
+
+    def counted(self, texts, **options):
+        seen.extend(texts)
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(type(processor.tokenizer), "__call__", counted)
+    inputs = processor(text=captions, return_tensors="pt")
+    assert sorted(seen) == ["a cat", "a dog runs", "runs"]
+    for row, one in enumerate(alone):
+        length = one["input_ids"].shape[-1]
+        assert torch.equal(inputs["input_ids"][row, :, :length], one["input_ids"][0])
+        assert torch.equal(inputs["attention_mask"][row, :, :length], one["attention_mask"][0])

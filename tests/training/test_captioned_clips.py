@@ -138,3 +138,13 @@ def test_the_same_window_twice_is_refused():
 def test_a_time_that_is_none_is_named_with_its_row(start):
     with pytest.raises(UserError, match="row 1 of the data set has .* as 'start': give seconds from 0 on"):
         read_rows(video=["x.mp4", "y.mp4"], start=[0.0, start], end=[2.0, 2.0])
+
+
+def test_a_stream_that_is_the_caption_takes_no_space_and_reads_as_it(tmp_path, tagged):
+    def tagger(caption):
+        return {"entity": "dog" if "dog" in caption else ""}
+
+    clips = read(write_table(tmp_path / "data", ROWS), tagger=tagger)
+    assert clips.streams[4] == [["a dog number 4 runs", "dog"], ["a cat", "a cat"]]
+    stored = clips.streams.data.data.column("streams")[4].as_py()
+    assert stored == [[None, "dog"], [None, None]]

@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from data.errors import UserError
+from data.feature_cache import FeatureCache
 from engine.options import TrainOptions
 from engine.recipe import parse_options
+from modeling_camoe.frames import Clip
 from tests.programs import run_processes, run_program
+from tests.tiny_processor import tiny_model_and_processor
 
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
@@ -203,3 +206,15 @@ def test_a_field_that_lora_does_not_have_is_one_line(clips, tmp_path):
     arguments = ("--config", clips / "run.yaml", "--lora.rank", 4, "--output_dir", tmp_path)
     done = run_program("run_retrieval.py", *arguments)
     assert done.returncode == 2 and "option 'lora' is wrong" in done.stderr.strip().splitlines()[-1]
+
+
+def test_features_of_another_number_format_or_clip_are_other_entries(tmp_path):
+    model, processor = tiny_model_and_processor()
+
+    def path(precision: str):
+        return FeatureCache(tmp_path, model, processor, precision)._frames_path(Clip("a.mp4"), "uniform")
+
+    exact, again, half = path("no"), path("no"), path("bf16")
+    with torch.no_grad():
+        model.clip.visual_projection.weight.add_(1e-3)
+    assert exact == again and len({exact, half, path("no")}) == 3

@@ -136,6 +136,26 @@ def test_two_processes_resume(clips, alone, tmp_path, code):
     assert_same_training(tmp_path, alone)
 
 
+COUNTED = """
+import os
+import data.captioned_clips as c
+import datasets
+datasets.config.HF_DATASETS_CACHE = FOLDER + "/cache"
+original = c.caption_streams
+def counted(captions, *arguments):
+    with open(FOLDER + "/tagged_" + os.environ["RANK"], "a") as file:
+        file.write("x" * len(captions))
+    return original(captions, *arguments)
+c.caption_streams = counted
+"""
+
+
+def test_the_first_process_tags_and_the_other_reads_what_it_wrote(clips, tmp_path):
+    train(clips, tmp_path, "--max_train_steps", 1, world=2, code=f"FOLDER = {str(tmp_path)!r}\n" + COUNTED)
+    assert len((tmp_path / "tagged_0").read_text()) >= 24 + 5
+    assert not (tmp_path / "tagged_1").exists()
+
+
 NAN = """
 import modeling_camoe.modeling_camoe as m
 original = m.CAMoEModel.retrieval_loss
@@ -208,6 +228,7 @@ def test_a_compiled_model_trains_as_the_plain_one_and_loads_as_it(clips, alone, 
     done = run_program("run_retrieval.py", *arguments, code=COMPILED)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split("\n")[-1].removesuffix(" graphs")) > 0
+    assert "does not group texts by length" in done.stderr and "13,824 tokens instead of 3,560" in done.stderr
     assert_same_training(tmp_path, alone)
 
 

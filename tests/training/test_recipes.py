@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipes: each one parses, and baselines and methods combine with every benchmark."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,21 @@ def test_every_hyper_parameter_names_its_source(benchmark):
     lines = (RECIPES / f"{benchmark}.yaml").read_text().splitlines()
     settings = [line for line in lines if line[:1].isalpha() and line.partition(":")[0] not in DATA]
     assert settings and all("# " in line for line in settings)
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_every_benchmark_keeps_its_frames_and_its_head_says_how_much_they_take(benchmark):
+    options, head = resolve(benchmark), (RECIPES / f"{benchmark}.yaml").read_text().replace("\n#", "")
+    said, clips, minutes = re.search(r"cache takes (\d+) GB for ([\d,]+) clips.*?(\d+) core-minutes", head).groups()
+    clips = int(clips.replace(",", ""))
+    assert options.frame_cache
+    assert int(said) == pytest.approx(clips * options.num_frames * 3 * 224 * 224 / 1e9, abs=0.6)
+    assert int(minutes) == pytest.approx(clips * options.num_frames / 12 * 0.05 / 60, rel=0.1, abs=1)
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_what_is_not_as_in_clip4clip_is_named(benchmark):
+    text = (RECIPES / f"{benchmark}.yaml").read_text()
+    assert "BertAdam does not correct the bias" in text and "also decays CLIP's LayerNorms, we do not" in text
+    seqtransf = (RECIPES / "clip4clip_seqtransf.yaml").read_text()
+    assert "reads CLIP's frame embeddings as they are" in seqtransf

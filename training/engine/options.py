@@ -24,6 +24,20 @@ class TrainOptions:
     video_column: str = option("video", "column of video paths")
     caption_column: str | None = option(None, "column of captions, a text or a list (default: captions or caption)")
     video_root: str | None = option(None, "folder that relative video paths are relative to")
+    streaming: bool = option(
+        False,
+        "read the training split as it comes, for data that does not fit the disk. What it cannot do: rows are "
+        "shuffled within stream_shuffle of them, not over the whole; the number of steps is unknown, so give "
+        "steps_per_epoch; query_bank.txt holds the first captions, not a sample; a resume needs as many processes and "
+        "num_workers; no feature_cache, no max_train_clips. Best with as many files as processes x num_workers, or a "
+        "multiple",
+    )
+    stream_shuffle: int = option(
+        100, "rows of a stream that are shuffled together; each worker holds as many, videos in a table with them"
+    )
+    steps_per_epoch: int | None = option(
+        None, "streaming: steps that count as an epoch, after which the run validates and saves"
+    )
     max_train_clips: int | None = option(None, "keep only the first clips, for a quick try")
     max_validation_clips: int | None = option(None, "the same for the validation split")
     captions_per_video: str = option(
@@ -140,7 +154,9 @@ class TrainOptions:
             raise UserError("--spatial_start is for a CLIP from scratch (clip_config): a checkpoint has its own start")
         positive = ("batch_size", "num_frames", "num_train_epochs", "eval_batch_size", "logging_steps")
         positive += ("validation_epochs", "gradient_accumulation_steps")
+        positive += ("stream_shuffle",)
         optional = ("gradient_cache_chunk", "checkpointing_steps", "save_total_limit", "prefetch_factor")
+        optional += ("steps_per_epoch",)
         for name in (*positive, *(name for name in optional if getattr(self, name) is not None)):
             if getattr(self, name) < 1:
                 raise UserError(f"option {name!r} must be at least 1, got {getattr(self, name)}")
@@ -163,6 +179,7 @@ class TrainOptions:
         if self.report_test_split is not None and self.report_test_split in (self.train_split, self.validation_split):
             raise UserError("--report_test_split must be another split than those of training and validation")
         self._check_caches()
+        self._check_streaming()
 
     # What a checkpoint was written with must not change on resume: the schedule and the task. Speed may.
     FIXED = (
@@ -175,6 +192,17 @@ class TrainOptions:
     def fixed(self) -> dict:
         """The options that a resumed run must share with its checkpoint."""
         return {name: getattr(self, name) for name in self.FIXED}
+
+    def _check_streaming(self):
+        if not self.streaming:
+            if self.steps_per_epoch is not None:
+                raise UserError("--steps_per_epoch is for --streaming: elsewhere an epoch is a pass over the pairs")
+            return
+        if self.steps_per_epoch is None:
+            raise UserError("--streaming needs --steps_per_epoch: how long a stream is, is not known")
+        for name in ("feature_cache", "max_train_clips"):
+            if getattr(self, name) is not None:
+                raise UserError(f"--{name} does not work with --streaming, which sees the clips one by one")
 
     def _check_caches(self):
         if self.feature_cache is None:

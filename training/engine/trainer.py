@@ -16,12 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from data.batches import RunBatchSampler
 from data.encode_split import EncodedSplit
 from data.errors import UserError
+from data.streaming import StreamBatches
 from evaluation.scoring import score_retrieval
 
 from .checkpoints import CheckpointFolder, Progress, StepLog, save_model
@@ -69,7 +71,8 @@ class Trainer:
         self.scheduler = scheduler
         self.processor = processor
         self.loader = loader
-        self.batches: RunBatchSampler = loader.batch_sampler
+        # A stream knows its steps and where its readers are.
+        self.batches: RunBatchSampler | StreamBatches = getattr(loader.dataset, "batches", loader.batch_sampler)
         self.scored_splits = scored_splits
         self.extra = extra
         self.output_dir = Path(options.output_dir)
@@ -77,6 +80,8 @@ class Trainer:
         self.checkpoints = CheckpointFolder(self.output_dir, options.save_total_limit)
         self.progress = Progress(order=self.batches.order | options.fixed())
         accelerator.register_for_checkpointing(scheduler, self.progress)
+        if isinstance(self.batches, StreamBatches):
+            accelerator.register_for_checkpointing(self.batches)
         self.average = None
         if options.ema_decay is not None:
             self.average = Average(self.published, options.ema_decay)
@@ -128,7 +133,10 @@ class Trainer:
         for batch in self.loader:
             waited = time.perf_counter() - started
             tokens = int(batch["attention_mask"].sum()) if "attention_mask" in batch else 0
+            reader = batch.pop("reader", None)
             self._step(batch)
+            if reader is not None:
+                self.batches.advance(*reader)
             progress.step += 1
             progress.batch += 1
             seconds = time.perf_counter() - started
@@ -144,11 +152,13 @@ class Trainer:
         options = self.options
         if batch.get("error"):
             raise UserError(batch["error"])
-        self._report_bad_videos([(self.loader.dataset.split.video_ids[bad.index], bad) for bad in batch.pop("bad")])
+        split = getattr(self.loader.dataset, "split", None)  # a stream's clips have no numbers
+        self._report_bad_videos([(split.video_ids[b.index] if split else b.source, b) for b in batch.pop("bad")])
         if "pair_ids" not in batch:
             raise UserError("no clip of the training split can be decoded; see bad_videos.jsonl")
         batch.pop("error")
         video_ids = batch.pop("pair_ids")  # (n,2): the video and a hash of the caption
+        names = batch.pop("names", None) or video_ids[:, 0].tolist()
         if options.mask_same_captions:
             self._count_same_captions(video_ids)
         else:
@@ -165,7 +175,7 @@ class Trainer:
         if math.isfinite(checked) or self._is_overflow(loss):
             self.optimizer.step()
         else:
-            self._on_not_finite(loss, video_ids)
+            self._on_not_finite(loss, names)
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.core.clamp_logit_scale()
@@ -225,12 +235,15 @@ class Trainer:
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() >= 1 and bool(self.accelerator.gather(loss).isfinite().all())
 
-    def _on_not_finite(self, loss, video_ids):
-        """Stop, or count a skipped step. All processes come here together, because they share one gradient."""
+    def _on_not_finite(self, loss, names: list[str] | list[int]):
+        """Stop, or count a skipped step. All processes come here together, because they share one gradient.
+
+        Args:
+            names: of the videos of this process's batch, or their numbers in the split.
+        """
         progress = self.progress
-        numbers = video_ids.reshape(len(video_ids), -1)[:, 0]  # (n,2) with hashes of the captions, or (n,)
-        ids = self.accelerator.gather(numbers.to(self.accelerator.device)).tolist()
-        names = ", ".join(self.loader.dataset.split.video_ids[i] for i in ids)
+        every = gather_object(names)
+        names = ", ".join(n if isinstance(n, str) else self.loader.dataset.split.video_ids[n] for n in every)
         what = f"loss {loss.item():.4g}, gradient not finite, at step {progress.step + 1}; the batch's videos: {names}"
         if self.options.on_nan == "skip" and progress.num_skipped < self.options.max_nan_skips:
             progress.num_skipped += 1
@@ -335,7 +348,7 @@ class Trainer:
         results = {
             "steps": progress.step,
             "epochs": progress.epoch,
-            "train_pairs": len(self.loader.dataset),
+            "train_pairs": self.batches.length,
             "seconds": progress.seconds,
             **self._speed(),
             "bad_videos": len({line["video_id"] for line in self.bad_log.lines()}),
