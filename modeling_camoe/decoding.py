@@ -382,7 +382,7 @@ def decode_everything(video, targets, make_picture):
     for frame in _decoded_frames(video, damage):
         pts = clock.time_of(frame, damage)
         if pts is None:
-            return None  # time stamps are not in order: the clock will count frames
+            return None  # they are not in order: the clock will count frames, or the decoder find the cause
         if damage.is_found and not video.is_careful:
             return None
         if shown is None and video.true_first is None and pts > timeline.first + 1.5 * video.interval:
@@ -461,7 +461,7 @@ class FrameClock:
         self.newest = None  # time of the last frame
 
     def time_of(self, frame, damage):
-        """The time of the next frame, in ticks. None if time stamps turn out not to be in order."""
+        """The time of the next frame, in ticks. None if frames turn out not to be in order."""
         times = self.timeline.sorted_times
         if self.counts:
             position = self.timeline.positions.get(frame.pts)
@@ -474,6 +474,9 @@ class FrameClock:
             if self.newest is not None and pts < self.newest and is_label and self.timeline.is_timed:
                 if not self.timeline.is_reordered:
                     self.video.counts_frames = True
+                    return None
+                if not self.video.is_strict:  # FFmpeg does not report a lost slice, but puts frames out of order then
+                    self.video.is_strict = True
                     return None
         else:
             pts = times[0] if self.newest is None else round(self.newest + self.video.interval)

@@ -200,6 +200,7 @@ class VideoFile:
         self.true_end = None  # seconds; where the video ends, if a decoder found that to be before its stated end
         self.true_first = None  # the same of its first frame, if those that are stored before it cannot be decoded
         self.damage = []  # (start, end) in seconds, as far as a careful decoder was asked to go around it
+        self.is_strict = False  # frames came out of order: each fault in a packet is an error then
         self.counts_frames = False  # time stamps turned out not to be in the order of frames: they are counted instead
         self._timeline = None
         self._kept = None  # packets, if they were all kept
@@ -235,7 +236,7 @@ class VideoFile:
         self.threads = _suitable_threads(self.stream) if self.wanted_threads is None else self.wanted_threads
         if self.is_careful:
             self.threads = 1
-        if self.threads != 1:
+        if self.threads != 1 or self.is_strict:
             # Threads that share pictures do not pass on all that they know of damage: make it an error at once.
             self.decoder.options |= {"err_detect": "explode"}
         self.decoder.thread_count = self.threads
@@ -278,7 +279,7 @@ class VideoFile:
     @property
     def findings(self):
         """What decoders have found out about the file: other targets may follow from it."""
-        return self.true_first, self.true_end, tuple(self.damage), self.counts_frames
+        return self.true_first, self.true_end, tuple(self.damage), self.counts_frames, self.is_strict
 
     @property
     def pixel_aspect(self):

@@ -151,6 +151,21 @@ def test_a_frame_that_refers_to_a_damaged_one_is_damaged(folder, threads):
         assert len(sample(path, 1, start=start, end=start + 0.05, threads=threads).times) == 1
 
 
+def test_a_lost_slice_that_ffmpeg_does_not_report_is_damage(folder):
+    """It leaves the picture as the memory was, but frames come out of order."""
+    path = write_video(folder / "lost_slice.mkv", 48, gop=12)
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    lost = next(i for i, p in enumerate(packets) if p.is_keyframe and i > 0) + 1  # a P-frame: B-frames follow
+    content = bytearray(path.read_bytes())
+    place = content.index(bytes(packets[lost])) + 5  # past length and NAL header
+    content[place : place + 4] = bytes(4)
+    path.write_bytes(content)
+    with pytest.raises(VideoDecodingError, match=r"damaged at 1\.0\d* s, up to 2\.0\d* s"):
+        sample(path, 8)
+    assert indices_of(sample(path, 4, start=2.1).frames) == [28, 33, 39, 45]
+
+
 def test_frames_cut_away_by_an_edit_list_are_not_shown(folder, monkeypatch):
     """As an editor cuts without encoding again: the file still holds the frames from the key frame to the cut."""
     path = write_video(folder / "edited.mp4", 48, gop=12)
