@@ -201,7 +201,7 @@ class PacketReader:
         """True if the index knows a key frame before the target that has not been read, or knows too little."""
         if target <= self.here or not self.can_jump:
             return False
-        index = self.video.stream.index_entries  # sorted by decoding time
+        index = self.video.index
         key = index.search_timestamp(target - self.delay, backward=True)
         if key >= 0 and index[key].timestamp > self.here:
             return True
@@ -215,7 +215,7 @@ class PacketReader:
         for seconds_back in STEPS_BACK:
             tick = max(self.video.first_tick, target - int(seconds_back / self.video.time_base))
             try:
-                self.video.container.seek(tick, stream=self.video.stream)
+                self.video.seek(tick)
             except pyav().FFmpegError:
                 break
             self._start()
@@ -332,7 +332,7 @@ def _key_packets_of_all(video, targets):
 
 def _key_packets_by_index(video, targets):
     """From a file with an index, or without one, by jumps."""
-    index = video.stream.index_entries  # sorted by decoding time
+    index = video.index
     first = next(video.packets(), None)
     delay = 0 if first is None or first.pts is None or first.dts is None else first.pts - first.dts
     visited = set()
@@ -351,13 +351,13 @@ def _read_key_frame(video, target):
     for seconds_back in STEPS_BACK:
         try:
             tick = max(video.first_tick, target - int(seconds_back / video.time_base))
-            video.container.seek(tick, stream=video.stream)
+            video.seek(tick)
             packet = next((packet for packet in video.packets() if packet.is_keyframe), None)
         except pyav().FFmpegError:
             return None
         if packet is not None and packet.pts is not None:
             return packet
-        index = video.stream.index_entries
+        index = video.index
         if len(index) and index[-1].timestamp >= tick:
             break  # the index knows a key frame there, but the file is cut off
     return None
