@@ -339,7 +339,8 @@ def _key_packets_by_index(video, targets):
     for target in targets.ticks:
         around = [index.search_timestamp(target - delay, backward=backward) for backward in (True, False)]
         keys = [index[i].timestamp + delay for i in around if i >= 0]
-        if len(keys) == 2:  # else jump to the target, and see which key frame that leads to
+        is_covered = len(index) and index[-1].timestamp >= target - delay
+        if len(keys) == 2 or (keys and is_covered):  # else jump to the target, and see which key frame that leads to
             target = _nearest(keys, target, targets, video)
         if target not in visited:
             visited.add(target)

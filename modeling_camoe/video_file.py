@@ -54,8 +54,8 @@ DEFAULT_FPS = 25.0
 # Bytes of packets that are kept while a file is read to its end, so that it need not be read again.
 MAX_KEPT = 2**26
 
-# Matroska files whose end and key frames are remembered: some kilobytes each, so that a file that was written to a pipe
-# (it states no duration and has no index) is not read through for each of its windows.
+# Matroska files whose end and key frames are remembered, some kilobytes each: one that was written to a pipe states no
+# duration and has no index, and would be read through for each of its windows.
 MAX_REMEMBERED = 512
 
 # Bytes in which to look for signs of encryption.

@@ -89,6 +89,7 @@ class PlainDecode:
 
     frames: list = field(default_factory=list)  # (pts or None, checksum as stored, image or None)
     num_packets: int = 0
+    breaks_off: bool = False  # before the last frame of its index
     is_damaged: bool = False  # an error or a corrupt picture was reported
 
     @property
@@ -96,7 +97,7 @@ class PlainDecode:
         """Nothing is wrong with it: a frame a packet, their times in order."""
         times = [pts for pts, _, _ in self.frames]
         is_ordered = None not in times and all(a < b for a, b in itertools.pairwise(times))
-        return not self.is_damaged and is_ordered and 0 < self.num_packets == len(times)
+        return not self.is_damaged and not self.breaks_off and is_ordered and 0 < self.num_packets == len(times)
 
 
 def plain_decode(path: Path, holds_frames: bool = True) -> PlainDecode:
@@ -143,6 +144,7 @@ def plain_decode(path: Path, holds_frames: bool = True) -> PlainDecode:
             after = [tick for tick in keys if tick > newest] if container.format.name == MP4 else []
             if not after:
                 return found
+            found.breaks_off = True
             stream.codec_context.flush_buffers()
             newest = after[0]
             container.seek(newest + delay, stream=stream)
