@@ -201,7 +201,7 @@ class PacketReader:
         """True if the index knows a key frame before the target that has not been read, or knows too little."""
         if target <= self.here or not self.can_jump:
             return False
-        index = self.video.stream.index_entries  # sorted by decoding time
+        index = self.video.index
         key = index.search_timestamp(target - self.delay, backward=True)
         if key >= 0 and index[key].timestamp > self.here:
             return True
@@ -215,7 +215,7 @@ class PacketReader:
         for seconds_back in STEPS_BACK:
             tick = max(self.video.first_tick, target - int(seconds_back / self.video.time_base))
             try:
-                self.video.container.seek(tick, stream=self.video.stream)
+                self.video.seek(tick)
             except pyav().FFmpegError:
                 break
             self._start()
@@ -332,14 +332,15 @@ def _key_packets_of_all(video, targets):
 
 def _key_packets_by_index(video, targets):
     """From a file with an index, or without one, by jumps."""
-    index = video.stream.index_entries  # sorted by decoding time
+    index = video.index
     first = next(video.packets(), None)
     delay = 0 if first is None or first.pts is None or first.dts is None else first.pts - first.dts
     visited = set()
     for target in targets.ticks:
         around = [index.search_timestamp(target - delay, backward=backward) for backward in (True, False)]
         keys = [index[i].timestamp + delay for i in around if i >= 0]
-        if len(keys) == 2:  # else jump to the target, and see which key frame that leads to
+        is_covered = len(index) and index[-1].timestamp >= target - delay
+        if len(keys) == 2 or (keys and is_covered):  # else jump to the target, and see which key frame that leads to
             target = _nearest(keys, target, targets, video)
         if target not in visited:
             visited.add(target)
@@ -351,13 +352,13 @@ def _read_key_frame(video, target):
     for seconds_back in STEPS_BACK:
         try:
             tick = max(video.first_tick, target - int(seconds_back / video.time_base))
-            video.container.seek(tick, stream=video.stream)
+            video.seek(tick)
             packet = next((packet for packet in video.packets() if packet.is_keyframe), None)
         except pyav().FFmpegError:
             return None
         if packet is not None and packet.pts is not None:
             return packet
-        index = video.stream.index_entries
+        index = video.index
         if len(index) and index[-1].timestamp >= tick:
             break  # the index knows a key frame there, but the file is cut off
     return None
@@ -382,7 +383,7 @@ def decode_everything(video, targets, make_picture):
     for frame in _decoded_frames(video, damage):
         pts = clock.time_of(frame, damage)
         if pts is None:
-            return None  # time stamps are not in order: the clock will count frames
+            return None  # they are not in order: the clock will count frames, or the decoder find the cause
         if damage.is_found and not video.is_careful:
             return None
         if shown is None and video.true_first is None and pts > timeline.first + 1.5 * video.interval:
@@ -461,7 +462,7 @@ class FrameClock:
         self.newest = None  # time of the last frame
 
     def time_of(self, frame, damage):
-        """The time of the next frame, in ticks. None if time stamps turn out not to be in order."""
+        """The time of the next frame, in ticks. None if frames turn out not to be in order."""
         times = self.timeline.sorted_times
         if self.counts:
             position = self.timeline.positions.get(frame.pts)
@@ -474,6 +475,9 @@ class FrameClock:
             if self.newest is not None and pts < self.newest and is_label and self.timeline.is_timed:
                 if not self.timeline.is_reordered:
                     self.video.counts_frames = True
+                    return None
+                if not self.video.is_strict:  # FFmpeg does not report a lost slice, but puts frames out of order then
+                    self.video.is_strict = True
                     return None
         else:
             pts = times[0] if self.newest is None else round(self.newest + self.video.interval)

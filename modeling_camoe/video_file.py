@@ -8,6 +8,7 @@ of the last packets, and what the header states. A header is believed only where
 time stamps of the stream.
 """
 
+import bisect
 import functools
 import io
 import math
@@ -52,6 +53,10 @@ DEFAULT_FPS = 25.0
 
 # Bytes of packets that are kept while a file is read to its end, so that it need not be read again.
 MAX_KEPT = 2**26
+
+# Matroska files whose end and key frames are remembered, some kilobytes each: one that was written to a pipe states no
+# duration and has no index, and would be read through for each of its windows.
+MAX_REMEMBERED = 512
 
 # Bytes in which to look for signs of encryption.
 MAX_HEADER = 2**16
@@ -177,6 +182,39 @@ class Timeline:
         return {pts: i for i, pts in reversed(list(enumerate(self.times)))}
 
 
+@dataclass(frozen=True)
+class IndexEntry:
+    """As PyAV has them."""
+
+    timestamp: int  # ticks
+    pos: int  # bytes before the block of packets that it is in
+
+
+class KeyIndex(list):
+    """[`IndexEntry`] of all key frames of a file, ascending: read by PyAV's interface."""
+
+    def search_timestamp(self, timestamp, *, backward=True):
+        """The number of the last entry up to a time, or of the first from there on; -1 if there is none."""
+        if backward:
+            return bisect.bisect_right(self, timestamp, key=lambda entry: entry.timestamp) - 1
+        found = bisect.bisect_left(self, timestamp, key=lambda entry: entry.timestamp)
+        return found if found < len(self) else -1
+
+
+@dataclass
+class Memory:
+    """What a file that had to be read through is remembered by."""
+
+    span: tuple[float, float] | None = None  # seconds
+    keys: KeyIndex | None = None
+
+
+@functools.lru_cache(MAX_REMEMBERED)
+def _memory_of(path, size, modified):
+    """The same object for the same content of a file; empty at first."""
+    return Memory()
+
+
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 
@@ -200,9 +238,11 @@ class VideoFile:
         self.true_end = None  # seconds; where the video ends, if a decoder found that to be before its stated end
         self.true_first = None  # the same of its first frame, if those that are stored before it cannot be decoded
         self.damage = []  # (start, end) in seconds, as far as a careful decoder was asked to go around it
+        self.is_strict = False  # frames came out of order: each fault in a packet is an error then
         self.counts_frames = False  # time stamps turned out not to be in the order of frames: they are counted instead
         self._timeline = None
         self._kept = None  # packets, if they were all kept
+        self._keys = None  # KeyIndex, if the file has no index of its own but was read through
         self._open()
 
     def close(self):
@@ -219,6 +259,7 @@ class VideoFile:
         self.reopen()
 
     def _open(self):
+        self._skip_to = None  # pts of the first packet to read
         self.container = self._open_container(self.options)
         try:
             self.stream = self._choose_stream()
@@ -235,7 +276,7 @@ class VideoFile:
         self.threads = _suitable_threads(self.stream) if self.wanted_threads is None else self.wanted_threads
         if self.is_careful:
             self.threads = 1
-        if self.threads != 1:
+        if self.threads != 1 or self.is_strict:
             # Threads that share pictures do not pass on all that they know of damage: make it an error at once.
             self.decoder.options |= {"err_detect": "explode"}
         self.decoder.thread_count = self.threads
@@ -278,7 +319,7 @@ class VideoFile:
     @property
     def findings(self):
         """What decoders have found out about the file: other targets may follow from it."""
-        return self.true_first, self.true_end, tuple(self.damage), self.counts_frames
+        return self.true_first, self.true_end, tuple(self.damage), self.counts_frames, self.is_strict
 
     @property
     def pixel_aspect(self):
@@ -331,16 +372,39 @@ class VideoFile:
         return self._read_packets()
 
     def _read_packets(self):
+        skip_to, self._skip_to = self._skip_to, None
         for packet in self.container.demux(self.stream):
+            if skip_to is not None and packet.pts != skip_to:
+                continue
+            skip_to = None
             if packet.size:
                 if packet.is_keyframe and packet.has_sidedata("encryption_info"):
                     raise EncryptedVideoError(self.name)
                 yield packet
 
+    @property
+    def index(self):
+        """Entries (timestamp, position) of key frames, sorted by decoding time. Possibly only of some."""
+        return self.stream.index_entries if self._keys is None else self._keys
+
+    def seek(self, tick):
+        """Jumps to the last key frame before a tick, if the file lets FFmpeg know where that is."""
+        if self._keys is None:
+            self.container.seek(tick, stream=self.stream)
+            return
+        # FFmpeg would read all that lies between. After a jump by position alone its parser would not start anew.
+        self.container.seek(self._keys[0].timestamp, stream=self.stream)
+        entry = self._keys[max(0, self._keys.search_timestamp(tick))]
+        self.container.seek(entry.pos, stream=self.stream, unsupported_byte_offset=True)
+        self._skip_to = entry.timestamp  # the block may begin before it
+
     def timeline(self):
         """Reads all packets, once."""
         if self._timeline is None:
             self._timeline, self._kept = self._read_timeline()
+            if self.container.format.name == MATROSKA:
+                entries = [IndexEntry(entry.timestamp, entry.pos) for entry in self.stream.index_entries]
+                self._keys = KeyIndex(entries) if entries else None
             if self._kept is None:
                 self.reopen()
         return self._timeline
@@ -387,11 +451,33 @@ class VideoFile:
         if self.container.format.name == MP4 and self.stream.duration and self._index_agrees():
             return first, self.seconds(self.first_tick + self.stream.duration)
         if self.container.format.name == MATROSKA and self.container.duration:
-            return first, self._end_of_matroska()
+            end = self._end_of_matroska()
+            if end is not None:
+                return first, end
+        if self.container.format.name == MATROSKA:
+            return self._remembered_span()
+        return self._span_of_packets()
+
+    def _span_of_packets(self):
         timeline = self.timeline()
         if not timeline.times:
             raise VideoDecodingError(f"{self.name}: its video stream is empty")
         return self.seconds(timeline.first), self.seconds(timeline.end)
+
+    def _remembered_span(self):
+        """Of a Matroska file that must be read through: at its second window it need not be."""
+        memory = Memory()
+        if not isinstance(self.source, bytes):
+            path = os.path.abspath(self.source)
+            status = os.stat(path)
+            memory = _memory_of(path, status.st_size, status.st_mtime_ns)
+        if memory.span is None:
+            span = self._span_of_packets()
+            if self.is_trusted:
+                memory.span, memory.keys = span, self._keys
+            return span
+        self._keys = memory.keys
+        return memory.span
 
     def span(self):
         """When the first frame appears and when the last one disappears, in seconds."""
@@ -408,7 +494,10 @@ class VideoFile:
         return -0.001 <= self.stream.duration * self.time_base - listed <= 1.5 / self.fps
 
     def _end_of_matroska(self):
-        """Matroska states how long the longest stream is: reads when the video stream ends from its last packets."""
+        """
+        Matroska states how long the longest stream is: reads when the video stream ends from its last packets. None if
+        they do not tell.
+        """
         stated = self.container.duration / 1e6  # seconds
         end, end_of_file = None, None
         with closing(self._open_container(self.tail_options)) as container:
@@ -432,7 +521,7 @@ class VideoFile:
                     "download it again"
                 )
             end = None
-        return self.seconds(self.timeline().end) if end is None else end - self.zero
+        return None if end is None else end - self.zero
 
     def correct_end(self, seconds):
         """Notes that the video ends before its stated end. It cannot do so twice: then its packets do not add up."""

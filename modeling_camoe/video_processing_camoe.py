@@ -12,6 +12,7 @@ What counts as a video, and how it becomes frames, is in video_inputs.py. Everyt
 overrides its hooks for decoding, sampling and preparing.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -44,13 +45,19 @@ from .video_inputs import (
 )
 
 
+logger = logging.getLogger(__name__)
+
+
 class CAMoEVideoProcessorKwargs(VideosKwargs, total=False):
     """
     sampling (`str`, *optional*, defaults to `self.sampling`):
         How frames are chosen from a file: `"uniform"`, `"jitter"` or `"keyframe"`.
+    on_damage (`str`, *optional*, defaults to `self.on_damage`):
+        What to do about a damaged file: `"error"`, or take frames `"around"` the damaged part.
     """
 
     sampling: str | None
+    on_damage: str | None
 
 
 class SampledVideoMetadata(VideoMetadata):
@@ -98,6 +105,9 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
             How frames are chosen from a file: `"uniform"` (segment centres), `"jitter"` (a random time per segment) or
             `"keyframe"` (the nearest key frames: much cheaper, approximate). Decoded frames and open decoders are
             always sampled at segment centres.
+        on_damage (`str`, *optional*, defaults to `"error"`):
+            What to do about a file of which a wanted frame is damaged: `"error"`, or take frames `"around"` the
+            damaged part and log a warning that names it (also `skipped_damage` of what `decode` returns).
         do_sample_frames (`bool`, *optional*, defaults to `True`):
             False keeps every frame of decoded videos. Files are always sampled.
         do_rescale, do_normalize (`bool`, *optional*, defaults to `True`):
@@ -107,6 +117,7 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
 
     num_frames = 12
     sampling = "uniform"
+    on_damage = "error"
     resample = PILImageResampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
@@ -152,6 +163,7 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
         sampling: str | None = None,
         fps: float | None = None,
         seed: int | None = None,
+        on_damage: str | None = None,
     ) -> SampledFrames:
         """
         One video in any form -> its sampled frames as uint8 RGB, resized: the part of a call that a worker process can
@@ -162,7 +174,7 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
             VideoDecodingError: the file cannot be read or decoded; names it.
             ValueError: it is not a video.
         """
-        settings = self._settings(num_frames=num_frames, sampling=sampling, fps=fps)
+        settings = self._settings(num_frames=num_frames, sampling=sampling, fps=fps, on_damage=on_damage)
         sampled, _ = self._load(video, 0, None, settings, seed)
         frames = as_uint8(*self._prepare_input_videos([sampled.frames], do_convert_rgb=True), 0)
         if settings["do_resize"]:  # does nothing to a file that was scaled while it was decoded
@@ -231,10 +243,15 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
                     size=self._decoded_size(settings),
                     fps=settings["fps"],
                     seed=seed,
+                    on_damage=settings["on_damage"],
                 )
             except VideoDecodingError as error:  # bytes have no name, but where they came from has one
                 cause = str(error).removeprefix(describe_source(content))
                 raise VideoDecodingError(describe_video(video) + cause) from error
+            for start, end in sampled.skipped_damage:
+                logger.warning(
+                    "%s: damaged from %.3f to %.3f s: frames are taken around it", describe_video(video), start, end
+                )
             info = probe_video(content) if settings["return_metadata"] else None
         return sampled, None if info is None else _metadata_of_times(sampled.times, info)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_camoe import decoding
+from modeling_camoe import decoding, video_file
 from modeling_camoe import frames as frames_module
 from modeling_camoe.frames import VideoDecodingError
 from tests.video_files import H264, KINDS, indices_of, natural_picture, sample, stored_times, write_video
@@ -102,6 +102,51 @@ def test_nor_in_files_without_an_index(folder, extension, monkeypatch):
     assert counts["decoded"] <= 30
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "keyframe"])
+def test_a_piped_matroska_file_is_read_through_once_for_all_its_windows(folder, sampling, monkeypatch):
+    """It states no duration and has no index. A video this short would be kept in memory while it is read."""
+    pictures = [natural_picture(48, 64, seed=i) for i in range(240)]
+    path = write_video(
+        folder / f"piped_{sampling}.mkv", 240, gop=24, pictures=pictures, container_options={"live": "1"}, audio=20.0
+    )
+    monkeypatch.setattr(video_file, "MAX_KEPT", 0)
+    read = []
+    packets_of = av.container.InputContainer.demux
+
+    class Counting:
+        def __init__(self, container):
+            self.container = container
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def demux(self, *streams):
+            for packet in packets_of(self.container, *streams):
+                read.append(packet.pos)
+                yield packet
+
+    open_container = video_file.VideoFile._open_container
+    monkeypatch.setattr(video_file.VideoFile, "_open_container", lambda *args: Counting(open_container(*args)))
+
+    def windows():
+        return [sample(path, 2, sampling, start=start, end=start + 2) for start in (0, 14, 4, 18)]
+
+    first = windows()
+    assert len(read) > 240
+    read.clear()
+    again = windows()
+    assert 0 < len(read) < 4 * 48
+    for before, after in zip(first, again, strict=True):
+        assert before.times == after.times
+        assert torch.equal(before.frames, after.frames)
+    assert [round(12 * time) for window in again for time in window.times] == (
+        [6, 18, 174, 186, 54, 66, 222, 234] if sampling == "uniform" else [0, 168, 48, 216]
+    )
+
+    write_video(path, 120, gop=24, container_options={"live": "1"})  # another file of that name
+    assert sample(path, 1).duration == pytest.approx(10.0, abs=0.01)
+
+
 def test_pictures_that_no_other_refers_to_are_left_out(folder, monkeypatch):
     path = write_video(folder / "one_group.mp4", num_frames=120, gop=300)
     counts = count_decoded(monkeypatch)
@@ -149,6 +194,21 @@ def test_a_frame_that_refers_to_a_damaged_one_is_damaged(folder, threads):
             sample(path, 1, start=start, end=start + 0.05, threads=threads)
     for start in (3.9, 6.0):
         assert len(sample(path, 1, start=start, end=start + 0.05, threads=threads).times) == 1
+
+
+def test_a_lost_slice_that_ffmpeg_does_not_report_is_damage(folder):
+    """It leaves the picture as the memory was, but frames come out of order."""
+    path = write_video(folder / "lost_slice.mkv", 48, gop=12)
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    lost = next(i for i, p in enumerate(packets) if p.is_keyframe and i > 0) + 1  # a P-frame: B-frames follow
+    content = bytearray(path.read_bytes())
+    place = content.index(bytes(packets[lost])) + 5  # past length and NAL header
+    content[place : place + 4] = bytes(4)
+    path.write_bytes(content)
+    with pytest.raises(VideoDecodingError, match=r"damaged at 1\.0\d* s, up to 2\.0\d* s"):
+        sample(path, 8)
+    assert indices_of(sample(path, 4, start=2.1).frames) == [28, 33, 39, 45]
 
 
 def test_frames_cut_away_by_an_edit_list_are_not_shown(folder, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import av
 import numpy as np
 import PIL.Image
 import pytest
@@ -51,6 +52,24 @@ def test_a_file_gives_its_sampled_frames_normalised(processor, video):
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     expected = (sample_frames(video, 4, size=32).frames / 255 - mean) / std
     torch.testing.assert_close(batch["pixel_values_videos"][0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_damage_is_an_error_or_frames_are_taken_around_it(processor, tmp_path, caplog):
+    path = write_video(tmp_path / "damaged.mp4", 72, gop=24, size=(128, 96))
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size][24:48]
+    for packet in packets:  # from 2 to 4 s
+        content[packet.pos + 4 : packet.pos + packet.size] = b"\xa5" * (packet.size - 4)
+    path.write_bytes(content)
+    with pytest.raises(VideoDecodingError, match="damaged"):
+        processor(videos=path)
+    sampled = processor.decode(path, on_damage="around")
+    assert indices_of(sampled.frames) == [6, 18, 54, 66]
+    assert len(sampled.skipped_damage) == 1
+    assert "damaged.mp4: damaged from" in caplog.text
+    batch = CAMoEVideoProcessor(num_frames=4, on_damage="around", **SMALL)(videos=path, **UINT8)
+    assert torch.equal(batch["pixel_values_videos"][0], sampled.frames)
 
 
 def test_uint8_frames_stay_uint8_where_neither_rescaled_nor_normalised(processor, video):
