@@ -8,6 +8,7 @@ same run append to segments of their own.
 import dataclasses
 import sqlite3
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,9 @@ from .rows import Rows
 from .segments import SEGMENT_ROWS, append_rows, delete_segments, with_dead
 
 
+# How rows are named: the new windows of files that were encoded elsewhere, or windows that are waiting for a vector.
+INSERT = "INSERT INTO windows(row, id, content, number, start, end, whole) VALUES(?, ?, ?, ?, ?, ?, ?)"
+UPDATE = "UPDATE windows SET row = ?, cause = NULL WHERE id = ?"
 BLOCK_ROWS = 4096  # rows scored or moved at a time: (1000, 4096) scores of a query bank are 16 MB
 # A segment with more dead rows than this share is written anew: it wastes memory bandwidth in every search.
 MAX_DEAD = 0.25
@@ -87,26 +91,33 @@ class IndexWriter:
             failed: windows that could not be decoded: id -> cause.
         """
         with transaction(self.connection) as connection:
-            self._append(connection, windows, vectors)
+            self._append(connection, [(window,) for window in windows], vectors, UPDATE)
             connection.executemany(
                 "UPDATE windows SET cause = ? WHERE id = ?", [(cause, id) for id, cause in (failed or {}).items()]
             )
 
-    def _append(self, connection, windows: list[int], vectors: np.ndarray):
-        """Write vectors and then name them; inside a transaction."""
+    def _append(self, connection, windows: list[tuple], vectors: np.ndarray, statement: str):
+        """Write vectors and name them by a statement, whose parameters are a row and a window's; in a transaction.
+
+        The database works while the disk does: no row is committed before its vector has been synced.
+        """
         vectors = self._rounded(vectors)
         segment = self._segment
-        written = 0
-        try:
-            while written < len(windows):
-                number, rows = self._open_segment(connection)
-                piece = slice(written, written + SEGMENT_ROWS - rows)
-                self._write(number, rows, vectors[piece])
-                self._insert_rows(connection, windows[piece], vectors[piece], number, rows)
-                written += len(windows[piece])
-        except BaseException:
-            self._segment = segment  # what was written after its rows is not part of the index
-            raise
+        with ThreadPoolExecutor(1) as disk:
+            written, writes = 0, []
+            try:
+                while written < len(windows):
+                    number, rows = self._open_segment(connection)
+                    piece = slice(written, written + SEGMENT_ROWS - rows)
+                    writes.append(disk.submit(self._write, number, rows, vectors[piece]))
+                    self._segment = (number, rows + len(windows[piece]))
+                    self._insert_rows(connection, windows[piece], vectors[piece], number, rows, statement)
+                    written += len(windows[piece])
+                for write in writes:
+                    write.result()
+            except BaseException:
+                self._segment = segment  # what was written after its rows is not part of the index
+                raise
 
     def _open_segment(self, connection) -> tuple[int, int]:
         """Number and rows of a segment that has room."""
@@ -120,15 +131,11 @@ class IndexWriter:
             append_rows(self.folder, segment, rows, vectors)
         except OSError as error:
             raise SearchError(f"the index was left as it was: {self.folder}: {error.strerror}") from error
-        self._segment = (segment, rows + len(vectors))
 
-    def _insert_rows(self, connection, windows: list[int], vectors: np.ndarray, segment: int, rows: int):
+    def _insert_rows(self, connection, windows: list[tuple], vectors, segment: int, rows: int, statement: str):
         first = segment * SEGMENT_ROWS + rows
         connection.execute("UPDATE segments SET rows = ? WHERE id = ?", (rows + len(windows), segment))
-        connection.executemany(
-            "UPDATE windows SET row = ?, cause = NULL WHERE id = ?",
-            [(first + number, window) for number, window in enumerate(windows)],
-        )
+        connection.executemany(statement, [(first + number, *window) for number, window in enumerate(windows)])
         last = first + len(windows)
         named = {
             row for (row,) in connection.execute("SELECT row FROM windows WHERE row >= ? AND row < ?", (first, last))
@@ -170,10 +177,7 @@ class IndexWriter:
             connection.executemany(
                 "INSERT INTO files(root, path, size, mtime_ns, content) VALUES(?, ?, ?, ?, ?)", files
             )
-            connection.executemany(
-                "INSERT INTO windows(id, content, number, start, end, whole) VALUES(?, ?, ?, ?, ?, ?)", windows
-            )
-            self._append(connection, [window for window, *_ in windows], vectors)
+            self._append(connection, windows, vectors, INSERT)
 
     def _rounded(self, vectors: np.ndarray) -> np.ndarray:
         """As they are stored. A float16 has its largest value at 65,504; a vector's entries are within 1."""
@@ -324,6 +328,7 @@ class IndexWriter:
                 segment, rows = self._open_segment(connection)
                 piece = numbers[written : written + SEGMENT_ROWS - rows]
                 self._write(segment, rows, part.vectors[piece])
+                self._segment = (segment, rows + len(piece))
                 first = segment * SEGMENT_ROWS + rows
                 moves = list(zip(range(first, first + len(piece)), (part.first + piece).tolist(), strict=True))
                 connection.execute("UPDATE segments SET rows = ? WHERE id = ?", (rows + len(piece), segment))
