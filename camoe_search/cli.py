@@ -149,6 +149,10 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--retry", action="store_true", help="read files again that could not be read")
     index.add_argument("--rebuild", action="store_true", help="empty the index first, for example for another model")
     index.add_argument(
+        "--windows", choices=("time", "shots"),
+        help="what cuts videos into moments: steps of time (default), or where the camera's shots begin (extra shots)",
+    )  # fmt: skip
+    index.add_argument(
         "--window", type=_not_negative, metavar="SECONDS",
         help="cut videos into moments of this length; 0: never (default: 10 s for videos over 30 s)",
     )  # fmt: skip
@@ -424,7 +428,7 @@ def _build(options, paths: list[str], milvus: dict | None):
 
 def _settings(options, milvus: dict | None) -> dict:
     """The fields of `update.IndexOptions`."""
-    names = "window stride dtype exclude tau batch_size num_workers prune retry rebuild".split()
+    names = "windows window stride dtype exclude tau batch_size num_workers prune retry rebuild".split()
     return {name: getattr(options, name) for name in names} | {
         "queries": _read_lines(options.bank),
         "milvus": milvus,

@@ -108,7 +108,7 @@ class Description:
     sampling: str  # how frames are chosen: "uniform" or "keyframe"
     window: float | None = None  # seconds; 0: whole files; None: depends on the duration
     stride: float | None = None  # seconds; None: half a window
-    cut: str = "time"  # where windows begin: at steps of time, or at "shots"
+    windows: str = "time"  # what cuts a video: "time", or "shots" (shots.py)
     dtype: str = "float32"  # of the stored vectors
     exclude: list[str] = dataclasses.field(default_factory=list)  # patterns of files that are left out
     tau: float | None = None  # temperature of the query bank, None without one
@@ -234,8 +234,8 @@ def read_description(connection: sqlite3.Connection) -> Description:
 def write_description(connection: sqlite3.Connection, description: Description):
     """Inside a transaction."""
     values = dataclasses.asdict(description)
-    if description.cut == "time":
-        del values["cut"]  # so that versions before it can go on reading the index
+    if description.windows == "time":
+        del values["windows"]  # so that versions before it can go on reading the index
     text = json.dumps(values, ensure_ascii=False)
     connection.execute("INSERT OR REPLACE INTO settings VALUES('description', ?)", (text,))
 

@@ -12,7 +12,7 @@ What counts as a video, and how it becomes frames, is in video_inputs.py. Everyt
 overrides its hooks for decoding, sampling and preparing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,8 +30,9 @@ from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
-from .frames import SampledFrames, VideoDecodingError, describe_source, probe_video
+from .frames import Clip, SampledFrames, VideoDecodingError, describe_source, probe_video
 from .frames import sample_frames as decode_frames
+from .frames import sample_windows as decode_windows
 from .video_inputs import (
     as_uint8,
     as_videos,
@@ -164,6 +165,20 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
         """
         settings = self._settings(num_frames=num_frames, sampling=sampling, fps=fps)
         sampled, _ = self._load(video, 0, None, settings, seed)
+        return self._as_pixels(sampled, settings)
+
+    def decode_windows(self, clips: Sequence[Clip]) -> list[SampledFrames | VideoDecodingError]:
+        """Windows of one file, each as `decode` gives it (or its error), but decoded once where they overlap."""
+        settings = self._settings()
+        size, fps = self._decoded_size(settings), settings["fps"]
+        windows = decode_windows(clips, settings["num_frames"], settings["sampling"], size=size, fps=fps)
+        return [
+            window if isinstance(window, VideoDecodingError) else self._as_pixels(window, settings)
+            for window in windows
+        ]
+
+    def _as_pixels(self, sampled: SampledFrames, settings: dict) -> SampledFrames:
+        """As uint8 RGB, resized."""
         frames = as_uint8(*self._prepare_input_videos([sampled.frames], do_convert_rgb=True), 0)
         if settings["do_resize"]:  # does nothing to a file that was scaled while it was decoded
             size = self._standardize_kwargs(size=settings["size"], default_to_square=settings["default_to_square"])
