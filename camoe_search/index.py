@@ -344,15 +344,15 @@ class VideoIndex:
             SearchError: the query is empty, or an option is invalid.
         """
         wanted, later = as_weighted(query), as_weighted(then)
+        text = " ".join(text for text, _ in wanted)
+        if words and (then is not None or not text.strip()):
+            raise SearchError("words are looked for in one text alone: give one, without then")
         if like is not None:
             options["correction"] = options.get("correction") or "none"
         encoders = self.encode_texts, lambda clip: self.encoder.encode_clip(clip)
         vectors = [query_vector(wanted, as_negative(negative), like, *encoders)]
         if then is not None:
             vectors.append(query_vector(later, (), None, *encoders))
-        text = " ".join(text for text, _ in wanted)
-        if words and not text.strip():
-            raise SearchError("words are looked for in a text: give one")
         return self._search(np.stack(vectors), k, then is not None, text if words else None, **options)[0]
 
     def search_batch(self, queries: Sequence[str], k: int = 10, **options) -> list[list[Hit]]:

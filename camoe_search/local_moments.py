@@ -84,7 +84,7 @@ class MomentSearch:
     def _is_below(self, score: float) -> bool:
         return self.grouping.min_score is not None and score < self.grouping.min_score
 
-    def _merge(self, ranks: list, rows: list, scores: list, score, k: int) -> list[Moment]:
+    def _merge(self, ranks: list, rows: list, scores: list, score, k: int, fixed=frozenset()) -> list[Moment]:
         """The first k moments among rows that are ranked by `ranks` and have similarities `scores`."""
         timelines, candidates = {}, []
         for rank, row, similarity in zip(ranks, rows, scores, strict=True):
@@ -93,6 +93,8 @@ class MomentSearch:
             windows, number = self._places[row]
             timeline = timelines.setdefault(windows.owner, Timeline(windows, lambda n, w=windows: score(w.rows[n])))
             timeline.note(number, similarity)
+            if row in fixed:
+                timeline.fixed.add(number)
             candidates.append((rank, timeline, number))
         return merge_windows(candidates, k, self.grouping.by_file)
 
@@ -169,18 +171,21 @@ class MomentSearch:
         scores, found = self.store.best(self.rows, query[None], count, self.filters, np.array([corrected]))
         similarity = {row: value for row, value in zip(found[0].tolist(), scores[0].tolist(), strict=True) if row >= 0}
         fused = {row: 1 / (FUSION + rank) for rank, row in enumerate(similarity, start=1)}
-        for rank, row in enumerate(self._rows_with_words(text, count, score), start=1):
+        with_words = self._rows_with_words(text, count, score)
+        for rank, row in enumerate(with_words, start=1):
             fused[row] = fused.get(row, 0.0) + 1 / (FUSION + rank)
         rows = sorted(fused, key=lambda row: -fused[row])
         missing = np.array([row for row in rows if row not in similarity], int)
         if len(missing):
             similarity.update(zip(missing.tolist(), score(missing).tolist(), strict=True))
         self._load(np.array([rows], int))
-        moments = self._merge([fused[row] for row in rows], rows, [similarity[row] for row in rows], score, k)
+        fixed = {row for row, is_timed in with_words.items() if is_timed}
+        moments = self._merge([fused[row] for row in rows], rows, [similarity[row] for row in rows], score, k, fixed)
         return self._hits([moments])[0]
 
-    def _rows_with_words(self, text: str, count: int, score) -> list[int]:
-        """Windows whose file name, captions or subtitles have words of the text, best first (BM25).
+    def _rows_with_words(self, text: str, count: int, score) -> dict[int, bool]:
+        """Windows whose file name, captions or subtitles have words of the text, best first (BM25): row -> whether
+        the text says when.
 
         A subtitle leads to the most similar window in which it is shown, a name or caption to that of the file.
         """
@@ -188,12 +193,12 @@ class MomentSearch:
         words = [word for word in words if len(word) > 1 or not word.isascii()] or words
         match = " OR ".join(f'"{word}"' for word in words)
         if not match:
-            return []
+            return {}
         matches = self.connection.execute(MATCHES, (match, count)).fetchall()
         contents = list(dict.fromkeys(content for content, *_ in matches))
         passing = self._paths(contents)
         self._load_contents(contents)
-        rows: dict[int, None] = {}
+        rows: dict[int, bool] = {}
         for content, start, end in matches:
             windows = self._windows.get(content)
             if windows is None or content not in passing:
@@ -203,8 +208,9 @@ class MomentSearch:
                 middle = (start + end) / 2
                 numbers = numbers[(windows.starts <= middle) & (middle < windows.ends)]
             if len(numbers):
-                rows[int(windows.rows[numbers[score(windows.rows[numbers]).argmax()]])] = None
-        return list(rows)
+                row = int(windows.rows[numbers[score(windows.rows[numbers]).argmax()]])
+                rows.setdefault(row, start is not None)
+        return rows
 
     # --- results -----------------------------------------------------------------------------------------------------
 

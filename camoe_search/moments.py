@@ -42,6 +42,7 @@ class Timeline:
 
     windows: Windows
     score: Callable[[np.ndarray], np.ndarray]
+    fixed: set[int] = field(default_factory=set)  # windows that were not found by their score: moments as they are
     _known: dict[int, float] = field(default_factory=dict)
 
     def note(self, number: int, score: float):
@@ -134,7 +135,7 @@ def _extend(timeline: Timeline, number: int, spans: list[Span]) -> Span:
     """The time of a moment: its best window, and what belongs to it on both sides."""
     starts, ends = timeline.windows.starts, timeline.windows.ends
     start, end = float(starts[number]), float(ends[number])
-    if len(starts) == 1:
+    if len(starts) == 1 or number in timeline.fixed:
         return start, end
     level = timeline.level(float(timeline.scores([number])[0]))
     for step in (-1, 1):
