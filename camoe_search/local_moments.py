@@ -7,7 +7,6 @@ All of it happens in one state of the index. N queries, B rows, K entries a fold
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,10 +16,6 @@ from .filters import PATH, filter_sql
 from .moments import Moment, Timeline, Windows, best_pair, merge_windows, stand_out
 from .results import Filters, Grouping, Hit
 from .rows import Rows
-
-
-if TYPE_CHECKING:
-    from .local_store import LocalStore
 
 
 FIRST = 64  # windows that are looked at first; four times as many while there are too few moments among them
@@ -52,11 +47,11 @@ class MomentSearch:
     """One search.
 
     Args:
-        store: in the state of `rows`.
+        store: a `LocalStore` in the state of `rows`.
         filters, grouping: which moments, and how windows become results.
     """
 
-    def __init__(self, store: LocalStore, rows: Rows, filters: Filters, grouping: Grouping):
+    def __init__(self, store, rows: Rows, filters: Filters, grouping: Grouping):
         self.store, self.rows, self.filters, self.grouping = store, rows, filters, grouping
         self.connection = store.connection
         self.allowed = store.allowed(filters)
