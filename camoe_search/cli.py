@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from . import missing_package
+from .cli_search import FILTERS, SEARCH_HELP, add_query_options, add_result_options
 from .errors import SearchError
 
 
@@ -35,13 +36,6 @@ accelerate launch -m camoe_search index …
   camoe index /new/place --index my-index              a library that moved: nothing is encoded again
   camoe index --index my-index --watch --prune         stay, and follow what happens in the folders
   find . -name "*.mp4" -newer stamp | camoe index --files-from - --index my-index"""
-
-SEARCH_HELP = """Search with a text, or with a video (--like). The score is the similarity, from -1 to 1, minus a
-correction for hubs: a video that resembles every query ranks first too often, and the query bank measures how much.
-
-  camoe search "a red star spins" --index my-index -k 5 --grid found.png
-  camoe search "someone jumps" --index my-index --expert action=2 --path holiday
-  camoe search --like clip.mp4 --index my-index --json"""
 
 SERVE_HELP = """Search on a web page: play results from where they start, see what each expert contributed, switch the
 correction, find similar moments. Only files of the index can be read through it. There are no passwords: with
@@ -138,6 +132,10 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--retry", action="store_true", help="read files again that could not be read")
     index.add_argument("--rebuild", action="store_true", help="empty the index first, for example for another model")
     index.add_argument(
+        "--windows", choices=("time", "shots"),
+        help="what cuts videos into moments: steps of time (default), or where the camera's shots begin (extra shots)",
+    )  # fmt: skip
+    index.add_argument(
         "--window", type=_not_negative, metavar="SECONDS",
         help="cut videos into moments of this length; 0: never (default: 10 s for videos over 30 s)",
     )  # fmt: skip
@@ -174,8 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--json", action="store_true", help="print the report as JSON")
 
     search = command("search", _search, "find moments by a text or a video", SEARCH_HELP, model=True)
-    search.add_argument("text", nargs="?", help="what to look for")
-    search.add_argument("--like", metavar="VIDEO", help="find moments like this video, instead of a text")
+    add_query_options(search)
     search.add_argument(
         "--queries", metavar="FILE", help="search for every line of a file; prints one line of JSON for each"
     )
@@ -189,9 +186,7 @@ def _parser() -> argparse.ArgumentParser:
         "--expert", type=_expert, action="append", default=[], metavar="NAME=WEIGHT",
         help="weight of one expert of the model, for example action=2.0; may be repeated",
     )  # fmt: skip
-    search.add_argument("--path", metavar="TEXT", help="only files whose path contains this")
-    search.add_argument("--min-seconds", type=float, metavar="S", help="only moments at least this long")
-    search.add_argument("--max-seconds", type=float, metavar="S", help="only moments at most this long")
+    add_result_options(search)
     search.add_argument("--grid", metavar="PNG", help="also write a picture of the results")
     search.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -350,7 +345,7 @@ def _build(options, paths: list[str], milvus: dict | None):
 
 def _settings(options, milvus: dict | None) -> dict:
     """The fields of `update.IndexOptions`."""
-    names = "window stride dtype exclude tau batch_size num_workers prune retry rebuild".split()
+    names = "windows window stride dtype exclude tau batch_size num_workers prune retry rebuild".split()
     return {name: getattr(options, name) for name in names} | {
         "queries": _read_lines(options.bank),
         "milvus": milvus,
@@ -421,27 +416,32 @@ def _open(options):
 
 
 def _search(options):
-    if sum(query is not None for query in (options.text, options.like, options.queries)) != 1:
-        raise SearchError("give a text, --like VIDEO or --queries FILE, one of them")
-    if options.like is not None and options.correction not in (None, "none"):
+    texts = ([] if options.text is None else [(options.text, 1.0)]) + options.texts
+    parts = [options.like, options.then, *options.negative, *texts, *(["words"] if options.words else ())]
+    if options.queries is not None and any(part is not None for part in parts):
+        raise SearchError("--queries FILE has the texts: give it alone, or a text, --like and so on")
+    if options.queries is None and not texts and options.like is None:
+        raise SearchError("give a text, --like FILE or --queries FILE")
+    if options.like is not None and not texts and options.correction not in (None, "none"):
         raise SearchError(f"--correction {options.correction} is for texts: with --like, leave it out")
     from . import show
 
     index = _open(options)
-    settings = {
+    settings = {name: getattr(options, name) for name in FILTERS} | {
         "k": options.k,
         "correction": options.correction,
         "experts": dict(options.expert),
-        "path": options.path,
-        "min_seconds": options.min_seconds,
-        "max_seconds": options.max_seconds,
+        "merge": not options.no_merge,
+        "group_by": options.group_by,
+        "min_score": options.min_score,
     }
     if options.queries is not None:
         queries = _read_lines(options.queries)
         for query, hits in zip(queries, index.search_batch(queries, **settings), strict=True):
             print(json.dumps({"query": query, "hits": show.json_rows(hits)}, ensure_ascii=False))
         return
-    hits = index.search_like(options.like, **settings) if options.like else index.search(options.text, **settings)
+    query = {"like": options.like, "negative": options.negative, "then": options.then, "words": options.words}
+    hits = index.search(texts or None, **query, **settings)
     print(json.dumps(show.json_rows(hits), indent=2, ensure_ascii=False) if options.json else show.format_table(hits))
     if options.grid:
         show.thumbnail_grid(hits).save(options.grid, format="PNG")

@@ -11,6 +11,13 @@
     bank       texts and vectors of the query bank, and the row that each of them likes best (NULL: look it up)
     sent       what a Milvus collection was told (milvus_store.py)
 
+and what came later, which an older index of this format gets when it is opened for writing:
+
+    pictures   width and height of a content's picture
+    metadata   of files: name and value, from metadata.jsonl beside them; a list has a row per element
+    texts      of files: names, captions, subtitles with their times; `words` is their full-text index (FTS5)
+    sidecars   what a file's metadata and texts were read from (sidecars.py)
+
 WAL mode: a reader sees the state of one commit while a writer adds the next. A kill at any moment rolls back what was
 not committed.
 """
@@ -60,6 +67,34 @@ CREATE TABLE sent(file INTEGER, window INTEGER, path TEXT, bank TEXT, hub INTEGE
 INSERT INTO settings VALUES('commit', '0');
 """
 
+# Triggers remove what belongs to a file or content with it, whichever version of the program does that.
+ADDITIONS = """
+CREATE TABLE IF NOT EXISTS pictures(content INTEGER PRIMARY KEY, width INTEGER, height INTEGER);
+CREATE TABLE IF NOT EXISTS metadata(file INTEGER NOT NULL, name TEXT NOT NULL, value NOT NULL);
+CREATE INDEX IF NOT EXISTS metadata_of_file ON metadata(file, name);
+CREATE INDEX IF NOT EXISTS metadata_by_name ON metadata(name);
+CREATE TABLE IF NOT EXISTS texts(
+    id INTEGER PRIMARY KEY, file INTEGER NOT NULL, kind TEXT NOT NULL, start REAL, end REAL, text TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS texts_of_file ON texts(file);
+CREATE TABLE IF NOT EXISTS sidecars(file INTEGER PRIMARY KEY, stamp TEXT NOT NULL);
+CREATE TRIGGER IF NOT EXISTS content_removed AFTER DELETE ON contents BEGIN
+    DELETE FROM pictures WHERE content = OLD.id;
+END;
+CREATE TRIGGER IF NOT EXISTS file_removed AFTER DELETE ON files BEGIN
+    DELETE FROM metadata WHERE file = OLD.id;
+    DELETE FROM texts WHERE file = OLD.id;
+    DELETE FROM sidecars WHERE file = OLD.id;
+END;
+CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(
+    text, content='texts', content_rowid='id', tokenize="porter unicode61 remove_diacritics 2");
+CREATE TRIGGER IF NOT EXISTS text_added AFTER INSERT ON texts BEGIN
+    INSERT INTO words(rowid, text) VALUES(NEW.id, NEW.text);
+END;
+CREATE TRIGGER IF NOT EXISTS text_removed AFTER DELETE ON texts BEGIN
+    INSERT INTO words(words, rowid, text) VALUES('delete', OLD.id, OLD.text);
+END;
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Description:
@@ -73,6 +108,7 @@ class Description:
     sampling: str  # how frames are chosen: "uniform" or "keyframe"
     window: float | None = None  # seconds; 0: whole files; None: depends on the duration
     stride: float | None = None  # seconds; None: half a window
+    windows: str = "time"  # what cuts a video: "time", or "shots" (shots.py)
     dtype: str = "float32"  # of the stored vectors
     exclude: list[str] = dataclasses.field(default_factory=list)  # patterns of files that are left out
     tau: float | None = None  # temperature of the query bank, None without one
@@ -114,10 +150,27 @@ def connect(folder: str | os.PathLike, write: bool = False) -> sqlite3.Connectio
     connection = _open(path, write)
     try:
         read_description(connection)
+        if write and not has_table(connection, "words"):
+            with transaction(connection):
+                add_missing(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def has_table(connection: sqlite3.Connection, name: str) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone() is not None
+
+
+def add_missing(connection: sqlite3.Connection):
+    """The tables of ADDITIONS; inside a transaction, which `executescript` would commit."""
+    statement = ""
+    for line in ADDITIONS.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            connection.execute(statement)
+            statement = ""
 
 
 def _open(path: Path, write: bool) -> sqlite3.Connection:
@@ -154,7 +207,7 @@ def create(folder: Path, description: Description):
     temporary.unlink(missing_ok=True)
     try:
         with contextlib.closing(sqlite3.connect(temporary)) as connection:
-            connection.executescript(SCHEMA)
+            connection.executescript(SCHEMA + ADDITIONS)
             write_description(connection, description)
             connection.commit()
     except sqlite3.Error as error:
@@ -180,7 +233,10 @@ def read_description(connection: sqlite3.Connection) -> Description:
 
 def write_description(connection: sqlite3.Connection, description: Description):
     """Inside a transaction."""
-    text = json.dumps(dataclasses.asdict(description), ensure_ascii=False)
+    values = dataclasses.asdict(description)
+    if description.windows == "time":
+        del values["windows"]  # so that versions before it can go on reading the index
+    text = json.dumps(values, ensure_ascii=False)
     connection.execute("INSERT OR REPLACE INTO settings VALUES('description', ?)", (text,))
 
 

@@ -31,6 +31,7 @@ from modeling_camoe.frames import Clip, VideoDecodingError, sample_frames
 
 from .errors import SearchError
 from .text_encoder import check_texts
+from .window_decoder import WindowDecoder
 
 
 DECODER_THREADS = 4  # of `SentenceEncoder`; decoding releases Python's global lock
@@ -162,7 +163,8 @@ class CAMoEEncoder:
 
     def encode_clips(self, clips: Sequence, batch_size: int = 16, num_workers: int = 0) -> Iterator[ClipBatch]:
         """See `Encoder`."""
-        options = {"batch_size": batch_size, "num_workers": num_workers, "on_bad_video": "skip"}
+        decoder = WindowDecoder(clips, batch_size, self.processor.video_processor)
+        options = {"batch_size": batch_size, "num_workers": num_workers, "on_bad_video": "skip", "decoder": decoder}
         for batch in iter_encoded_videos(self.model, self.processor, clips, **options):
             bad = {entry.index: entry.cause for entry in batch.bad}
             yield ClipBatch(batch.indices, batch.vectors.numpy(), bad)

@@ -17,14 +17,16 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .database import Description
 from .errors import SearchError
+from .filters import make_filters
 from .local_store import LocalStore
-from .results import Filters, Hit, VectorStore
+from .queries import as_negative, as_weighted, query_vector
+from .results import Grouping, Hit, VectorStore
 
 
 if TYPE_CHECKING:
@@ -247,7 +249,7 @@ class VideoIndex:
     def push_to_hub(self, repo_id: str, private: bool = True) -> str:
         """Upload the index as a data set; `VideoIndex.load(repo_id)` opens it. Returns its URL.
 
-        The videos are not uploaded, but their paths are part of the index.
+        The videos are not uploaded, but their paths, metadata and subtitles are part of the index.
         """
         from .hub import upload
 
@@ -308,21 +310,58 @@ class VideoIndex:
     def default_correction(self) -> str:
         return "none" if self.description.tau is None else "query_bank"
 
-    def search(self, query: str, k: int = 10, **options) -> list[Hit]:
-        """The k best moments for a text; takes the options of `search_vectors`.
+    def search(
+        self,
+        query: str | Sequence[str | tuple[str, float]] | None = None,
+        k: int = 10,
+        *,
+        like: Any = None,
+        negative: str | Sequence[str | tuple[str, float]] = (),
+        then: str | Sequence[str | tuple[str, float]] | None = None,
+        words: bool = False,
+        **options,
+    ) -> list[Hit]:
+        """The k best moments.
+
+            index.search("a dog catches a frisbee")
+            index.search([("a dog", 1.0), ("on a beach", 0.5)], negative="people")
+            index.search(like="film.mp4@12.5-15")
+            index.search("a man opens a door", then="he sits down", group_by="file")
+
+        Args:
+            query: a text, or several: texts or (text, weight).
+            k: how many.
+            like: a video or picture that results resemble: path, "path@12.5-15" (seconds), bytes, `Clip` or image.
+                Alone or together with texts; uncorrected unless `correction` is given, as the bank holds texts.
+            negative: texts that results should not fit; their weight is 0.5 unless given.
+            then: what comes later in the same file. A result spans both moments, which are its `moments`; its score
+                is the mean of theirs. The two do not overlap. One result per file; needs an index folder.
+            words: look for the words of the texts in file names, captions and subtitles as well, and fuse the two
+                rankings by reciprocal rank: 1 / (60 + rank), summed, is then the score. Needs an index folder.
+            options: those of `search_vectors`.
 
         Raises:
             SearchError: the query is empty, or an option is invalid.
         """
-        return self.search_batch([query], k, **options)[0]
+        wanted, later = as_weighted(query), as_weighted(then)
+        text = " ".join(text for text, _ in wanted)
+        if words and (then is not None or not text.strip()):
+            raise SearchError("words are looked for in one text alone: give one, without then")
+        if like is not None:
+            options["correction"] = options.get("correction") or "none"
+        encoders = self.encode_texts, lambda clip: self.encoder.encode_clip(clip)
+        vectors = [query_vector(wanted, as_negative(negative), like, *encoders)]
+        if then is not None:
+            vectors.append(query_vector(later, (), None, *encoders))
+        return self._search(np.stack(vectors), k, then is not None, text if words else None, **options)[0]
 
     def search_batch(self, queries: Sequence[str], k: int = 10, **options) -> list[list[Hit]]:
         """The k best moments for each text; takes the options of `search_vectors`."""
         return self.search_vectors(self.encode_texts(list(queries)), k, **options)
 
     def search_like(self, clip, k: int = 10, **options) -> list[Hit]:
-        """The k moments most like a video (path, bytes or `Clip`). Uncorrected: the bank holds texts."""
-        return self.search_vectors(self.encoder.encode_clip(clip), k, **options | {"correction": "none"})[0]
+        """The k moments most like a video or picture: `search` with `like`. Uncorrected: the bank holds texts."""
+        return self.search(like=clip, k=k, **options | {"correction": "none"})
 
     def search_similar(self, key: str, k: int = 10, **options) -> list[Hit]:
         """The k moments most like one of the index, without itself. Needs no model. Uncorrected, as `search_like`."""
@@ -335,17 +374,7 @@ class VideoIndex:
         lengths = np.linalg.norm(experts, axis=1, keepdims=True)
         return (experts / np.maximum(lengths, 1e-12)).reshape(-1)
 
-    def search_vectors(
-        self,
-        vectors: np.ndarray,
-        k: int = 10,
-        *,
-        correction: str | None = None,
-        experts: Mapping[str, float] | None = None,
-        path: str | None = None,
-        min_seconds: float | None = None,
-        max_seconds: float | None = None,
-    ) -> list[list[Hit]]:
+    def search_vectors(self, vectors: np.ndarray, k: int = 10, **options) -> list[list[Hit]]:
         """The k best moments for each query vector.
 
         Args:
@@ -354,22 +383,58 @@ class VideoIndex:
             correction: "none", "query_bank", or "dynamic" (corrects only queries whose best uncorrected moment is a
                 hub: two searches). None: query_bank if the index has a bank.
             experts: expert -> weight of its part of the score; 1 for those not given.
-            path: only files whose path contains this text, case-insensitive.
-            min_seconds, max_seconds: only moments of at least, at most this length.
+            merge: overlapping windows of a file are one moment, and files of the same content one result (default).
+                False: a result per window and file.
+            group_by: "file": the best moment of each file; the others that stand out are its `moments`.
+            min_score: only results whose best window has at least this score.
+            filters: the fields of `results.Filters` as keywords: path, min_seconds, glob, after, where and so on.
 
         Raises:
-            SearchError: an unknown correction or expert, or a correction without a bank.
+            SearchError: an unknown correction, expert or filter, or a correction without a bank.
         """
+        return self._search(np.asarray(vectors, np.float32), k, **options)
+
+    def _search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        in_order: bool = False,
+        words: str | None = None,
+        *,
+        correction: str | None = None,
+        experts: Mapping[str, float] | None = None,
+        merge: bool = True,
+        group_by: str | None = None,
+        min_score: float | None = None,
+        **filters,
+    ) -> list[list[Hit]]:
+        """`in_order`: the two queries are one after the other in a file; `words`: also a search for these."""
         correction = self._check_correction(correction)
         if k < 1:
             raise SearchError(f"k is {k}: ask for one result or more")
-        queries = np.asarray(vectors, np.float32)
+        if group_by not in (None, "file"):
+            raise SearchError(f"group_by is {group_by!r}: results can be grouped by file, or not at all (None)")
         if experts:
             queries = queries * self._expert_weights(experts)
-        corrected = np.full(len(queries), correction == "query_bank")
-        return self.store.search(
-            queries, k, Filters(path, min_seconds, max_seconds), corrected, dynamic=correction == "dynamic"
-        )
+        filters = make_filters(**filters)
+        grouping = Grouping(merge, group_by == "file", min_score)
+        corrected, dynamic = np.full(len(queries), correction == "query_bank"), correction == "dynamic"
+        if in_order:
+            return [self._local("then").in_order(queries, k, filters, corrected, dynamic, grouping)]
+        if words is not None:
+            return [self._local("words").fused(queries, words, k, filters, corrected, dynamic, grouping)]
+        if not (merge or grouping.by_file or min_score is not None):
+            return self.store.search(queries, k, filters, corrected, dynamic)
+        return self.store.moments(queries, k, filters, corrected, dynamic, grouping)
+
+    def _local(self, option: str) -> LocalStore:
+        """
+        Raises:
+            SearchError: the index is in Milvus only.
+        """
+        if not isinstance(self.store, LocalStore):
+            raise SearchError(f"{option} needs the folder of the index: what is in Milvus cannot be searched that way")
+        return self.store
 
     def expert_scores(self, vector: np.ndarray, key: str) -> dict[str, float]:
         """What each expert adds to the uncorrected score of a moment for a query vector (K,).

@@ -16,19 +16,21 @@ from .approximate import Cache, open_cache
 from .bank import read_bank
 from .database import connect, read_description, select_in, snapshot
 from .exact import best_rows
-from .results import Filters, Hit, sort_hits
+from .filters import PATH, filter_sql
+from .local_moments import MomentSearch
+from .results import Filters, Grouping, Hit, single_window, sort_hits
 from .rows import Rows
 
 
-# The windows of rows, one line per file that holds them.
-PLACES = f"""
-SELECT windows.row, roots.path || '{os.sep}' || files.path AS path, windows.start, windows.end,
-       contents.hash || '.' || windows.number
+JOINED = """
 FROM windows JOIN contents ON contents.id = windows.content JOIN files ON files.content = contents.id
      JOIN roots ON roots.id = files.root
 """
-PLACES_OF_ROWS = PLACES + "WHERE windows.row IN ({})"
-PLACES_OF_KEY = PLACES + "WHERE contents.hash = ? AND windows.number = ? AND windows.row IS NOT NULL ORDER BY files.id"
+# The windows of rows, one line per file that holds them.
+PLACES = f"""
+SELECT windows.row, {PATH} AS path, windows.start, windows.end, contents.hash || '.' || windows.number
+{JOINED} WHERE """
+PLACES_OF_KEY = PLACES + "contents.hash = ? AND windows.number = ? AND windows.row IS NOT NULL ORDER BY files.id"
 
 
 class LocalStore:
@@ -47,6 +49,7 @@ class LocalStore:
         self._rows: Rows | None = None
         self._cache: Cache | None = None
         self._filtered: tuple = ()  # the last filter and its rows: pages of one search share it
+        self._owners: np.ndarray | None = None  # (B,2) rows and contents, once they were asked for
         with self.state():
             pass  # what is wrong with the folder is said now
 
@@ -69,7 +72,7 @@ class LocalStore:
             self.description = read_description(self.connection)
             self._rows = Rows(self.folder, self.connection, self.description, self._maps)
             self._cache = open_cache(self.folder, self.description, self._cache)
-            self._filtered = ()
+            self._filtered, self._owners = (), None
             self._commit = commit
 
     def refresh(self):
@@ -90,59 +93,104 @@ class LocalStore:
     def search(
         self, queries: np.ndarray, k: int, filters: Filters, corrected: np.ndarray, dynamic: bool = False
     ) -> list[list[Hit]]:
-        """The k best moments for each of (N,K) queries, best first; see `VectorStore`."""
+        """The k best windows for each of (N,K) queries, best first; see `VectorStore`."""
         with self.state() as rows:
-            scores, found = self._best(rows, queries, k, filters, corrected)
+            scores, found = self.best(rows, queries, k, filters, corrected)
             if dynamic and found.shape[1]:
                 again = np.flatnonzero(np.isin(found[:, 0], list(self.hubs(rows))))
                 if len(again):
-                    scores[again], found[again] = self._best(
+                    scores[again], found[again] = self.best(
                         rows, queries[again], k, filters, np.ones(len(again), bool)
                     )
             return self._hits(scores, found, k, filters)
 
-    def _best(self, rows: Rows, queries, k: int, filters: Filters, corrected) -> tuple[np.ndarray, np.ndarray]:
+    def moments(
+        self,
+        queries: np.ndarray,
+        k: int,
+        filters: Filters,
+        corrected: np.ndarray,
+        dynamic: bool,
+        grouping: Grouping,
+    ) -> list[list[Hit]]:
+        """Moments, or the best one of each file, for each of (N,K) queries, best first; see `VectorStore`."""
+        if not (grouping.merge or grouping.by_file):
+            lists = self.search(queries, k, filters, corrected, dynamic)
+            return [[hit for hit in hits if hit.score >= grouping.min_score] for hits in lists]
+        with self.state() as rows:
+            corrected = self._with_dynamic(rows, queries, filters, corrected, dynamic)
+            return MomentSearch(self, rows, filters, grouping).search(queries, k, corrected)
+
+    def in_order(
+        self, queries: np.ndarray, k: int, filters: Filters, corrected: np.ndarray, dynamic: bool, grouping: Grouping
+    ) -> list[Hit]:
+        """Files in which what the first of (2,K) queries asks for is followed by what the second does; best first."""
+        with self.state() as rows:
+            corrected = self._with_dynamic(rows, queries, filters, corrected, dynamic)
+            return MomentSearch(self, rows, filters, grouping).in_order(queries, k, corrected)
+
+    def fused(
+        self,
+        query: np.ndarray,
+        text: str,
+        k: int,
+        filters: Filters,
+        corrected: np.ndarray,
+        dynamic: bool,
+        grouping: Grouping,
+    ) -> list[Hit]:
+        """Moments by the vector (1,K) and by the words of a text, fused by reciprocal rank."""
+        with self.state() as rows:
+            corrected = self._with_dynamic(rows, query, filters, corrected, dynamic)
+            return MomentSearch(self, rows, filters, grouping).fused(query[0], text, k, bool(corrected[0]))
+
+    def _with_dynamic(self, rows: Rows, queries, filters: Filters, corrected, dynamic: bool) -> np.ndarray:
+        """(N,) which queries are corrected, where those whose best uncorrected window is a hub are, too."""
+        if not dynamic:
+            return corrected
+        _, found = self.best(rows, queries, 1, filters, np.zeros(len(queries), bool))
+        return np.isin(found[:, 0], list(self.hubs(rows))) if found.shape[1] else corrected
+
+    def best(self, rows: Rows, queries, k: int, filters: Filters, corrected) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and rows (N,k), best first; -inf and -1 where there are fewer. In a state."""
         k = min(k, len(rows))
         if not k:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        allowed = self._allowed(filters)
+        allowed = self.allowed(filters)
         if self._cache is not None and self._cache.is_worthwhile(allowed):
             return self._cache.search(rows, queries, k, corrected, allowed)
         return best_rows(rows.parts if allowed is None else rows.only(allowed), queries, k, corrected)
 
-    def _allowed(self, filters: Filters) -> np.ndarray | None:
-        """The rows that pass the filters, ascending; None for all."""
+    def allowed(self, filters: Filters) -> np.ndarray | None:
+        """The rows that pass the filters, ascending; None for all. In a state."""
         if not filters:
             return None
         if self._filtered[:1] != (filters,):
-            conditions, values = ["row IS NOT NULL"], []
-            if filters.path is not None:
-                conditions.append("instr(lower(path), ?)")
-                values.append(filters.path.lower())
-            if filters.min_seconds is not None:
-                conditions.append("end - start >= ?")
-                values.append(filters.min_seconds)
-            if filters.max_seconds is not None:
-                conditions.append("end - start <= ?")
-                values.append(filters.max_seconds)
-            # `lower` is Python's, see database.py.
-            source = "windows" if filters.path is None else f"({PLACES})"
-            statement = f"SELECT DISTINCT row FROM {source} WHERE {' AND '.join(conditions)} ORDER BY row"
-            found = self.connection.execute(statement, values)
+            condition, values = filter_sql(self.connection, filters)
+            only_windows = set(filters.names) <= {"min_seconds", "max_seconds"}
+            statement = f"SELECT DISTINCT row {'FROM windows' if only_windows else JOINED} WHERE {condition}"
+            found = self.connection.execute(f"{statement} ORDER BY row", values)
             self._filtered = (filters, np.fromiter((row for (row,) in found), np.int64))
         return self._filtered[1]
+
+    def owners(self, rows: np.ndarray) -> np.ndarray:
+        """The contents of rows that are in use, (b,). In a state."""
+        if self._owners is None:
+            found = self.connection.execute("SELECT row, content FROM windows WHERE row IS NOT NULL ORDER BY row")
+            self._owners = np.array(found.fetchall(), np.int64).reshape(-1, 2)
+        return self._owners[np.searchsorted(self._owners[:, 0], rows), 1]
 
     def _hits(self, scores: np.ndarray, found: np.ndarray, k: int, filters: Filters) -> list[list[Hit]]:
         places: dict[int, list[tuple]] = {}
         wanted = sorted({row for rows in found.tolist() for row in rows if row >= 0})
-        needle = None if filters.path is None else filters.path.lower()
-        for row, *place in select_in(self.connection, PLACES_OF_ROWS, wanted):
-            if needle is None or needle in place[0].lower():
-                places.setdefault(row, []).append(place)
+        condition, parameters = filter_sql(self.connection, filters)
+        statement = f"{PLACES} windows.row IN ({{}}) AND {condition}"
+        for row, *place in select_in(self.connection, statement, wanted, *parameters):
+            places.setdefault(row, []).append(place)
         lists = []
         for values, rows in zip(scores.tolist(), found.tolist(), strict=True):
             hits = [
-                Hit(score, *place)
+                single_window(score, *place)
                 for score, row in zip(values, rows, strict=True)
                 if row >= 0
                 for place in places.get(row, ())
@@ -177,7 +225,7 @@ class LocalStore:
         if not places:
             raise KeyError(key)
         best = next((place for place in places if len(places) > 1 and os.path.isfile(place[1])), places[0])
-        return Hit(0.0, *best[1:])
+        return single_window(0.0, *best[1:])
 
     def _parse(self, key: str) -> tuple[str, int]:
         content, _, number = str(key).partition(".")

@@ -34,7 +34,8 @@ import numpy as np
 from .database import Description, snapshot, transaction
 from .describe import MOMENTS, gates
 from .errors import SearchError
-from .results import Filters, Hit, sort_hits
+from .moments import Timeline, Windows, merge_windows, stand_out
+from .results import Filters, Grouping, Hit, single_window, sort_hits
 from .rows import Rows
 from .writer import IndexWriter
 
@@ -324,10 +325,10 @@ class MilvusStore:
     def search(
         self, queries: np.ndarray, k: int, filters: Filters, corrected: np.ndarray, dynamic: bool = False
     ) -> list[list[Hit]]:
-        """The k best moments for each of (N,K) queries, see `VectorStore`; one request.
+        """The k best windows for each of (N,K) queries, see `VectorStore`; one request.
 
         Raises:
-            SearchError: k is above Milvus's limit, or Milvus does not answer.
+            SearchError: a filter needs an index folder, k is above Milvus's limit, or Milvus does not answer.
         """
         if k > MAX_HITS:
             raise SearchError(f"k is {k}: Milvus gives {MAX_HITS} results at most")
@@ -349,7 +350,7 @@ class MilvusStore:
         for hits, is_corrected in zip(found, corrected, strict=True):
             subtract = is_corrected and milvus["bias"] == "column"
             moments = [
-                Hit(
+                single_window(
                     hit["distance"] - (hit["entity"]["bias"] if subtract else 0.0),
                     *(hit["entity"][name] for name in FIELDS),
                     hit["key"],
@@ -363,6 +364,35 @@ class MilvusStore:
             return [lists[count + n if hubs[n] else n] for n in range(count)]
         return lists
 
+    def moments(
+        self,
+        queries: np.ndarray,
+        k: int,
+        filters: Filters,
+        corrected: np.ndarray,
+        dynamic: bool,
+        grouping: Grouping,
+    ) -> list[list[Hit]]:
+        """Moments for each of (N,K) queries, see `VectorStore`, from the windows that a search finds.
+
+        Identical files stay separate results: a collection does not know their content.
+        """
+        count, done = max(k, min(OVERFETCH * k, MAX_HITS)), {}
+        waiting = list(range(len(queries)))
+        while waiting:
+            lists = self.search(queries[waiting], count, filters, corrected[waiting], dynamic)
+            for query, hits in zip(waiting, lists, strict=True):
+                is_all = len(hits) < count or count >= MAX_HITS
+                if grouping.min_score is not None:
+                    kept = [hit for hit in hits if hit.score >= grouping.min_score]
+                    is_all, hits = is_all or len(kept) < len(hits), kept
+                made = _merged(hits, k, grouping) if grouping.merge or grouping.by_file else hits[:k]
+                if len(made) == k or is_all:
+                    done[query] = made
+            waiting = [query for query in waiting if query not in done]
+            count = min(4 * count, MAX_HITS)
+        return [done[query] for query in range(len(queries))]
+
     def locate(self, key: str) -> Hit:
         """The file and time of a row, with score 0.
 
@@ -372,7 +402,7 @@ class MilvusStore:
         row = self._get([key], FIELDS).get(key)
         if row is None:
             raise KeyError(key)
-        return Hit(0.0, row["path"], row["start"], row["end"], key)
+        return single_window(0.0, row["path"], row["start"], row["end"], key)
 
     def vectors(self, keys: list[str]) -> dict[str, np.ndarray]:
         """(K,) of each key that there is, without the bias."""
@@ -391,6 +421,31 @@ class MilvusStore:
         return {row["key"]: row for row in rows}
 
 
+def _merged(hits: list[Hit], k: int, grouping: Grouping) -> list[Hit]:
+    """The first k moments among windows that were found, best first."""
+    by_path: dict[str, list[Hit]] = {}
+    for hit in hits:
+        by_path.setdefault(hit.path, []).append(hit)
+    timelines = {}
+    for path, found in by_path.items():
+        found.sort(key=lambda hit: hit.start)
+        starts, ends, scores = (np.array([getattr(hit, name) for hit in found]) for name in ("start", "end", "score"))
+        windows = Windows(path, starts, ends, [hit.key for hit in found])
+        timelines[path] = Timeline(windows, lambda numbers, scores=scores: scores[numbers])
+
+    def as_hit(moment) -> Hit:
+        hit = by_path[moment.timeline.windows.owner][moment.number]
+        return hit._replace(start=moment.start, end=moment.end)
+
+    numbers = {hit.key: number for found in by_path.values() for number, hit in enumerate(found)}
+    candidates = [(hit.score, timelines[hit.path], numbers[hit.key]) for hit in hits]
+    made = []
+    for moment in merge_windows(candidates, k, grouping.by_file):
+        others = tuple(map(as_hit, stand_out(moment.timeline))) if grouping.by_file else ()
+        made.append(as_hit(moment)._replace(moments=others))
+    return made
+
+
 def open_collection(description: Description) -> MilvusStore:
     """The collection that an index names."""
     return MilvusStore(description.milvus["uri"], description.milvus["collection"])
@@ -407,8 +462,17 @@ def _hash(text: str) -> str:
 
 
 def _expression(filters: Filters) -> str:
-    """Filters as a Milvus boolean expression."""
+    """Filters as a Milvus boolean expression.
+
+    Raises:
+        SearchError: a filter is on what a collection does not hold.
+    """
     parts = []
+    missing = [name for name in filters.names if name not in ("path", "min_seconds", "max_seconds")]
+    if missing:
+        raise SearchError(
+            f"{missing[0]} cannot be a filter in Milvus, which holds path and times only: search the folder, --index"
+        )
     if filters.path is not None:
         # Servers disagree on how to escape a backslash in a pattern, so it becomes "any one character".
         pattern = filters.path.lower().replace("\\", "\0").replace("%", "\\%").replace("_", "\\_").replace("\0", "_")

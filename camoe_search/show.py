@@ -26,14 +26,20 @@ def format_time(seconds: float) -> str:
 
 
 def format_table(hits: list[Hit]) -> str:
-    """Rank, score, from, to and file."""
+    """Rank, score, from, to and file; below them the other files with this content, and the moments of a group."""
     if not hits:
         return "nothing found"
     lines = [f"{'rank':>4}  {'score':>7}  {'from':>9}  {'to':>9}  file"]
     for rank, hit in enumerate(hits, start=1):
-        start, end = format_time(hit.start), format_time(hit.end)
-        lines.append(f"{rank:>4}  {hit.score:7.4f}  {start:>9}  {end:>9}  {_relative(hit.path)}")
+        lines.append(f"{rank:>4}  {_format_moment(hit)}  {_relative(hit.path)}")
+        lines += [f"{'':>36}= {_relative(path)}" for path in hit.paths if path != hit.path]
+        if len(hit.moments) > 1:
+            lines += [f"{'':>4}  {_format_moment(moment)}  ." for moment in hit.moments]
     return "\n".join(lines)
+
+
+def _format_moment(hit: Hit) -> str:
+    return f"{hit.score:7.4f}  {format_time(hit.start):>9}  {format_time(hit.end):>9}"
 
 
 def _relative(path: str) -> str:
@@ -42,8 +48,15 @@ def _relative(path: str) -> str:
 
 
 def json_rows(hits: list[Hit]) -> list[dict]:
-    """One dict per hit: rank, score, path, start, end, key."""
-    return [{"rank": rank} | hit._asdict() for rank, hit in enumerate(hits, start=1)]
+    """One dict per hit: rank and the fields of [`Hit`]; its `moments` have score, start, end, key and peak."""
+    rows = []
+    for rank, hit in enumerate(hits, start=1):
+        moments = [
+            {name: getattr(moment, name) for name in ("score", "start", "end", "key", "peak")}
+            for moment in hit.moments
+        ]
+        rows.append({"rank": rank} | hit._asdict() | {"moments": moments})
+    return rows
 
 
 def thumbnail(path: str, start: float, end: float, size: int = TILE) -> Image.Image:
@@ -74,7 +87,7 @@ def thumbnail_grid(hits: list[Hit]) -> Image.Image:
     for i, hit in enumerate(hits):
         left, top = i % columns * TILE, i // columns * (TILE + CAPTION)
         try:
-            picture.paste(thumbnail(hit.path, hit.start, hit.end), (left, top))
+            picture.paste(thumbnail(hit.path, *(hit.peak or (hit.start, hit.end))), (left, top))
         except VideoDecodingError as error:
             draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), GREY)
             draw.multiline_text((left + 8, top + 8), "\n".join(textwrap.wrap(str(error), 32)), BLACK)

@@ -42,6 +42,8 @@ from .encoder import Encoder, process_group
 from .errors import SearchError
 from .files import Scan, VideoFile, absolute, content_hash, cut_windows, find_videos, is_inside, is_unchanged
 from .remove import KNOWN, open_copy, skipped_files
+from .shots import check_shots, cut_at_shots, find_shots
+from .sidecars import refresh_pictures, refresh_sidecars
 from .text_encoder import export_text_encoder, exported_weights
 from .writer import IndexWriter
 
@@ -54,6 +56,7 @@ REGISTER_BATCH = 64  # files whose hashes are committed together
 class IndexOptions:
     """How to index. None keeps what an existing index has; the comments give the default of a new one."""
 
+    windows: str | None = None  # what cuts a video: "time" (default) or "shots", which needs the extra `shots`
     window: float | None = None  # seconds; 0: whole files; default: depends on the duration, see `files.cut_windows`
     stride: float | None = None  # seconds from one start to the next; default: half a window
     dtype: str | None = None  # of the stored vectors: "float32" (default) or "float16"
@@ -113,6 +116,8 @@ def update_index(paths, folder: str | os.PathLike, encoder: Encoder, options: In
                         store.prepare(writer.description)  # what does not fit is said before anything is encoded
                 scan = _scan(writer, paths, options)
                 registered = _register(writer, scan, options, report, progress)
+                refresh_pictures(writer)
+                refresh_sidecars(writer, scan.paths)
         group.wait_for_everyone()
         with IndexWriter(folder, group.process_index) as writer:
             report.encoded = _encode(writer, encoder, options, progress, group.process_index, group.num_processes)
@@ -196,6 +201,7 @@ def _settings(encoder: Encoder, old: Description | None, options: IndexOptions) 
         dim=encoder.dim,
         num_frames=encoder.num_frames,
         sampling=encoder.sampling,
+        windows=options.windows or "time",
         window=options.window,
         stride=options.stride,
         dtype=options.dtype or "float32",
@@ -204,12 +210,17 @@ def _settings(encoder: Encoder, old: Description | None, options: IndexOptions) 
     )
     if wanted.dtype not in ("float32", "float16"):
         raise SearchError(f"dtype is {wanted.dtype!r}: choose float32 or float16")
+    if wanted.windows not in ("time", "shots"):
+        raise SearchError(f"windows is {wanted.windows!r}: choose time or shots")
+    if "shots" in (wanted.windows, old and old.windows):
+        check_shots()
     if old is None:
         return wanted
     check_model(encoder, old)
-    for name in ("num_frames", "sampling", "window", "stride", "dtype"):
+    for name in ("num_frames", "sampling", "windows", "window", "stride", "dtype"):
         before, now = getattr(old, name), getattr(wanted, name)
-        if now is not None and now != before and not (name == "dtype" and options.dtype is None):
+        is_default = name in ("windows", "dtype") and getattr(options, name) is None
+        if now is not None and now != before and not is_default:
             raise SearchError(
                 f"the index was made with {name} {before}, not {now}: leave it out, or index again with --rebuild"
             )
@@ -389,6 +400,8 @@ class _Content(NamedTuple):
     hash: str | None
     duration: float | None
     cause: str | None
+    picture: tuple[int, int] | None = None  # width, height
+    shots: list[float] | None = None  # seconds at which shots begin, if windows are cut there
 
 
 def _examine(writer: IndexWriter, videos: list[VideoFile], retry: bool) -> Iterator[_Content]:
@@ -401,16 +414,20 @@ def _examine(writer: IndexWriter, videos: list[VideoFile], retry: bool) -> Itera
             digest = content_hash(video.path)
         except OSError as error:
             return _Content(None, None, f"{video.path}: {error.strerror}")
-        if digest in hashes:
-            return _Content(digest, None, None)
-        try:
-            return _Content(digest, probe_video(video.path).duration, None)
-        except VideoDecodingError as error:
-            return _Content(digest, None, str(error))
+        return _Content(digest, None, None) if digest in hashes else _probe(video, digest, writer.description)
 
     with ThreadPoolExecutor(READERS) as readers:
         for first in range(0, len(videos), REGISTER_BATCH):  # a few at a time: an error must not wait for all
             yield from readers.map(examine, videos[first : first + REGISTER_BATCH])
+
+
+def _probe(video: VideoFile, digest: str, description: Description) -> _Content:
+    try:
+        info = probe_video(video.path)
+        shots = find_shots(video.path) if description.windows == "shots" else None
+    except VideoDecodingError as error:
+        return _Content(digest, None, str(error))
+    return _Content(digest, info.duration, None, (info.width, info.height), shots)
 
 
 def _note(
@@ -419,6 +436,10 @@ def _note(
 ):  # fmt: skip
     """Write down what is in a new or changed file; inside a transaction."""
     connection = writer.connection
+    if found.hash is not None and found.duration is None and found.cause is None:
+        if not connection.execute("SELECT 1 FROM contents WHERE hash = ?", (found.hash,)).fetchone():
+            # The index knew this content by another file, which this run has found to hold something else now.
+            found = _probe(video, found.hash, writer.description)
     content = None if found.hash is None else _content_id(connection, found, writer.description)
     cause = found.cause if content is None else None
     if known is not None:
@@ -456,8 +477,13 @@ def _content_id(connection, found: _Content, description: Description) -> int:
         content = connection.execute(
             "INSERT INTO contents(hash, duration, cause) VALUES(?, ?, ?)", (found.hash, found.duration, found.cause)
         ).lastrowid
+    if found.picture is not None:
+        connection.execute("INSERT OR REPLACE INTO pictures VALUES(?, ?, ?)", (content, *found.picture))
     if found.duration is not None:
-        times = cut_windows(found.duration, description.window, description.stride)
+        if found.shots is None:
+            times = cut_windows(found.duration, description.window, description.stride)
+        else:
+            times = cut_at_shots(found.duration, found.shots, description.window, description.stride)
         connection.executemany(
             "INSERT INTO windows(content, number, start, end, whole) VALUES(?, ?, ?, ?, ?)",
             [(content, number, start, end, len(times) == 1) for number, (start, end) in enumerate(times)],

@@ -16,9 +16,11 @@ Notable features:
 Units: "seconds" count from the beginning of the file, as in a player; "ticks" are the time stamps of the stream.
 """
 
+import bisect
 import math
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,6 +147,69 @@ def sample_frames(
         duration=finish - begin,
         skipped_damage=tuple((float(hole_start), float(hole_end)) for hole_start, hole_end in holes),
     )
+
+
+def sample_windows(
+    clips: Sequence[Clip], num_frames: int = 12, sampling: str = "uniform", on_damage: str = "error", **options
+) -> list[SampledFrames | VideoDecodingError]:
+    """
+    The frames of several windows of one file, each as [`sample_frames`] gives them, with what they share decoded once.
+
+    Whatever is not plain sailing (damage, a wrong header, another sampling than `"uniform"`) is left to
+    [`sample_frames`], window by window.
+
+    Args:
+        clips: windows of one source, each with its end.
+        num_frames, sampling, on_damage, options: as for [`sample_frames`].
+
+    Returns:
+        for each window its frames, or the error that [`sample_frames`] raises for it.
+    """
+    shared = None
+    if len(clips) > 1 and sampling == "uniform" and options.keys() <= {"size", "fps", "threads"}:
+        try:
+            shared = _decode_together(clips, num_frames, **options)
+        except VideoDecodingError:
+            pass  # of one window, perhaps: each gets its own below
+    if shared is not None:
+        return shared
+    alone = []
+    for clip in clips:
+        try:
+            alone.append(sample_frames(clip, num_frames, sampling, on_damage=on_damage, **options))
+        except VideoDecodingError as error:
+            alone.append(error)
+    return alone
+
+
+def _decode_together(clips, num_frames, size=224, fps=None, threads=None) -> list[SampledFrames] | None:
+    """The frames of all windows by one lazy decoder; None where it is not certain of them."""
+    for clip in clips:
+        _check_arguments(num_frames, "uniform", size, clip.start, clip.end, fps, "pyav", "error")
+    with open_video(clips[0].source, threads) as video:
+        if not video.is_trusted:
+            return None
+        known = video.findings
+        windows = [_window(video, clip.start, clip.end) for clip in clips]
+        if any(finish <= begin for begin, finish in windows):
+            return None
+        ticks = [
+            [video.ticks(time) for time in _times(video, *window, num_frames, "uniform", fps, None)]
+            for window in windows
+        ]
+        wanted = sorted({tick for window in ticks for tick in window})
+        begin, finish = min(begin for begin, _ in windows), max(finish for _, finish in windows)
+        images = decode_lazily(video, Targets(wanted, begin, finish), PictureMaker(size, lambda: video.pixel_aspect))
+        if images is None or video.findings != known:
+            return None
+        shown = sorted(images)
+        results = []
+        for window, (begin, finish) in zip(ticks, windows, strict=True):
+            # The frame shown at a time is the newest one that has come by then, or the first one of all.
+            taken = sorted({shown[max(0, bisect.bisect_right(shown, tick) - 1)] for tick in window})
+            frames = torch.from_numpy(np.stack([images[pts] for pts in taken]))  # (T', 3, size, size)
+            results.append(SampledFrames(frames, tuple(video.seconds(pts) for pts in taken), finish - begin))
+    return results
 
 
 def _decoders(video, sampling, backend):

@@ -13,7 +13,7 @@ overrides its hooks for decoding, sampling and preparing.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,8 +31,9 @@ from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
-from .frames import SampledFrames, VideoDecodingError, describe_source, probe_video
+from .frames import Clip, SampledFrames, VideoDecodingError, describe_source, probe_video
 from .frames import sample_frames as decode_frames
+from .frames import sample_windows as decode_windows
 from .video_inputs import (
     as_uint8,
     as_videos,
@@ -176,6 +177,20 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
         """
         settings = self._settings(num_frames=num_frames, sampling=sampling, fps=fps, on_damage=on_damage)
         sampled, _ = self._load(video, 0, None, settings, seed)
+        return self._as_pixels(sampled, settings)
+
+    def decode_windows(self, clips: Sequence[Clip]) -> list[SampledFrames | VideoDecodingError]:
+        """Windows of one file, each as `decode` gives it (or its error), but decoded once where they overlap."""
+        settings = self._settings()
+        options = {"size": self._decoded_size(settings), "fps": settings["fps"], "on_damage": settings["on_damage"]}
+        windows = decode_windows(clips, settings["num_frames"], settings["sampling"], **options)
+        return [
+            window if isinstance(window, VideoDecodingError) else self._as_pixels(window, settings)
+            for window in windows
+        ]
+
+    def _as_pixels(self, sampled: SampledFrames, settings: dict) -> SampledFrames:
+        """As uint8 RGB, resized."""
         frames = as_uint8(*self._prepare_input_videos([sampled.frames], do_convert_rgb=True), 0)
         if settings["do_resize"]:  # does nothing to a file that was scaled while it was decoded
             size = self._standardize_kwargs(size=settings["size"], default_to_square=settings["default_to_square"])

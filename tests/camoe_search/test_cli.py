@@ -99,7 +99,7 @@ def test_mistakes_are_one_line_each(index, capsys, tmp_path, some_videos, checkp
     assert "holds no index" in error_line(capsys, "search", QUERY, "--index", tmp_path)
     assert "did you mean action" in error_line(capsys, "search", QUERY, "--index", index, "--expert", "acton=2")
     assert "NAME=WEIGHT" in error_line(capsys, "search", QUERY, "--index", index, "--expert", "action")
-    assert "one of them" in error_line(capsys, "search", "--index", index)
+    assert "give a text, --like FILE" in error_line(capsys, "search", "--index", index)
     assert "nothing.mp4" in error_line(capsys, "search", "--like", tmp_path / "nothing.mp4", "--index", index)
     like = ("search", "--like", some_videos / "clip_2.mp4", "--index", index)
     assert "is for texts" in error_line(capsys, *like, "--correction", "query_bank")

@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from camoe_search.encoder import SentenceEncoder, load_encoder
 from camoe_search.errors import SearchError
 from camoe_search.index import VideoIndex
+from modeling_camoe.encode import iter_encoded_videos
 from modeling_camoe.frames import Clip
 from tests.tiny_backbones import KINDS, tiny_backbone
 from tests.video_files import cut_off, write_video
@@ -176,3 +177,19 @@ def test_a_qwen3_vl_embedding_model_makes_an_index(qwen, videos, tmp_path, capsy
     np.testing.assert_allclose(table["bias"].to_pylist(), expected, atol=1e-5)
     best = index.search_like(str(videos / "clip_3.mp4"))[0]
     assert best.path.endswith("clip_3.mp4") and best.score == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_windows_that_are_decoded_together_have_the_same_vectors_to_the_bit(tmp_path, encoder, workers):
+    """In batches that begin inside of files, whole files and a damaged one between them."""
+    pictures = [np.full((48, 64, 3), 3 * i % 256, np.uint8) for i in range(160)]
+    long = str(write_video(tmp_path / "long.mp4", 160, pictures=pictures))
+    short = str(write_video(tmp_path / "short.mp4", 12))
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    clips = [Clip(long, start / 2, start / 2 + 1.0) for start in range(9)]
+    clips[4:4] = [Clip(short), Clip(str(tmp_path / "bad.mp4"), 0.0, 1.0)]
+    together = list(encoder.encode_clips(clips, 4, workers))
+    alone = list(iter_encoded_videos(encoder.model, encoder.processor, clips, batch_size=4, on_bad_video="skip"))
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.indices == theirs.indices and np.array_equal(ours.vectors, theirs.vectors.numpy())
+        assert ours.bad == {bad.index: bad.cause for bad in theirs.bad}

@@ -88,7 +88,8 @@ def test_pages_split_the_results_of_one_search(server, index):
     assert [(f"{hit['folder']}/{hit['name']}", hit["start"], hit["end"]) for hit in hits] == [
         (hit.path, hit.start, hit.end) for hit in expected
     ]
-    assert [page["more"] for page in pages] == [True, True, False, False] and len(hits) == len(index) == 8
+    # The three overlapping windows of the longest clip are one result.
+    assert [page["more"] for page in pages] == [True, False, False, False] and (len(hits), len(index)) == (6, 8)
 
 
 @pytest.mark.parametrize("correction", ["none", "query_bank", "dynamic"])

@@ -16,7 +16,10 @@ from modeling_camoe.frames import (
     describe_source,
     probe_video,
     sample_frames,
+    sample_windows,
 )
+from modeling_camoe.pictures import PictureMaker
+from modeling_camoe.video_file import VideoFile
 from tests.video_files import KINDS, cut_off, indices_of, sample, write_audio, write_video
 
 
@@ -34,6 +37,49 @@ def test_uniform_takes_the_frame_shown_at_the_centre_of_each_segment(video):
 
 def test_one_frame_is_the_middle_one(video):
     assert indices_of(sample(video, 1).frames) == [12]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_windows_decoded_together_have_the_frames_of_each_alone(kind, tmp_path):
+    options = KINDS[kind]
+    name = kind if "." in kind else f"video.{kind}"
+    path = str(write_video(tmp_path / name, **{"num_frames": 60 if "times" in options else 130} | options))
+    last = probe_video(path).duration
+    clips = [Clip(path, start, min(start + 2.0, last)) for start in (0.0, 0.7, 1.0, 2.05, last - 1.5, 0.3)]
+    for clip, together in zip(clips, sample_windows(clips, 5, size=32), strict=True):
+        alone = sample(clip, 5)
+        assert torch.equal(together.frames, alone.frames)
+        assert (together.times, together.duration) == (alone.times, alone.duration)
+
+
+def test_overlapping_windows_decode_a_frame_once(tmp_path, monkeypatch):
+    path = str(write_video(tmp_path / "video.mp4", 120))
+    made, opened = [], []
+    make_picture, open_file = PictureMaker.__call__, VideoFile.__init__
+
+    def note_frame(self, frame):
+        made.append(frame.pts)
+        return make_picture(self, frame)
+
+    def note_file(self, *arguments):
+        opened.append(arguments[0])
+        open_file(self, *arguments)
+
+    monkeypatch.setattr(PictureMaker, "__call__", note_frame)
+    monkeypatch.setattr(VideoFile, "__init__", note_file)
+    windows = sample_windows([Clip(path, start, start + 2.0) for start in range(8)], 4, size=32)
+    assert sum(len(window.frames) for window in windows) == 32 and len(made) == len(set(made)) == 18
+    assert opened == [path]
+
+
+def test_a_window_that_cannot_be_decoded_leaves_the_others_as_they_are(tmp_path):
+    path = str(write_video(tmp_path / "video.mp4", 48))
+    clips = [Clip(path, 0.0, 2.0), Clip(path, 5.0, 7.0), Clip(path, 1.0, 3.0)]
+    first, bad, last = sample_windows(clips, 4, size=32)
+    assert isinstance(bad, VideoDecodingError) and "starts at 5.0 s" in str(bad)
+    assert torch.equal(first.frames, sample(clips[0], 4).frames) and torch.equal(
+        last.frames, sample(clips[2], 4).frames
+    )
 
 
 def test_a_window_is_cut_into_segments_of_its_own(video):
