@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .database import transaction, write_lock
 from .errors import SearchError
-from .files import absolute, matches
+from .files import absolute, is_inside, matches
 from .writer import IndexWriter
 
 
@@ -17,11 +17,13 @@ KNOWN = f"""
 SELECT roots.path || '{os.sep}' || files.path, files.id, size, mtime_ns, content, COALESCE(files.cause, contents.cause)
 FROM files JOIN roots ON roots.id = files.root LEFT JOIN contents ON contents.id = files.content
 """
-# Files that are, are in, or fit a pattern: compared by SQLite, in milliseconds for 100,000. Its GLOB is `fnmatch`.
+# Files that fit a pattern. SQLite's GLOB is `fnmatch`; it takes milliseconds for 100,000.
 MATCHING = f"""
-SELECT files.id, roots.path || '{os.sep}' || files.path AS whole FROM files JOIN roots ON roots.id = files.root
-WHERE whole GLOB :pattern OR whole = :path OR substr(whole, 1, length(:path) + 1) = :path || '{os.sep}'
+SELECT files.id FROM files JOIN roots ON roots.id = files.root
+WHERE roots.path || '{os.sep}' || files.path GLOB replace(?, '[!', '[^')
 """
+# Files of a root that are a path, or are in it as in a folder.
+INSIDE = "SELECT id FROM files WHERE root = ? AND (path = ? OR path > ? AND path < ?)"
 # Files that are not, or not wholly, in the index, with the cause.
 SKIPPED = f"""
 SELECT roots.path || '{os.sep}' || files.path, windows.start, windows.end,
@@ -41,12 +43,10 @@ def remove_files(folder: str | os.PathLike, patterns) -> tuple[int, int]:
     folder = Path(folder)
     with write_lock(folder), IndexWriter(folder) as writer, open_copy(writer) as store:
         patterns = [os.fspath(pattern) for pattern in patterns]
-        roots = [path for (path,) in writer.connection.execute("SELECT path FROM roots")]
+        roots = dict(writer.connection.execute("SELECT path, id FROM roots").fetchall())
         files = set()
         for pattern in patterns:
-            wanted = pattern if pattern.startswith("*") else absolute(pattern)
-            values = {"path": wanted, "pattern": wanted.replace("[!", "[^")}
-            found = {file for file, _ in writer.connection.execute(MATCHING, values)}
+            found = _find_files(writer.connection, roots, pattern)
             if not found and not any(matches(root, pattern) for root in roots):
                 raise SearchError(f"no file of the index is or fits {pattern}; nothing was removed")
             files |= found
@@ -58,6 +58,20 @@ def remove_files(folder: str | os.PathLike, patterns) -> tuple[int, int]:
         if store is not None:
             store.update(writer)
     return len(files), removed
+
+
+def _find_files(connection, roots: dict[str, int], pattern: str) -> set[int]:
+    """Ids of the files that are, are in, or fit a pattern."""
+    wanted, found = pattern if pattern.startswith("*") else absolute(pattern), []
+    for path, root in roots.items():
+        if is_inside(path, wanted):
+            found += connection.execute("SELECT id FROM files WHERE root = ?", (root,))
+        elif is_inside(wanted, path):
+            inner = os.path.relpath(wanted, path)
+            found += connection.execute(INSIDE, (root, inner, inner + os.sep, inner + chr(ord(os.sep) + 1)))
+    if any(character in wanted for character in "*?["):
+        found += connection.execute(MATCHING, (wanted,))
+    return {file for (file,) in found}
 
 
 def skipped_files(connection) -> list[dict]:
