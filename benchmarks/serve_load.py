@@ -33,7 +33,7 @@ def main():
     parser.add_argument("--single", type=int, default=20, help="searches one after the other")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        write_index(Path(folder), options.count, options.width, dtype="float16")
+        write_index(Path(folder), options.count, options.width)
         index = VideoIndex(folder)
         # A new seed for each text: no two searches are the same.
         encode = lambda texts: random_vectors(len(texts), options.width, abs(hash(texts[0])))  # noqa: E731

@@ -106,6 +106,40 @@ class Result(Span):
     moments: list[Span] = Field(description="of the file, by time, where results are grouped or in order")
 
 
+class Place(BaseModel):
+    """A moment of a file, without a query."""
+
+    key: str
+    name: str
+    folder: str
+    title: str
+    start: float
+    end: float
+    paths: list[str]
+
+
+class Folder(BaseModel):
+    """A folder with videos in it, or in folders of it."""
+
+    path: str
+    depth: int
+    files: int
+
+
+class Browse(BaseModel):
+    """What there is to see before a search."""
+
+    recent: list[Place] = Field(description="the newest files, of the folder if one was asked for")
+    folders: list[Folder] = Field(description="in the order of a tree")
+    examples: list[str] = Field(description="queries to begin with: from the query bank")
+
+
+class Upload(BaseModel):
+    """A video or picture that was sent as a query."""
+
+    key: str = Field(description="for `like`")
+
+
 class Results(BaseModel):
     """A page of results."""
 

@@ -9,8 +9,12 @@ fetches only the part of a file that it plays, nothing leaves the machine, and t
     GET  /api/about            an index, its model and its settings
     GET  /api/search?q=…       results, with the fields of schemas.SearchQuery
     POST /api/search           the same, with the fields of schemas.SearchBody as JSON
-    GET  /media/KEY            the file of a moment, with range requests
-    GET  /thumbnail/KEY        a picture of a moment
+    GET  /api/browse           the newest files, folders, example queries
+    POST /api/uploads          a video or picture -> a key for `like`
+    GET  /api/moment/KEY       the file and time of a moment
+    GET  /media/KEY            its file, with range requests
+    GET  /clip/KEY             part of it, encoded again for browsers that cannot play the file
+    GET  /thumbnail/KEY        a picture of it
     GET  /healthz, /metrics    is it alive; numbers for Prometheus
     GET  /openapi.json         all of this for programs
     POST /api/session          a browser that shows the token gets a cookie that stands for it
@@ -22,14 +26,11 @@ what there is then.
 """
 
 import contextlib
-import functools
-import io
 import ipaddress
 import logging
 import mimetypes
 import os
 import socket
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -37,34 +38,27 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from modeling_camoe.frames import VideoDecodingError
 
 from . import schemas
+from .clip import ClipCache
 from .errors import SearchError
-from .guard import COOKIE, Guard, problem, session
+from .guard import COOKIE, UPLOADS, Guard, problem, session
 from .index import VideoIndex
-from .results import Hit
-from .service import NoSuchMomentError, SearchService, UnavailableError
-from .show import thumbnail
+from .service import NoSuchMomentError, SearchService, UnavailableError, place
 
 
 WEB = Path(__file__).parent / "web"
 PAGE_SIZE = 12
 MIN_TOKEN = 16  # characters
-THUMBNAIL_SLOTS = threading.BoundedSemaphore(4)  # thumbnails decoded at the same time
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+Second = Annotated[float, Query(ge=0, allow_inf_nan=False, description="of the file")]
+BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+UPLOAD_BODY = {"requestBody": {"required": True, "content": BYTES}}
 REFUSED = {status: {"model": schemas.Problem} for status in (400, 401, 404, 413, 503)}
-
-
-@functools.lru_cache(maxsize=512)
-def _thumbnail_jpeg(path: str, start: float, end: float) -> bytes:
-    """A thumbnail as JPEG, about 10 KB."""
-    buffer = io.BytesIO()
-    with THUMBNAIL_SLOTS:
-        thumbnail(path, start, end).save(buffer, format="JPEG", quality=85)
-    return buffer.getvalue()
 
 
 def make_app(
@@ -83,7 +77,7 @@ def make_app(
     """
     services = {name: SearchService(name, index, page_size) for name, index in indexes.items()}
     first = next(iter(services))
-    registry = CollectorRegistry()
+    registry, clips = CollectorRegistry(), ClipCache()
     moments = Gauge("camoe_moments", "Moments that can be found.", ["index"], registry=registry)
     app = FastAPI(
         title="CAMoE search",
@@ -101,10 +95,11 @@ def make_app(
             raise SearchError(f"there is no index {name!r}: choose from {', '.join(services)}")
         return services[first if name is None else name]
 
-    def find_moment(key: str) -> Hit:
+    def find(look):
+        """From the first index that has it: a key means the same in all of them."""
         for service in services.values():
             with contextlib.suppress(NoSuchMomentError):
-                return service.locate(key)
+                return look(service)
         raise NoSuchMomentError("this moment is not in the index, or no longer: search again")
 
     def static(name: str, kind: str):
@@ -143,22 +138,47 @@ def make_app(
             response.set_cookie(COOKIE, session(token), httponly=True, samesite="strict", secure=secure)
         return response
 
+    @app.get("/api/browse")
+    def browse(index: str | None = None, folder: str | None = None) -> schemas.Browse:
+        """What there is to see before a search: the newest files, folders, example queries."""
+        return service_of(index).browse(folder)
+
+    @app.get("/api/moment/{key}")
+    def moment(key: str) -> schemas.Place:
+        """The file and time of a moment."""
+        hit = find(lambda service: service.locate(key))
+        return place(os.path.basename(hit.path), hit.path, hit.start, hit.end, hit.key, hit.paths)
+
+    @app.post(UPLOADS, openapi_extra=UPLOAD_BODY)
+    async def upload(request: Request, index: str | None = None) -> schemas.Upload:
+        """A video or picture to search with: its bytes. The server keeps no file."""
+        content = await request.body()
+        return await run_in_threadpool(service_of(index).upload, content)
+
     @app.get("/media/{key}", response_class=FileResponse)
-    def media(key: str) -> Response:
+    def media(key: str, download: bool = False) -> Response:
         """The file of a moment; ranges can be asked for."""
-        path = find_moment(key).path
+        path = find(lambda service: service.locate(key)).path
         if not os.path.isfile(path):
             raise HTTPException(404, f"{os.path.basename(path)} no longer exists")
         kind = mimetypes.guess_type(path)[0] or ""
         # Never as HTML: a browser would run the scripts in it.
-        return FileResponse(path, media_type=kind if kind.startswith("video/") else "video/mp4")
+        kind = kind if kind.startswith("video/") else "video/mp4"
+        return FileResponse(path, media_type=kind, filename=os.path.basename(path) if download else None)
+
+    @app.get("/clip/{key}", response_class=FileResponse)
+    def clip(key: str, start: Second, end: Second) -> Response:
+        """Part of the file of a moment, encoded again so that every browser plays it; at most two minutes."""
+        if end <= start:
+            raise SearchError("the clip ends before it starts")
+        hit = find(lambda service: service.locate(key))
+        return FileResponse(clips.clip(hit.key, hit.path, start, end), media_type="video/mp4")
 
     @app.get("/thumbnail/{key}", response_class=Response)
-    def thumbnail_of(key: str) -> Response:
+    def thumbnail(key: str) -> Response:
         """A picture of a moment, as JPEG."""
-        hit = find_moment(key)
-        content = _thumbnail_jpeg(hit.path, hit.start, hit.end)
-        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        content = find(lambda service: service.picture(key))
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
 
     @app.get("/healthz")
     def healthz() -> schemas.Health:

@@ -1,25 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
 """An index that a server searches: from several threads, for as long as it runs, whatever happens to the folder."""
 
+import contextlib
+import hashlib
+import io
 import os
 import threading
 import time
+from collections import Counter
 
 import numpy as np
+
+from modeling_camoe.frames import VideoDecodingError
 
 from . import schemas
 from .database import FILE
 from .errors import SearchError
+from .filters import PATH
 from .index import CORRECTIONS, VideoIndex
 from .local_store import LocalStore
 from .queries import as_negative, as_weighted, query_vector
 from .results import Hit
+from .show import thumbnail
 
 
 SAMPLE = 256  # windows whose scores say what an average moment of the index scores
 # Standard deviations above the average moment -> words. Our choice: scores are not calibrated across models.
 WORDS = ((3.0, "Strong match"), (2.0, "Good match"), (1.0, "Fair match"))
 WEAK = "Weak match"
+THUMBNAILS = "thumbnails"  # folder beside the vectors
+THUMBNAIL_SIZE = 320  # pixels of the long side
+THUMBNAIL_SLOTS = threading.BoundedSemaphore(4)  # thumbnails decoded at the same time
+RECENT_COUNT, EXAMPLE_COUNT, FOLDER_COUNT = 12, 4, 300
+UPLOAD, MAX_UPLOADS = "upload-", 64  # vectors that are kept
+# The newest files that have a moment, in folders whose path begins as given: path, start, end, key.
+RECENT = f"""
+SELECT {PATH}, windows.start, windows.end, contents.hash || '.' || windows.number
+FROM files JOIN contents ON contents.id = files.content JOIN roots ON roots.id = files.root
+     JOIN windows ON windows.id = (
+         SELECT min(id) FROM windows AS other WHERE other.content = contents.id AND other.row IS NOT NULL)
+WHERE substr({PATH}, 1, length(?)) = ? ORDER BY files.mtime_ns DESC, files.id LIMIT ?"""
+FILES = "SELECT roots.path, files.path FROM files JOIN roots ON roots.id = files.root WHERE files.content IS NOT NULL"
+EXAMPLES = "SELECT DISTINCT text FROM bank WHERE length(text) BETWEEN 8 AND 60 ORDER BY query LIMIT ?"
 TRIES = 3  # of a search during which the index is made anew
 FILTERS = (
     "path glob min_seconds max_seconds min_duration max_duration after before min_resolution max_resolution where"
@@ -53,6 +75,7 @@ class SearchService:
         self._open_lock = threading.Lock()
         self._encode_lock = threading.Lock()  # tokenizers are not thread-safe
         self._sample: tuple = (None,)
+        self._uploads: dict[tuple[str, str], np.ndarray] = {}  # by weights and key
 
     @property
     def index(self) -> VideoIndex:
@@ -157,6 +180,8 @@ class SearchService:
             raise SearchError("give a `text`, or `like`: the key of a moment")
         k = (query.page + 1) * self.page_size + 1  # one more, to know whether there is a next page
         correction = query.correction or ("none" if query.like is not None else index.default_correction)
+        if not query.texts:
+            correction = "none"  # the bank holds texts
         options = {name: getattr(query, name) or None for name in FILTERS} | {
             "correction": correction,
             "group_by": query.group_by,
@@ -181,6 +206,11 @@ class SearchService:
         return [hit for hit in hits if hit.key != query.like][:k], vector, correction
 
     def _vector_like(self, index: VideoIndex, key: str) -> np.ndarray:
+        if key.startswith(UPLOAD):
+            vector = self._uploads.get((index.description.weights, key))
+            if vector is None:
+                raise NoSuchMomentError("the server no longer has that video or picture: send it again")
+            return vector
         try:
             return index.similar_vector(key)
         except KeyError:
@@ -248,7 +278,67 @@ class SearchService:
                 self._sample = (rows, *sample)
             return tuple(sample)
 
+    # --- a video or picture as the query -----------------------------------------------------------------------------
+
+    def upload(self, content: bytes) -> schemas.Upload:
+        """Encode a video or picture; its key can be searched with as long as the server keeps it.
+
+        Raises:
+            SearchError: it is neither.
+        """
+        key = UPLOAD + hashlib.sha256(content).hexdigest()[:32]
+
+        def encode(index: VideoIndex):
+            with self._encode_lock:
+                return index.description.weights, index.encoder.encode_clip(content)[0]
+
+        try:
+            weights, vector = self._unchanged(encode)
+        except VideoDecodingError as error:
+            raise SearchError("that file is neither a video nor a picture that can be read") from error
+        self._uploads[weights, key] = vector
+        while len(self._uploads) > MAX_UPLOADS:
+            self._uploads.pop(next(iter(self._uploads)))
+        return schemas.Upload(key=key)
+
+    # --- before a search ---------------------------------------------------------------------------------------------
+
+    def browse(self, folder: str | None) -> schemas.Browse:
+        """The newest files, the folders, and queries to begin with; nothing of an index that is in Milvus only."""
+        store = self.index.store
+        if not isinstance(store, LocalStore):
+            return schemas.Browse(recent=[], folders=[], examples=[])
+        inside = "" if not folder else folder.rstrip(os.sep) + os.sep
+        found = store.select(RECENT, inside, inside, RECENT_COUNT)
+        titles = distinct_titles([path for path, *_ in found])
+        recent = [place(title, *row) for title, row in zip(titles, found, strict=True)]
+        examples = [text for (text,) in store.select(EXAMPLES, EXAMPLE_COUNT)]
+        return schemas.Browse(recent=recent, folders=folder_tree(store.select(FILES)), examples=examples)
+
     # --- one moment --------------------------------------------------------------------------------------------------
+
+    def picture(self, key: str) -> bytes:
+        """A thumbnail as JPEG: made once, and kept in the folder of the index where that can be written.
+
+        Raises:
+            NoSuchMomentError: there is no such moment.
+            VideoDecodingError: its file cannot be read.
+        """
+        hit = self.locate(key)
+        store = self.index.store
+        kept = store.folder / THUMBNAILS / f"{hit.key}.jpg" if isinstance(store, LocalStore) else None
+        if kept is not None and kept.is_file():
+            return kept.read_bytes()
+        buffer = io.BytesIO()
+        with THUMBNAIL_SLOTS:
+            thumbnail(hit.path, hit.start, hit.end, THUMBNAIL_SIZE).save(buffer, format="JPEG", quality=85)
+        if kept is not None:
+            with contextlib.suppress(OSError):  # a folder that may only be read, or a full disk
+                kept.parent.mkdir(exist_ok=True)
+                partial = kept.with_suffix(f".{threading.get_ident()}.part")
+                partial.write_bytes(buffer.getvalue())
+                partial.replace(kept)
+        return buffer.getvalue()
 
     def locate(self, key: str) -> Hit:
         """The file and time of a moment.
@@ -260,6 +350,26 @@ class SearchService:
             return self.index.store.locate(key)
         except KeyError:
             raise NoSuchMomentError("this moment is not in the index, or no longer: search again") from None
+
+
+def place(title: str, path: str, start: float, end: float, key: str, paths: tuple[str, ...] = ()) -> schemas.Place:
+    """A moment of a file, for the page."""
+    folder, name = os.path.split(path)
+    paths = list(paths or (path,))
+    return schemas.Place(key=key, name=name, folder=folder, title=title, start=start, end=end, paths=paths)
+
+
+def folder_tree(files: list[tuple[str, str]]) -> list[schemas.Folder]:
+    """(root, path in it) of all files -> folders below the roots with their counts, at most FOLDER_COUNT."""
+    counts: Counter = Counter()
+    for root, path in files:
+        parts = os.path.dirname(path).split(os.sep) if os.path.dirname(path) else []
+        for depth in range(len(parts) + 1):
+            counts[(root, *parts[:depth])] += 1
+    return [
+        schemas.Folder(path=os.sep.join(parts), depth=len(parts) - 1, files=count)
+        for parts, count in sorted(counts.items())[:FOLDER_COUNT]
+    ]
 
 
 def distinct_titles(paths: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 
 import contextlib
 import http.client
+import io
 import json
 import shutil
 import threading
@@ -10,18 +11,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
 import uvicorn
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from camoe_search import guard, serve, service
+from camoe_search import clip, guard, serve, service
 from camoe_search.cli import main
 from camoe_search.index import VideoIndex
 from modeling_camoe import CAMoEConfig, CAMoEModel
-from modeling_camoe.frames import Clip
+from modeling_camoe.frames import Clip, sample_frames
 from tests.camoe_search.random_index import random_index
+from tests.video_files import KINDS, indices_of, write_video
 
 
 QUERY = "a red star spins"
@@ -344,6 +348,69 @@ def test_relevance_says_how_far_a_result_is_above_the_average(server):
     relevances = [hit["relevance"] for hit in hits]
     assert relevances[0] == 1 and relevances == sorted(relevances, reverse=True) and relevances[-1] == 0
     assert hits[-1]["match"] == "Weak match" != hits[0]["match"]
+
+
+def test_a_thumbnail_shows_all_of_the_frame_and_is_kept_beside_the_index(server, index, key):
+    content = server.ask("GET", f"/thumbnail/{key}")[2]
+    assert Image.open(io.BytesIO(content)).size == (320, 240)  # the clips have 64 x 48 pixels
+    kept = index.folder / "thumbnails" / f"{key}.jpg"
+    assert kept.read_bytes() == content
+    kept.write_bytes(b"kept")
+    assert server.ask("GET", f"/thumbnail/{key}")[2] == b"kept"
+    kept.unlink()
+
+
+def test_a_picture_and_a_clip_are_queries(server, index, some_videos):
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(buffer, "PNG")
+    for content in (buffer.getvalue(), (some_videos / "clip_3.mp4").read_bytes()):
+        status, _, answer = server.ask("POST", "/api/uploads", content)
+        uploaded = json.loads(answer)["key"]
+        found = server.search(like=uploaded)[1]["hits"]
+        expected = index.search_like(content, k=3)
+        assert status == 200 and [hit["key"] for hit in found] == [hit.key for hit in expected]
+    status, _, answer = server.ask("POST", "/api/uploads", b"neither")
+    assert status == 400 and "neither a video nor a picture" in json.loads(answer)["error"]
+    assert "send it again" in server.search(like="upload-0")[1]["error"]
+
+
+def test_browsing_gives_the_newest_files_and_the_folders(server, some_videos, index):
+    found = json.loads(server.ask("GET", "/api/browse")[2])
+    by_time = sorted(some_videos.iterdir(), key=lambda path: -path.stat().st_mtime_ns)
+    assert [place["name"] for place in found["recent"]] == [path.name for path in by_time]
+    assert found["folders"] == [{"path": str(some_videos), "depth": 0, "files": 6}] and found["examples"]
+    key = found["recent"][0]["key"]
+    assert json.loads(server.ask("GET", f"/api/moment/{key}")[2])["name"] == by_time[0].name
+    assert json.loads(server.ask("GET", "/api/browse?folder=/else")[2])["recent"] == []
+
+
+def test_folders_are_a_tree():
+    files = [("/v", "a.mp4"), ("/v", "x/y/b.mp4"), ("/v", "x/c.mp4"), ("/w", "d.mp4")]
+    tree = [(folder.path, folder.depth, folder.files) for folder in service.folder_tree(files)]
+    assert tree == [("/v", 0, 3), ("/v/x", 1, 2), ("/v/x/y", 2, 1), ("/w", 0, 1)]
+
+
+def test_a_part_of_a_file_is_converted_for_browsers(server, key):
+    status, headers, content = server.ask("GET", f"/clip/{key}?start=0.25&end=0.75")
+    with av.open(io.BytesIO(content)) as video:
+        frames = list(video.decode(video=0))
+        assert video.streams.video[0].codec_context.name == "h264"
+    assert (status, headers["Content-Type"]) == (200, "video/mp4") and 0 < len(frames) < 12
+    for times in ("start=1&end=1", "start=-1&end=2", "start=nan&end=2", "start=0", "start=0&end=inf"):
+        assert server.ask("GET", f"/clip/{key}?{times}")[0] == 400
+    assert server.ask("GET", f"/clip/{key}?start=1000&end=1001")[0] == 404
+    assert server.ask("GET", "/clip/unknown.0?start=0&end=1")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("kind", "late"), [("mpeg4.avi", 1), ("hevc.mp4", 0), ("late.ts", 0), ("webm", 0), ("mkv", 0)]
+)
+def test_the_frames_of_a_converted_clip_are_those_asked_for(tmp_path, kind, late):
+    """AVI has no times of reordered frames: a player shows them one frame late."""
+    path = write_video(tmp_path / (kind if "." in kind else f"film.{kind}"), **KINDS[kind])
+    clip.write_clip(str(path), 0.5, 1.5, tmp_path / "clip.mp4")
+    frames = sample_frames(tmp_path / "clip.mp4", 12, size=32).frames
+    assert indices_of(frames) == list(range(6 - late, 18 - late))
 
 
 def test_the_openapi_document_is_valid(server):
