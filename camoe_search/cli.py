@@ -38,10 +38,12 @@ accelerate launch -m camoe_search index …
   find . -name "*.mp4" -newer stamp | camoe index --files-from - --index my-index"""
 
 SERVE_HELP = """Search on a web page: play results from where they start, see what each expert contributed, switch the
-correction, find similar moments. Only files of the index can be read through it. There are no passwords: with
---host 0.0.0.0, anyone who can reach this machine can search and play.
+correction, find similar moments. Only files of the index can be read through it. Only this machine can reach it; to
+let others in, give a token, which they must know.
 
-  camoe serve --index my-index      then open http://127.0.0.1:7860"""
+  camoe serve --index my-index                            then open http://127.0.0.1:7860
+  camoe serve --index films --index lectures              choose one on the page
+  openssl rand -hex 32 > token && camoe serve --index my-index --host 0.0.0.0 --token-file token"""
 
 REMOVE_HELP = """Take files out of an index; the files themselves stay where they are. A PATTERN is a file, a folder,
 or a pattern that is compared with whole paths.
@@ -99,8 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     def command(name, run, help, description=None, model=False):
         added = commands.add_parser(name, help=help, description=description or help, formatter_class=formatter)
         added.set_defaults(run=run)
+        more = {"action": "append", "help": "folder of the index; may be repeated"} if name == "serve" else {}
         added.add_argument(
-            "--index", required=name not in (*READ_ONLY, "remove"), metavar="DIR", help="folder of the index"
+            "--index",
+            required=name not in (*READ_ONLY, "remove"),
+            metavar="DIR",
+            **{"help": "folder of the index"} | more,
         )
         if name in READ_ONLY:
             _add_milvus_options(added, "search what is in Milvus at this address, without an index folder")
@@ -195,6 +201,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=_count_or_zero, default=7860, help="0 picks a free one (default: 7860)")
     serve.add_argument("--page-size", type=_count, default=12, metavar="K", help="results per page (default: 12)")
+    serve.add_argument(
+        "--token-file", metavar="FILE", help="a token that every request must bear; needed beyond this machine"
+    )
+    serve.add_argument("--access-log", action="store_true", help="print a line for every request")
 
     remove = command("remove", _remove, "take files out of an index", REMOVE_HELP)
     remove.add_argument("patterns", nargs="*", metavar="PATTERN", help="a file, a folder, or a pattern of whole paths")
@@ -401,9 +411,9 @@ def _print_report(report, options):
     sys.stdout.flush()
 
 
-def _open(options):
+def _open(options, folder: str | None):
     """The index to search."""
-    if (options.index is None) == (options.uri is None):
+    if (folder is None) == (options.uri is None):
         raise SearchError("give either the folder of an index, --index DIR, or --uri of Milvus, one of them")
     from .index import VideoIndex
 
@@ -412,7 +422,7 @@ def _open(options):
         return VideoIndex.connect(options.uri, options.collection, **model)
     if options.collection is not None:
         raise SearchError("--collection needs --uri")
-    return VideoIndex.load(options.index, **model)
+    return VideoIndex.load(folder, **model)
 
 
 def _search(options):
@@ -426,7 +436,7 @@ def _search(options):
         raise SearchError(f"--correction {options.correction} is for texts: with --like, leave it out")
     from . import show
 
-    index = _open(options)
+    index = _open(options, options.index)
     settings = {name: getattr(options, name) for name in FILTERS} | {
         "k": options.k,
         "correction": options.correction,
@@ -450,13 +460,23 @@ def _search(options):
 def _serve(options):
     from . import serve
 
-    index = _open(options)
-    listener = serve.listen(options.host, options.port)
-    index.encode_texts(["ready"])  # loads model and tagger now, not at the first query
+    folders = options.index or [None]
+    if options.model is not None and len(folders) > 1:
+        raise SearchError("--model is for one index: leave it out, each index knows its own")
+    token = None if options.token_file is None else serve.read_token(options.token_file)
+    listener = serve.listen(options.host, options.port, token)
+    indexes = {}
+    for folder in folders:
+        name = os.path.basename(os.path.abspath(folder)) if folder else options.collection or "camoe"
+        if name in indexes:
+            raise SearchError(f"two indexes have the name {name}: rename one of the folders")
+        indexes[name] = index = _open(options, folder)
+        index.encode_texts(["ready"])  # loads model and tagger now, not at the first query
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    print(f"serving {len(index)} moments at http://{host}:{port} (Ctrl-C to stop)", flush=True)
-    serve.serve(index, listener, options.page_size)
+    count = sum(len(index) for index in indexes.values())
+    print(f"serving {count} moments at http://{host}:{port} (Ctrl-C to stop)", flush=True)
+    serve.serve(indexes, listener, options.page_size, token, options.access_log)
 
 
 def _remove(options):

@@ -1,277 +1,284 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`camoe serve`: a web page that searches an index and plays what it finds.
+"""`camoe serve`: a web page that searches indexes and plays what it finds, and the same over HTTP for programs.
 
-A Starlette application and one page of plain HTML, rather than Gradio: Gradio's video component copies the whole file
+A FastAPI application and one page of plain HTML, rather than Gradio: Gradio's video component copies the whole file
 of every result into a cache, or needs whole folders opened for reading, and its file route takes paths. Here a player
 fetches only the part of a file that it plays, nothing leaves the machine, and the URL of a file is its moment's key:
 
     GET  /                     the page, with /page.css and /page.js
-    GET  /api/about            the index, its model and its settings
-    POST /api/search           {"text" or "like": key, "page", "correction", "experts", "path", …} -> moments
-    GET  /media/KEY            the file of a moment, with range requests
-    GET  /thumbnail/KEY        a picture of a moment
+    GET  /api/about            an index, its model and its settings
+    GET  /api/search?q=…       results, with the fields of schemas.SearchQuery
+    POST /api/search           the same, with the fields of schemas.SearchBody as JSON
+    GET  /api/browse           the newest files, folders, example queries
+    POST /api/uploads          a video or picture -> a key for `like`
+    GET  /api/moment/KEY       the file and time of a moment
+    GET  /media/KEY            its file, with range requests
+    GET  /clip/KEY             part of it, encoded again for browsers that cannot play the file
+    GET  /thumbnail/KEY        a picture of it
+    GET  /healthz, /metrics    is it alive; numbers for Prometheus
+    GET  /openapi.json         all of this for programs
+    POST /api/session          a browser that shows the token gets a cookie that stands for it
 
 A key names what a file holds and a window in it (results.py): it stays valid when the file moves. A key that is not in
-the index is a 404, and so is every other address: no path is ever taken from a request. The page keeps working while
-the folder is indexed again; the next search is in what there is then.
+the index is a 404, and so is every other address: no path is ever taken from a request. Whatever is refused is JSON
+with `error`. The server keeps working while a folder is indexed again, by another model too; the next search is in
+what there is then.
 """
 
 import contextlib
-import functools
-import io
-import json
+import ipaddress
+import logging
 import mimetypes
 import os
 import socket
-import threading
-import time
 from pathlib import Path
+from typing import Annotated
 
-from starlette.applications import Starlette
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from modeling_camoe.frames import VideoDecodingError
 
+from . import schemas
+from .clip import ClipCache
 from .errors import SearchError
-from .index import CORRECTIONS, VideoIndex
-from .results import Hit
-from .show import thumbnail
+from .guard import COOKIE, UPLOADS, Guard, problem, session
+from .index import VideoIndex
+from .service import NoSuchMomentError, SearchService, UnavailableError, place
 
 
 WEB = Path(__file__).parent / "web"
 PAGE_SIZE = 12
-MAX_PAGES = 200  # every page repeats the search for all results up to it
-MAX_BODY = 1 << 20  # bytes of a request
-THUMBNAIL_SLOTS = threading.BoundedSemaphore(4)  # thumbnails decoded at the same time
+MIN_TOKEN = 16  # characters
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-# The page loads nothing from other hosts, and browsers are told not to.
-SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+Second = Annotated[float, Query(ge=0, allow_inf_nan=False, description="of the file")]
+BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+UPLOAD_BODY = {"requestBody": {"required": True, "content": BYTES}}
+REFUSED = {status: {"model": schemas.Problem} for status in (400, 401, 404, 413, 503)}
 
 
-class SearchService:
-    """An index searched from several threads.
-
-    Args:
-        index: what is searched.
-        page_size: moments per page.
-    """
-
-    def __init__(self, index: VideoIndex, page_size: int = PAGE_SIZE):
-        self.index = index
-        self.page_size = page_size
-        self._encode_lock = threading.Lock()  # tokenizers are not thread-safe
-
-    def about(self) -> dict:
-        """What the page shows before a search."""
-        index = self.index
-        moments = len(index)  # also looks whether the index has changed
-        has_bank = index.description.tau is not None
-        return {
-            "moments": moments,
-            "model": os.path.basename(index.description.model.rstrip("/")),
-            "experts": index.description.experts,
-            "corrections": list(CORRECTIONS) if has_bank else ["none"],
-            "correction": index.default_correction,
-            "page_size": self.page_size,
-        }
-
-    def search(self, query: dict) -> dict:
-        """A page of moments.
-
-        Raises:
-            SearchError: what is wrong with the request.
-        """
-        begin = time.perf_counter()
-        index = self.index
-        page = _number(query, "page", 0, int)
-        if not 0 <= page < MAX_PAGES:
-            raise SearchError(f"page {page} is not from 0 to {MAX_PAGES - 1}: narrow the search instead")
-        weights = query.get("experts") or {}
-        if not isinstance(weights, dict) or not all(isinstance(value, int | float) for value in weights.values()):
-            raise SearchError("`experts` is not of the form {name: weight}")
-        options = {
-            "correction": query.get("correction"),
-            "experts": weights,
-            "path": query.get("path") or None,
-            "min_seconds": _number(query, "min_seconds", None, float),
-            "max_seconds": _number(query, "max_seconds", None, float),
-        }
-        k = (page + 1) * self.page_size + 1  # one more, to know whether there is a next page
-        if query.get("like") is not None:
-            key = self.locate(query["like"]).key
-            vector, hits = index.similar_vector(key), index.search_similar(key, k, **options)
-        else:
-            if not isinstance(query.get("text"), str):
-                raise SearchError("give a `text`, or `like`: the key of a moment")
-            with self._encode_lock:
-                vector = index.encode_texts([query["text"]])[0]
-            hits = index.search_vectors(vector[None], k, **options)[0]
-        shown = hits[page * self.page_size : k - 1]
-        vectors = index.store.vectors([hit.key for hit in shown])  # without those removed since they were found
-        return {
-            "hits": [
-                self._as_json(index, vector, vectors[hit.key], weights, hit) for hit in shown if hit.key in vectors
-            ],
-            "page": page,
-            "more": len(hits) == k and page + 1 < MAX_PAGES,
-            "milliseconds": round(1000 * (time.perf_counter() - begin)),
-        }
-
-    def _as_json(self, index: VideoIndex, text_vector, video_vector, weights: dict, hit: Hit) -> dict:
-        parts = index.split_score(text_vector, video_vector)
-        experts = {name: part * weights.get(name, 1.0) for name, part in parts.items()}
-        return {
-            "key": hit.key,
-            "name": os.path.basename(hit.path),
-            "folder": os.path.dirname(hit.path),
-            "start": hit.start,
-            "end": hit.end,
-            "score": hit.score,
-            "experts": experts,
-            "correction": hit.score - sum(experts.values()),
-        }
-
-    def locate(self, key: str) -> Hit:
-        """The file and time of a moment.
-
-        Raises:
-            SearchError: the index does not have it, or no longer has it.
-        """
-        try:
-            return self.index.store.locate(str(key))
-        except KeyError:
-            raise SearchError("this moment is not in the index, or no longer: search again") from None
-
-
-def _number(query: dict, name: str, default, kind):
-    value = query.get(name)
-    if value is None or value == "":
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or kind(value) != value:
-        raise SearchError(f"`{name}` is {value!r}: give a number")
-    return kind(value)
-
-
-@functools.lru_cache(maxsize=512)
-def _thumbnail_jpeg(path: str, start: float, end: float) -> bytes:
-    """A thumbnail as JPEG, about 10 KB."""
-    buffer = io.BytesIO()
-    with THUMBNAIL_SLOTS:
-        thumbnail(path, start, end).save(buffer, format="JPEG", quality=85)
-    return buffer.getvalue()
-
-
-def make_app(index: VideoIndex, page_size: int = PAGE_SIZE, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
+def make_app(
+    indexes: dict[str, VideoIndex],
+    page_size: int = PAGE_SIZE,
+    hosts: tuple[str, ...] = LOOPBACK,
+    token: str | None = None,
+) -> FastAPI:
     """The application.
 
     Args:
-        index: what is searched.
-        page_size: moments per page.
-        hosts: host names that a request may use ("*" for any). Others are refused, so that a web site cannot point its
-            own host name here and read the answers (DNS rebinding).
+        indexes: what is searched, by name; requests that name none search the first.
+        page_size: results per page.
+        hosts: host names that a request may use ("*" for any), see `Guard`.
+        token: that requests must bear.
     """
-    service = SearchService(index, page_size)
+    services = {name: SearchService(name, index, page_size) for name, index in indexes.items()}
+    first = next(iter(services))
+    registry, clips = CollectorRegistry(), ClipCache()
+    moments = Gauge("camoe_moments", "Moments that can be found.", ["index"], registry=registry)
+    app = FastAPI(
+        title="CAMoE search",
+        description="Search videos by describing what happens in them.",
+        version="1",
+        docs_url=None,  # they would load scripts from another host
+        redoc_url=None,
+        responses=REFUSED,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.add_middleware(Guard, hosts=hosts, token=token, registry=registry)
 
-    async def search(request: Request) -> Response:
-        try:
-            if int(request.headers.get("content-length") or MAX_BODY + 1) > MAX_BODY:
-                raise SearchError("the query is too long")
-            query = json.loads(await request.body())
-            if not isinstance(query, dict):
-                raise ValueError
-        except SearchError as error:
-            return _error_response(413, error)
-        except ValueError:
-            return _error_response(400, "the request is not a JSON object")
-        return JSONResponse(await run_in_threadpool(service.search, query))
+    def service_of(name: str | None) -> SearchService:
+        if name is not None and name not in services:
+            raise SearchError(f"there is no index {name!r}: choose from {', '.join(services)}")
+        return services[first if name is None else name]
 
-    def media(request: Request) -> Response:
-        path = find_moment(request).path
-        if not os.path.isfile(path):
-            return _error_response(404, f"{os.path.basename(path)} no longer exists")
-        kind = mimetypes.guess_type(path)[0] or ""
-        # Never as HTML: a browser would run the scripts in it.
-        kind = kind if kind.startswith("video/") else "video/mp4"
-        return FileResponse(path, media_type=kind, headers=SECURITY_HEADERS)
-
-    def thumbnail_response(request: Request) -> Response:
-        hit = find_moment(request)
-        try:
-            content = _thumbnail_jpeg(hit.path, hit.start, hit.end)
-        except VideoDecodingError as error:
-            return _error_response(404, error)
-        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
-
-    def find_moment(request: Request) -> Hit:
-        try:
-            return service.locate(request.path_params["key"])
-        except SearchError as error:
-            raise _NotFound(error) from error
+    def find(look):
+        """From the first index that has it: a key means the same in all of them."""
+        for service in services.values():
+            with contextlib.suppress(NoSuchMomentError):
+                return look(service)
+        raise NoSuchMomentError("this moment is not in the index, or no longer: search again")
 
     def static(name: str, kind: str):
         content = (WEB / name).read_bytes()
-        return lambda request: Response(content, media_type=kind, headers=SECURITY_HEADERS)
+        app.add_api_route(
+            "/" if name == "page.html" else f"/{name}",
+            lambda: Response(content, media_type=kind),
+            include_in_schema=False,
+        )
 
-    routes = [
-        Route("/", static("page.html", "text/html")),
-        Route("/page.css", static("page.css", "text/css")),
-        Route("/page.js", static("page.js", "text/javascript")),
-        Route("/api/about", lambda request: JSONResponse(service.about())),
-        Route("/api/search", search, methods=["POST"]),
-        Route("/media/{key}", media),
-        Route("/thumbnail/{key}", thumbnail_response),
-    ]
-    return Starlette(
-        routes=routes,
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
-        exception_handlers={
-            _NotFound: lambda request, error: _error_response(404, error),
-            SearchError: lambda request, error: _error_response(400, error),
-            404: lambda request, error: PlainTextResponse("not found", 404),
-        },
-    )
+    static("page.html", "text/html")
+    static("page.css", "text/css")
+    static("page.js", "text/javascript")
+
+    @app.get("/api/about")
+    def about(index: Annotated[str | None, Query(description="its name")] = None) -> schemas.About:
+        """An index, its model and its settings."""
+        return service_of(index).about(list(services))
+
+    @app.get("/api/search")
+    def search(query: Annotated[schemas.SearchQuery, Query()]) -> schemas.Results:
+        """Search with a text."""
+        return service_of(query.index).search(query)
+
+    @app.post("/api/search")
+    def search_more(body: schemas.SearchBody) -> schemas.Results:
+        """Search with texts and their weights, or with a moment, and with weights of the experts."""
+        return service_of(body.index).search(body)
+
+    @app.post("/api/session", status_code=204)
+    def start_session(request: Request) -> Response:
+        """For browsers: a request that bears the token gets a cookie that stands for it."""
+        response = Response(status_code=204)
+        if token is not None:
+            secure = request.url.scheme == "https"
+            response.set_cookie(COOKIE, session(token), httponly=True, samesite="strict", secure=secure)
+        return response
+
+    @app.get("/api/browse")
+    def browse(index: str | None = None, folder: str | None = None) -> schemas.Browse:
+        """What there is to see before a search: the newest files, folders, example queries."""
+        return service_of(index).browse(folder)
+
+    @app.get("/api/moment/{key}")
+    def moment(key: str) -> schemas.Place:
+        """The file and time of a moment."""
+        hit = find(lambda service: service.locate(key))
+        return place(os.path.basename(hit.path), hit.path, hit.start, hit.end, hit.key, hit.paths)
+
+    @app.post(UPLOADS, openapi_extra=UPLOAD_BODY)
+    async def upload(request: Request, index: str | None = None) -> schemas.Upload:
+        """A video or picture to search with: its bytes. The server keeps no file."""
+        content = await request.body()
+        return await run_in_threadpool(service_of(index).upload, content)
+
+    @app.get("/media/{key}", response_class=FileResponse)
+    def media(key: str, download: bool = False) -> Response:
+        """The file of a moment; ranges can be asked for."""
+        path = find(lambda service: service.locate(key)).path
+        if not os.path.isfile(path):
+            raise HTTPException(404, f"{os.path.basename(path)} no longer exists")
+        kind = mimetypes.guess_type(path)[0] or ""
+        # Never as HTML: a browser would run the scripts in it.
+        kind = kind if kind.startswith("video/") else "video/mp4"
+        return FileResponse(path, media_type=kind, filename=os.path.basename(path) if download else None)
+
+    @app.get("/clip/{key}", response_class=FileResponse)
+    def clip(key: str, start: Second, end: Second) -> Response:
+        """Part of the file of a moment, encoded again so that every browser plays it; at most two minutes."""
+        if end <= start:
+            raise SearchError("the clip ends before it starts")
+        hit = find(lambda service: service.locate(key))
+        return FileResponse(clips.clip(hit.key, hit.path, start, end), media_type="video/mp4")
+
+    @app.get("/thumbnail/{key}", response_class=Response)
+    def thumbnail(key: str) -> Response:
+        """A picture of a moment, as JPEG."""
+        content = find(lambda service: service.picture(key))
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
+
+    @app.get("/healthz")
+    def healthz() -> schemas.Health:
+        """The server is alive; needs no token."""
+        return schemas.Health(status="ok")
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    def metrics() -> Response:
+        """Numbers for Prometheus."""
+        for name, service in services.items():
+            with contextlib.suppress(SearchError):  # an index that is not there now keeps its last number
+                moments.labels(name).set(len(service))
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    handlers = {
+        RequestValidationError: lambda request, error: problem(400, _first_problem(error)),
+        StarletteHTTPException: lambda request, error: problem(error.status_code, error.detail),
+        UnavailableError: lambda request, error: problem(503, error),
+        NoSuchMomentError: lambda request, error: problem(400 if request.method == "POST" else 404, error),
+        SearchError: lambda request, error: problem(400, error),
+        VideoDecodingError: lambda request, error: problem(404, error),
+        Exception: lambda request, error: problem(500, "a mistake of the server: its log says more"),
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+    return app
 
 
-class _NotFound(Exception):
-    """A key that is not in the index."""
+def _first_problem(error: RequestValidationError) -> str:
+    """Which field and what, without what was sent: that may be long, or no valid text."""
+    first = error.errors()[0]
+    name = first["loc"][1] if len(first["loc"]) > 1 else ""
+    is_name = isinstance(name, str) and name.isascii() and name.isprintable() and 0 < len(name) <= 100
+    return f"{f'`{name}`' if is_name else 'the request'}: {first['msg']}"
 
 
-def _error_response(status: int, reason) -> JSONResponse:
-    return JSONResponse({"error": str(reason)}, status)
+def read_token(path: str | os.PathLike) -> str:
+    """The token in a file.
+
+    Raises:
+        SearchError: the file cannot be read, or its token can be guessed.
+    """
+    try:
+        token = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SearchError(f"cannot read the token in {path}: {error}") from error
+    if len(token) < MIN_TOKEN or len(token.split()) != 1:
+        raise SearchError(
+            f"{path} should hold one word of {MIN_TOKEN} characters or more: make one with `openssl rand -hex 32`"
+        )
+    return token
 
 
-def listen(host: str, port: int) -> socket.socket:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    return host == "localhost" or ipaddress.ip_address(host.partition("%")[0]).is_loopback
+
+
+def listen(host: str, port: int, token: str | None = None) -> socket.socket:
     """A socket to serve on; port 0 takes a free one.
 
     Raises:
-        SearchError: the port is in use, or the host is not an address of this machine.
+        SearchError: the port is in use, the host is not an address of this machine, or others could reach it without
+            a token.
     """
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        if token is None and not is_loopback(address[0]):
+            raise SearchError(
+                f"others could reach {host}, so that requests must bear a token: give one with --token-file FILE"
+            )
+        return socket.create_server(address[:2], family=family)
     except OSError as error:
         raise SearchError(f"cannot serve at {host} port {port}: {error.strerror}; choose another --port") from error
 
 
-def serve(index: VideoIndex, listener: socket.socket, page_size: int = PAGE_SIZE):
+def serve(
+    indexes: dict[str, VideoIndex],
+    listener: socket.socket,
+    page_size: int = PAGE_SIZE,
+    token: str | None = None,
+    access_log: bool = False,
+):
     """Serve until Ctrl-C.
 
     Args:
+        indexes: by name.
         listener: from `listen`.
-        page_size: moments per page.
+        page_size: results per page.
+        token: that requests must bear.
+        access_log: a line on stdout for every request.
     """
     import uvicorn
 
     host = listener.getsockname()[0]
-    app = make_app(index, page_size, LOOPBACK if host in LOOPBACK else ("*",))
+    app = make_app(indexes, page_size, (*LOOPBACK, host) if is_loopback(host) else ("*",), token)
+    config = uvicorn.Config(
+        app, log_level="warning", lifespan="off", access_log=access_log, server_header=False, proxy_headers=False
+    )
+    if access_log:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     with contextlib.suppress(KeyboardInterrupt):  # the normal way to stop it
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listener])
+        uvicorn.Server(config).run(sockets=[listener])

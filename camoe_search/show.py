@@ -60,18 +60,19 @@ def json_rows(hits: list[Hit]) -> list[dict]:
 
 
 def thumbnail(path: str, start: float, end: float, size: int = TILE) -> Image.Image:
-    """The middle frame of a moment, square.
+    """The middle frame of a moment, all of it; the long side has `size` pixels.
 
     Raises:
         VideoDecodingError: naming the file and the cause.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     from modeling_camoe.frames import Clip, sample_frames
 
     clip = Clip(path, start, end) if end > start else Clip(path)
-    frames = sample_frames(clip, 1, size=size).frames  # (1,3,size,size)
-    return Image.fromarray(frames[0].permute(1, 2, 0).numpy())
+    frames = sample_frames(clip, 1, size=None).frames  # (1,3,H,W), as stored
+    picture = Image.fromarray(frames[0].permute(1, 2, 0).numpy())
+    return ImageOps.contain(picture, (size, size))
 
 
 def thumbnail_grid(hits: list[Hit]) -> Image.Image:
@@ -87,7 +88,9 @@ def thumbnail_grid(hits: list[Hit]) -> Image.Image:
     for i, hit in enumerate(hits):
         left, top = i % columns * TILE, i // columns * (TILE + CAPTION)
         try:
-            picture.paste(thumbnail(hit.path, *(hit.peak or (hit.start, hit.end))), (left, top))
+            tile = thumbnail(hit.path, *(hit.peak or (hit.start, hit.end)))
+            picture.paste(BLACK, (left, top, left + TILE, top + TILE))
+            picture.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
         except VideoDecodingError as error:
             draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), GREY)
             draw.multiline_text((left + 8, top + 8), "\n".join(textwrap.wrap(str(error), 32)), BLACK)

@@ -3,12 +3,16 @@
 
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-const CORRECTIONS = { none: "off", query_bank: "query bank", dynamic: "dynamic" };
+const CORRECTIONS = { none: "count as they are", query_bank: "count less", dynamic: "count less where one is first" };
 const NUMBERS = ["min_seconds", "max_seconds"];
+const TEXTS = ["path", "after", "before"];
+const HOVER = 350;  // milliseconds until a card plays
 
 let about = null;
 let shownQuery = {};  // the query of the results on the page
+let shownHits = [];
 let latest = 0;  // number of the latest search; answers to earlier ones are ignored
+let shownMoment = null;  // in the player
 
 // Seconds -> "1:02:03.4", as in a player.
 function formatTime(seconds) {
@@ -32,10 +36,15 @@ function readForm() {
   for (const slider of $("experts").querySelectorAll("input")) {
     if (Number(slider.value) !== 1) weights[slider.name] = Number(slider.value);
   }
-  const query = { correction: document.querySelector("#corrections input:checked")?.value, page: 0 };
+  const query = { page: 0 };
+  const correction = document.querySelector("#corrections input:checked")?.value;
+  if (correction) query.correction = correction;
   if (Object.keys(weights).length) query.experts = weights;
-  if ($("path").value) query.path = $("path").value;
+  for (const name of TEXTS) if ($(name).value) query[name] = $(name).value;
   for (const name of NUMBERS) if ($(name).value !== "") query[name] = Number($(name).value);
+  if ($("by_file").checked) query.group_by = "file";
+  if ($("words").checked) query.words = true;
+  if (about.indexes.length > 1) query.index = $("index").value;
   return query;
 }
 
@@ -48,21 +57,25 @@ function showForm(query) {
     slider.value = query.experts?.[slider.name] ?? 1;
     slider.nextElementSibling.textContent = Number(slider.value).toFixed(1);
   }
-  $("path").value = query.path ?? "";
-  for (const name of NUMBERS) $(name).value = query[name] ?? "";
+  for (const name of [...TEXTS, ...NUMBERS]) $(name).value = query[name] ?? "";
+  $("by_file").checked = query.group_by === "file";
+  $("words").checked = Boolean(query.words);
   markUsed();
 }
 
 function markUsed() {
-  const query = readForm();
-  $("weights").classList.toggle("used", Boolean(query.experts));
-  $("filters").classList.toggle("used", "path" in query || NUMBERS.some((name) => name in query));
+  const { page, index, correction, ...used } = readForm();
+  $("options").classList.toggle("used", Object.keys(used).length > 0 || (correction ?? about.correction) !== about.correction);
+}
+
+function place(query) {
+  return "#" + encodeURIComponent(JSON.stringify(query));
 }
 
 // Put a new query into the URL, then search.
 function navigate(query) {
-  history.pushState(null, "", "#" + encodeURIComponent(JSON.stringify(query)));
-  search(query);
+  history.pushState(null, "", place(query));
+  return search(query);
 }
 
 // The same query with the current options.
@@ -70,22 +83,26 @@ function searchAgain() {
   markUsed();
   if (shownQuery.like) navigate({ ...readForm(), like: shownQuery.like, of: shownQuery.of });
   else if (shownQuery.text) navigate({ ...readForm(), text: shownQuery.text });
+  else showStart();
 }
 
-function searchFromUrl() {
+function findSimilar(hit) {
+  showForm({ ...readForm(), text: "" });
+  const of = `${hit.title} at ${formatTime(hit.start)}`;
+  navigate({ ...readForm(), words: undefined, like: hit.key, of, before: true });
+  scrollTo({ top: 0, behavior: "smooth" });
+}
+
+async function readUrl() {
   let query = {};
   try {
     query = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}");
   } catch { /* a truncated URL: start with an empty page */ }
-  if (query.text || query.like) {
-    showForm(query);
-    search(query);
-  } else {
-    shownQuery = {};
-    $("hits").replaceChildren();
-    $("pager").hidden = true;
-    showStatus("");
-  }
+  if (query.index && query.index !== about.index && about.indexes.includes(query.index)) await showIndex(query.index);
+  showForm(query);
+  if ($("player").open) $("player").close();
+  await (query.text || query.like ? search(query) : showStart());
+  if (query.open) openLinked(query);
 }
 
 // --- searching -------------------------------------------------------------------------------------------------------
@@ -97,39 +114,69 @@ function showStatus(text, isBad = false) {
 
 async function fetchJson(place, body) {
   const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const answer = await fetch(place, options);
+  return readJson(await fetch(place, options));
+}
+
+async function readJson(answer) {
   const content = await answer.json();
+  if (answer.status === 401) {
+    $("sign_in").hidden = false;
+    $("token").focus();
+  }
   if (!answer.ok) throw new Error(content.error);
   return content;
+}
+
+function why(error) {
+  return error instanceof TypeError ? "The server does not answer: is `camoe serve` still running?" : error.message;
 }
 
 async function search(query) {
   const number = ++latest;
   $("hits").classList.add("waiting");
+  $("start").hidden = true;
   showStatus("Searching …");
+  document.title = `${query.text ?? `Like ${query.of ?? "a moment"}`} – CAMoE search`;
+  const { of, before, open, at, ...asked } = query;
   try {
-    const found = await fetchJson("api/search", query);
+    const found = await fetchJson("api/search", asked);
     if (number !== latest) return;
     shownQuery = query;
     showResults(found);
   } catch (error) {
     if (number !== latest) return;
     shownQuery = query;
-    $("hits").replaceChildren();
-    $("pager").hidden = true;
-    showStatus(error instanceof TypeError ? "The server does not answer: is `camoe serve` still running?" : error.message, true);
+    clearHits();
+    showStatus(why(error), true);
   } finally {
-    if (number === latest) $("hits").classList.remove("waiting");
+    if (number === latest) {
+      $("hits").classList.remove("waiting");
+      keepFocus();
+    }
   }
 }
 
+function clearHits() {
+  shownHits = [];
+  $("hits").replaceChildren();
+  $("pager").hidden = true;
+}
+
+// A button that has gone, or that is disabled, leaves the focus nowhere.
+function keepFocus() {
+  const focused = document.activeElement;
+  if (focused && focused !== document.body && !focused.disabled && !$("player").open) return;
+  if (!$("player").open) (document.querySelector("#hits .open") ?? $("text")).focus();
+}
+
 function showResults({ hits, page, more, milliseconds }) {
-  const first = hits.length ? $("page").dataset.size * page + 1 : 0;
-  const limit = Math.max(0.05, ...hits.flatMap((hit) => Object.values(hit.experts).map(Math.abs)));
-  $("hits").replaceChildren(...hits.map((hit, i) => card(hit, first + i, limit)));
+  const values = hits.flatMap((hit) => Object.values(hit.experts ?? {}).map(Math.abs));
+  const limit = Math.max(0.05, ...values);
+  shownHits = hits;
+  $("hits").replaceChildren(...hits.map((hit) => card(hit, limit)));
   if (!hits.length) showStatus(page ? "No more results." : "Nothing found: the filters leave no moment.");
   else if (shownQuery.like) {
-    showStatus(`Moments like ${shownQuery.of} (uncorrected), ${milliseconds} ms`);
+    showStatus(`Moments like ${shownQuery.of ?? "yours"}, ${milliseconds} ms`);
     if (shownQuery.before) {
       const back = element("button", "", "Back to the query");
       back.type = "button";
@@ -143,30 +190,117 @@ function showResults({ hits, page, more, milliseconds }) {
   $("page").textContent = `Page ${page + 1}`;
 }
 
+// A picture or clip from the disk or the clipboard.
+async function searchWithFile(file) {
+  showStatus(`Sending ${file.name} …`);
+  try {
+    const index = about.indexes.length > 1 ? `?index=${encodeURIComponent($("index").value)}` : "";
+    const type = "application/octet-stream";
+    const answer = await fetch(`api/uploads${index}`, { method: "POST", headers: { "Content-Type": type }, body: file });
+    const { key } = await readJson(answer);
+    showForm({ ...readForm(), text: "" });
+    await navigate({ ...readForm(), words: undefined, like: key, of: file.name });
+  } catch (error) {
+    showStatus(why(error), true);
+  }
+}
+
+// --- before a search -------------------------------------------------------------------------------------------------
+
+async function showStart() {
+  const number = ++latest;
+  shownQuery = {};
+  clearHits();
+  document.title = "CAMoE search";
+  showStatus("");
+  const asked = new URLSearchParams({ index: about.index });
+  if ($("path").value) asked.set("folder", $("path").value);
+  let found;
+  try {
+    found = await fetchJson(`api/browse?${asked}`);
+  } catch (error) {
+    showStatus(why(error), true);
+    return;
+  }
+  if (number !== latest) return;
+  $("examples").replaceChildren(...found.examples.map((text) => {
+    const button = element("button", "example", text);
+    button.type = "button";
+    button.onclick = () => { $("text").value = text; $("form").requestSubmit(); };
+    return button;
+  }));
+  $("examples").hidden = !found.examples.length;
+  shownHits = found.recent;
+  $("recent").replaceChildren(...found.recent.map((hit) => card(hit, 1)));
+  $("recent_title").textContent = asked.has("folder") ? `Newest files in ${asked.get("folder")}` : "Newest files";
+  $("folders").replaceChildren(...found.folders.map(({ path, depth, files }) => {
+    const item = element("li");
+    const button = element("button", "", depth ? path.slice(path.lastIndexOf("/") + 1) : path);
+    button.type = "button";
+    button.append(element("span", "", `  ${files.toLocaleString()}`));
+    button.ariaPressed = String($("path").value === path);
+    item.style.paddingLeft = `${1.2 * depth}rem`;
+    button.onclick = () => {
+      $("path").value = $("path").value === path ? "" : path;
+      searchAgain();
+      $("text").focus();
+    };
+    item.append(button);
+    return item;
+  }));
+  $("start").hidden = false;
+}
+
 // --- a moment --------------------------------------------------------------------------------------------------------
 
-function card(hit, rank, limit) {
+function card(hit, limit) {
   const node = $("card").content.firstElementChild.cloneNode(true);
   const part = (name) => node.querySelector(name);
   node.dataset.key = hit.key;
-  part("video").poster = `thumbnail/${hit.key}`;
-  part(".rank").textContent = rank;
+  const open = part(".open");
+  part("img").src = `thumbnail/${hit.key}`;
+  part("img").onerror = () => part("img").remove();
   part(".time").textContent = `${formatTime(hit.start)} – ${formatTime(hit.end)}`;
-  part(".name").textContent = hit.name;
-  part(".name").title = `${hit.folder}/${hit.name}`;
-  part(".score").textContent = hit.score.toFixed(3);
-  part(".play").ariaLabel = `Play ${hit.name} from ${formatTime(hit.start)}`;
-  part(".play").onclick = () => play(node, hit);
-  part(".similar").onclick = () => {
-    showForm({ ...readForm(), text: "" });
-    navigate({ ...readForm(), like: hit.key, of: `${hit.name} at ${formatTime(hit.start)}`, before: true });
-    scrollTo({ top: 0, behavior: "smooth" });
-  };
-  about.experts.forEach((name, i) => part(".shares").append(...expertRow(name, hit.experts[name], limit, i)));
-  if (Math.abs(hit.correction) >= 0.0005) {
-    part(".shares").append(element("dt", "", "hub"), element("dd"), element("dd", "value", hit.correction.toFixed(3)));
+  part(".name").textContent = hit.title;
+  part(".name").title = hit.paths.join("\n");
+  open.ariaLabel = `Play ${hit.title} from ${formatTime(hit.start)}`;
+  open.onclick = () => openPlayer(hit);
+  let waiting = null;
+  open.onmouseenter = () => { waiting = setTimeout(() => preview(open, hit), HOVER); };
+  open.onmouseleave = () => { clearTimeout(waiting); open.querySelector("video")?.remove(); };
+  part(".similar").onclick = () => findSimilar(hit);
+  if (hit.match === undefined) part(".relevance").remove();
+  else {
+    part(".match").textContent = hit.match;
+    part(".bar span").style.width = `${Math.round(100 * hit.relevance)}%`;
   }
+  if (hit.experts) explain(part, hit, limit);
+  else part(".why").remove();
   return node;
+}
+
+function explain(part, hit, limit) {
+  about.experts.forEach((name, i) => part(".shares").append(...expertRow(name, hit.experts[name] ?? 0, limit, i)));
+  const best = Object.keys(hit.experts).reduce((a, b) => (hit.experts[a] >= hit.experts[b] ? a : b));
+  const sentences = [`Score ${hit.score.toFixed(3)}. The expert "${best}" says most for it.`];
+  if (Math.abs(hit.correction) >= 0.0005) {
+    const value = hit.correction.toFixed(3);
+    part(".shares").append(element("dt", "", "correction"), element("dd"), element("dd", "value", value));
+    sentences.push(hit.correction < 0
+      ? "The correction takes something away, because this moment resembles many other queries too."
+      : "The correction adds something, because this moment resembles few other queries.");
+  }
+  part(".plain").textContent = sentences.join(" ");
+}
+
+function preview(open, hit) {
+  const video = element("video");
+  Object.assign(video, { muted: true, playsInline: true, loop: false, src: `media/${hit.key}#t=${hit.start},${hit.end}` });
+  video.setAttribute("aria-hidden", "true");
+  video.onerror = () => video.remove();
+  video.onloadedmetadata = () => { if (!video.videoWidth) video.remove(); };
+  open.append(video);
+  video.play().catch(() => video.remove());
 }
 
 // Name, bar and value of what an expert adds to the score; a negative bar points left.
@@ -187,32 +321,188 @@ function expertRow(name, value, limit, i) {
   return [element("dt", "", name), bar, element("dd", "value", value.toFixed(3))];
 }
 
-// Play a moment from its start to its end. Only one plays at a time.
-function play(node, hit) {
-  for (const other of document.querySelectorAll(".card.playing video")) other.pause();
-  const video = node.querySelector("video");
-  node.classList.add("playing");
-  video.controls = true;
-  if (!video.src) {
-    video.src = `media/${hit.key}#t=${hit.start},${hit.end}`;
-    const giveUp = (what) => {
-      video.pause();
-      if (node.querySelector(".note")) return;
-      const where = `It is ${hit.folder}/${hit.name}, from ${formatTime(hit.start)}.`;
-      node.querySelector(".screen").append(element("div", "note", `This browser cannot play ${what}. ${where}`));
-    };
+// --- the player ------------------------------------------------------------------------------------------------------
+
+function openPlayer(hit, at = hit.start) {
+  const dialog = $("player");
+  shownMoment = hit;
+  if (!dialog.open) dialog.showModal();
+  $("player_title").textContent = `${hit.title}, ${formatTime(hit.start)} – ${formatTime(hit.end)}`;
+  $("player_paths").textContent = hit.paths.join("\n");
+  $("download").href = `media/${hit.key}?download=true`;
+  $("download").setAttribute("download", hit.name);
+  const number = shownHits.findIndex((other) => other.key === hit.key);
+  $("earlier").disabled = number < 1;
+  $("later").disabled = number < 0 || number + 1 >= shownHits.length;
+  playAt(hit, at);
+  showTimeline(hit, hit.moments?.length ? hit.moments : [hit]);
+  if (shownQuery.text || shownQuery.like) loadTimeline(hit);
+  history.replaceState(null, "", place({ ...shownQuery, open: hit.key, at }));
+  if (document.activeElement?.disabled || document.activeElement === document.body) $("video").focus();
+}
+
+function playAt(hit, at) {
+  const video = $("video");
+  $("note").textContent = "";
+  const file = `media/${hit.key}`;
+  if (video.dataset.file === file && !video.error && video.videoWidth) {
+    video.currentTime = at;
+  } else {
+    video.dataset.file = file;
     video.onloadedmetadata = () => {
-      if (!video.videoWidth) giveUp("the picture of the file, only its sound");  // HEVC and MPEG-4 in some browsers
-      else if (Math.abs(video.currentTime - hit.start) > 0.05) video.currentTime = hit.start;
+      if (!video.videoWidth) convert(hit, at);  // HEVC and MPEG-4 in some browsers: the sound alone
+      else if (Math.abs(video.currentTime - at) > 0.05) video.currentTime = at;
     };
-    video.onerror = () => giveUp("the file");
+    video.onerror = () => convert(hit, at);
+    video.src = `${file}#t=${at}`;
   }
   video.play().catch(() => {});  // onerror says why
 }
 
+// The moment alone, encoded again by the server.
+function convert(hit, at) {
+  const video = $("video");
+  const end = Math.max(hit.end, at + 1);
+  $("note").textContent = "This browser cannot play the file as it is. The moment is converted …";
+  video.dataset.file = "";
+  video.onloadedmetadata = () => {
+    $("note").textContent = "This browser cannot play the file as it is. This is the moment alone; download the file to see all of it.";
+  };
+  video.onerror = () => {
+    $("note").textContent = "This browser cannot play the file, and it cannot be converted. Download it, or open it where it is.";
+  };
+  video.src = `clip/${hit.key}?start=${at}&end=${end}`;
+  video.play().catch(() => {});
+}
+
+function showTimeline(hit, moments) {
+  const length = Math.max(...moments.map((moment) => moment.end), hit.end, $("video").dataset.file ? $("video").duration || 0 : 0);
+  $("timeline").replaceChildren(...moments.map((moment) => {
+    const button = element("button");
+    button.type = "button";
+    button.ariaLabel = button.title = `From ${formatTime(moment.start)} to ${formatTime(moment.end)}`;
+    if (moment.start < hit.end && moment.end > hit.start) button.setAttribute("aria-current", "true");
+    button.style.left = `min(${(100 * moment.start) / length}%, 100% - 24px)`;
+    button.style.width = `${(100 * (moment.end - moment.start)) / length}%`;
+    button.onclick = () => {
+      for (const other of $("timeline").children) other.removeAttribute("aria-current");
+      button.setAttribute("aria-current", "true");
+      playAt({ ...hit, ...moment, key: hit.key }, moment.start);
+    };
+    return button;
+  }));
+}
+
+// All moments of the file that stand out for this query.
+async function loadTimeline(hit) {
+  const { text, like, experts, correction, index } = shownQuery;
+  const query = { text, like, experts, correction, index, group_by: "file", path: `${hit.folder}/${hit.name}` };
+  try {
+    const { hits } = await fetchJson("api/search", query);
+    const file = hits.find((other) => other.key.split(".")[0] === hit.key.split(".")[0]);
+    if (file && shownMoment === hit) showTimeline(hit, file.moments.length ? file.moments : [hit]);
+  } catch { /* the moment itself stays on the timeline */ }
+}
+
+// A link to a moment is valid as long as the content is in the index, whatever is found now.
+async function openLinked({ open, at }) {
+  let hit = shownHits.find((other) => other.key === open);
+  try {
+    hit ??= await fetchJson(`api/moment/${encodeURIComponent(open)}`);
+    openPlayer(hit, at ?? hit.start);
+  } catch (error) {
+    showStatus(error.message, true);
+  }
+}
+
+function step(by) {
+  const next = shownHits[shownHits.findIndex((other) => other.key === shownMoment.key) + by];
+  if (next) openPlayer(next);
+}
+
+function closed() {
+  const video = $("video");
+  video.onerror = video.onloadedmetadata = null;
+  video.pause();
+  video.removeAttribute("src");
+  video.dataset.file = "";
+  video.load();
+  history.replaceState(null, "", shownQuery.text || shownQuery.like ? place(shownQuery) : location.pathname);
+  const opener = shownMoment && document.querySelector(`.card[data-key="${CSS.escape(shownMoment.key)}"] .open`);
+  shownMoment = null;
+  (opener ?? $("text")).focus();
+}
+
+async function copy(text, what) {
+  try {
+    await navigator.clipboard.writeText(text);
+    $("note").textContent = `${what} copied.`;
+  } catch {  // only with https, or on this machine
+    $("note").textContent = text;
+  }
+}
+
+// --- keys ------------------------------------------------------------------------------------------------------------
+
+function columns() {
+  const cards = [...document.querySelectorAll(".cards .open")].filter((open) => open.offsetParent);
+  const top = cards[0]?.getBoundingClientRect().top;
+  return [cards, Math.max(1, cards.filter((open) => Math.abs(open.getBoundingClientRect().top - top) < 2).length)];
+}
+
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || !about) return;
+  const focused = document.activeElement;
+  const isTyping = focused.matches("input:not([type=radio]):not([type=checkbox]):not([type=range]), select");
+  if ($("player").open) {
+    if (event.key === " " && !focused.matches("button, a, video")) $("video").paused ? $("video").play() : $("video").pause();
+    else if (event.key === "ArrowLeft" && focused !== $("video")) step(-1);
+    else if (event.key === "ArrowRight" && focused !== $("video")) step(1);
+    else return;
+    event.preventDefault();
+    return;
+  }
+  if (event.key === "/" && !isTyping) {
+    $("text").focus();
+    $("text").select();
+    event.preventDefault();
+    return;
+  }
+  if (event.key === "Escape" && isTyping) {
+    const [cards] = columns();
+    cards[0]?.focus();
+    return;
+  }
+  const [cards, width] = columns();
+  const number = cards.indexOf(focused);
+  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -width, ArrowDown: width };
+  if (focused === $("text") && event.key === "ArrowDown" && cards.length) cards[0].focus();
+  else if (number >= 0 && event.key in steps) {
+    const next = number + steps[event.key];
+    if (next < 0 && event.key === "ArrowUp") $("text").focus();
+    else cards[Math.min(Math.max(next, 0), cards.length - 1)].focus();
+  } else return;
+  event.preventDefault();
+});
+
+addEventListener("paste", (event) => {
+  const [file] = event.clipboardData.files;
+  if (file && about) { event.preventDefault(); searchWithFile(file); }
+});
+addEventListener("dragover", (event) => {
+  if ([...event.dataTransfer.types].includes("Files")) { event.preventDefault(); document.body.classList.add("dropping"); }
+});
+addEventListener("dragleave", () => document.body.classList.remove("dropping"));
+addEventListener("drop", (event) => {
+  document.body.classList.remove("dropping");
+  const [file] = event.dataTransfer.files;
+  if (file && about) { event.preventDefault(); searchWithFile(file); }
+});
+
 // --- start -----------------------------------------------------------------------------------------------------------
 
 function buildOptions() {
+  for (const node of document.querySelectorAll("#corrections label, #experts label")) node.remove();
   for (const name of about.corrections) {
     const label = element("label");
     const radio = element("input");
@@ -232,28 +522,63 @@ function buildOptions() {
   }
 }
 
+async function showIndex(name) {
+  about = await fetchJson("api/about" + (name === undefined ? "" : `?index=${encodeURIComponent(name)}`));
+  $("about").textContent = `${about.moments.toLocaleString()} moments, indexed with ${about.model}`;
+  $("index").replaceChildren(...about.indexes.map((each) => new Option(each, each, false, each === about.index)));
+  $("indexes").hidden = about.indexes.length < 2;
+  buildOptions();
+}
+
 async function start() {
   try {
-    about = await fetchJson("api/about");
+    await showIndex();
   } catch (error) {
-    showStatus(error.message, true);
+    showStatus(why(error), true);
     return;
   }
-  $("about").textContent = `${about.moments.toLocaleString()} moments, indexed with ${about.model}`;
-  $("page").dataset.size = about.page_size;
-  buildOptions();
-  for (const name of ["path", ...NUMBERS]) $(name).onchange = searchAgain;
+  for (const name of [...TEXTS, ...NUMBERS, "by_file", "words"]) $(name).onchange = searchAgain;
+  $("index").onchange = async () => {
+    const text = $("text").value;
+    await showIndex($("index").value);
+    showForm({ text });
+    if (text) navigate({ ...readForm(), text });
+    else showStart();
+  };
   const turn = (step) => { navigate({ ...shownQuery, page: (shownQuery.page ?? 0) + step }); scrollTo({ top: 0 }); };
   $("previous").onclick = () => turn(-1);
   $("next").onclick = () => turn(1);
-  addEventListener("popstate", searchFromUrl);
-  showForm({ text: $("text").value });  // keep what was typed before the answer came
-  searchFromUrl();
+  $("pick").onclick = () => $("file").click();
+  $("file").onchange = () => { if ($("file").files[0]) searchWithFile($("file").files[0]); $("file").value = ""; };
+  $("close").onclick = () => $("player").close();
+  $("player").onclose = closed;
+  $("earlier").onclick = () => step(-1);
+  $("later").onclick = () => step(1);
+  $("copy_path").onclick = () => copy(`${shownMoment.folder}/${shownMoment.name}`, "Path");
+  $("copy_link").onclick = () => copy(location.href, "Link");
+  $("player_similar").onclick = () => { const hit = shownMoment; $("player").close(); findSimilar(hit); };
+  addEventListener("popstate", readUrl);
+  const typed = $("text").value;  // before the answer came
+  await readUrl();
+  if (typed && !$("text").value) $("text").value = typed;
 }
+
+$("sign_in").onsubmit = async (event) => {
+  event.preventDefault();
+  const headers = { Authorization: `Bearer ${$("token").value}` };
+  try {
+    const answer = await fetch("api/session", { method: "POST", headers });
+    if (answer.ok) location.reload();
+    else showStatus("That is not the token.", true);
+  } catch (error) {
+    showStatus(why(error), true);
+  }
+};
 
 const ready = start();
 $("form").onsubmit = async (event) => {
   event.preventDefault();
+  const text = $("text").value;
   await ready;
-  if (about) navigate({ ...readForm(), text: $("text").value });
+  if (about) navigate({ ...readForm(), text });
 };

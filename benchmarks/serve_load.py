@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How `camoe serve` holds up: the time of one search, and of many at once.
+
+    python benchmarks/serve_load.py --count 100000 --parallel 200
+
+The index holds random vectors, and the model is a stand-in that turns a text into a random vector at once: this
+measures server and search, not a text tower. Client and server share the machine.
+"""
+
+import argparse
+import http.client
+import json
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import uvicorn
+
+from benchmarks.synthetic_index import random_vectors, write_index
+from camoe_search.index import VideoIndex
+from camoe_search.serve import listen, make_app
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100_000, help="moments")
+    parser.add_argument("--width", type=int, default=2048, help="entries of a folded vector")
+    parser.add_argument("--parallel", type=int, default=200, help="searches at once")
+    parser.add_argument("--single", type=int, default=20, help="searches one after the other")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_index(Path(folder), options.count, options.width)
+        index = VideoIndex(folder)
+        # A new seed for each text: no two searches are the same.
+        encode = lambda texts: random_vectors(len(texts), options.width, abs(hash(texts[0])))  # noqa: E731
+        index._encoder = SimpleNamespace(encode_texts=encode, weights="random")
+        with listen("127.0.0.1", 0) as listener:
+            port = listener.getsockname()[1]
+            server = uvicorn.Server(uvicorn.Config(make_app({"index": index}), log_level="warning", lifespan="off"))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            while not server.started:
+                time.sleep(0.01)
+            seconds_of(port, 0)  # maps the files
+            single = [seconds_of(port, number) for number in range(options.single)]
+            begin = time.perf_counter()
+            with ThreadPoolExecutor(options.parallel) as pool:
+                parallel = list(pool.map(lambda number: seconds_of(port, 1000 + number), range(options.parallel)))
+            total = time.perf_counter() - begin
+            server.should_exit = True
+            thread.join()
+    print(f"{options.count} moments of {options.width} entries")
+    print(f"one search            median {milliseconds(single, 50)}, p95 {milliseconds(single, 95)}")
+    print(
+        f"{options.parallel} searches at once  median {milliseconds(parallel, 50)}, p95 {milliseconds(parallel, 95)}"
+    )
+    print(f"all of them in        {total:.2f} s, {options.parallel / total:.1f} a second")
+
+
+def seconds_of(port: int, number: int) -> float:
+    """From a request to the whole of its answer."""
+    begin = time.perf_counter()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    connection.request("GET", f"/api/search?q=query+{number}")
+    answer = connection.getresponse()
+    found = json.loads(answer.read())
+    connection.close()
+    if answer.status != 200 or len(found["hits"]) != 12:
+        raise RuntimeError(f"query {number} was answered {answer.status} with {found}")
+    return time.perf_counter() - begin
+
+
+def milliseconds(seconds: list[float], percentile: int) -> str:
+    return f"{1000 * np.percentile(seconds, percentile):.0f} ms"
+
+
+if __name__ == "__main__":
+    main()
