@@ -278,6 +278,7 @@ def test_it_loads_as_remote_code(tmp_path, video, monkeypatch):
     saved.save_pretrained(tmp_path / "remote")
     names = {path.name for path in (tmp_path / "remote").glob("*.py")}
     decoding = {"frames.py", "decoding.py", "pictures.py", "torchcodec_decoder.py", "video_file.py"}
+    decoding |= {"timeline.py", "video_source.py"}
     assert decoding | {"video_inputs.py", "video_processing_camoe.py"} <= names
     # AutoVideoProcessor would prefer our own class, which is registered in this process.
     reference = saved.to_dict()["auto_map"]["AutoVideoProcessor"]
