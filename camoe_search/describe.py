@@ -53,6 +53,7 @@ def info(folder: Path, store: LocalStore) -> dict:
             "weights": description.weights,
             "num_frames": description.num_frames,
             "sampling": description.sampling,
+            "on_damage": description.on_damage,
             "window": description.window,
             "stride": description.stride,
             "width": description.width,
