@@ -152,6 +152,11 @@ def _parser() -> argparse.ArgumentParser:
         "--sampling", choices=("uniform", "keyframe"), help="keyframe is faster and less exact (default: uniform)"
     )
     index.add_argument(
+        "--on-damage", "--on_damage", choices=("error", "around"),
+        help="what to do about damaged files: leave them out and say why, or take frames around the damage and count "
+        "such moments; the index remembers it (default: error). With --retry, files that were left out are read again",
+    )  # fmt: skip
+    index.add_argument(
         "--dtype", choices=("float32", "float16"), help="of the stored vectors; float16 halves them (default: float32)"
     )
     _add_bank_options(index, required=False)
@@ -355,7 +360,7 @@ def _build(options, paths: list[str], milvus: dict | None):
 
 def _settings(options, milvus: dict | None) -> dict:
     """The fields of `update.IndexOptions`."""
-    names = "windows window stride dtype exclude tau batch_size num_workers prune retry rebuild".split()
+    names = "windows window stride dtype on_damage exclude tau batch_size num_workers prune retry rebuild".split()
     return {name: getattr(options, name) for name in names} | {
         "queries": _read_lines(options.bank),
         "milvus": milvus,
@@ -397,6 +402,8 @@ def _print_report(report, options):
     )
     if report.written or report.deleted:
         print(f"Milvus: {report.written} moments written, {report.deleted} deleted")
+    if report.damaged:
+        print(f"frames of {report.damaged} moments were taken around damage")
     if report.skipped:
         print(f"skipped {len(report.skipped)}; all causes: camoe info --skipped --index {options.index}")
         for entry in report.skipped[:SHOWN_CAUSES]:

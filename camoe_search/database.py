@@ -106,6 +106,7 @@ class Description:
     dim: int  # D, entries of an expert's part of a vector
     num_frames: int  # decoded of each moment
     sampling: str  # how frames are chosen: "uniform" or "keyframe"
+    on_damage: str = "error"  # or "around": frames of a damaged file are taken around the damage
     window: float | None = None  # seconds; 0: whole files; None: depends on the duration
     stride: float | None = None  # seconds; None: half a window
     windows: str = "time"  # what cuts a video: "time", or "shots" (shots.py)

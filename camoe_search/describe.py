@@ -54,6 +54,7 @@ def info(folder: Path, store: LocalStore) -> dict:
             "num_frames": description.num_frames,
             "sampling": description.sampling,
             "windows": description.windows,
+            "on_damage": description.on_damage,
             "window": description.window,
             "stride": description.stride,
             "width": description.width,

@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from typing import Protocol
@@ -39,11 +39,15 @@ DECODER_THREADS = 4  # of `SentenceEncoder`; decoding releases Python's global l
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Some of the clips that were given: row r of `vectors` is clip `indices[r]`; `bad` has the others' causes."""
+    """Some of the clips that were given: row r of `vectors` is clip `indices[r]`; `bad` has the others' causes.
+
+    `damaged` are the clips whose frames were taken around damage.
+    """
 
     indices: list[int]
     vectors: np.ndarray  # (b,K) float32
     bad: dict[int, str]
+    damaged: list[int] = field(default_factory=list)
 
 
 class Encoder(Protocol):
@@ -55,6 +59,7 @@ class Encoder(Protocol):
     dim: int  # D, of a part
     num_frames: int  # decoded of each clip
     sampling: str  # how they are chosen
+    on_damage: str  # "error", or take them "around" damage; may be set
 
     def encode_clips(self, clips: Sequence, batch_size: int, num_workers: int) -> Iterator[ClipBatch]:
         """Clips (paths or `Clip`s) in order, batch by batch; what cannot be decoded is listed."""
@@ -156,6 +161,14 @@ class CAMoEEncoder:
     def sampling(self) -> str:
         return self.processor.video_processor.sampling
 
+    @property
+    def on_damage(self) -> str:
+        return self.processor.video_processor.on_damage
+
+    @on_damage.setter
+    def on_damage(self, choice: str):
+        self.processor.video_processor.on_damage = choice
+
     @cached_property
     def weights(self) -> str:
         """128-bit hash of all weights."""
@@ -167,7 +180,7 @@ class CAMoEEncoder:
         options = {"batch_size": batch_size, "num_workers": num_workers, "on_bad_video": "skip", "decoder": decoder}
         for batch in iter_encoded_videos(self.model, self.processor, clips, **options):
             bad = {entry.index: entry.cause for entry in batch.bad}
-            yield ClipBatch(batch.indices, batch.vectors.numpy(), bad)
+            yield ClipBatch(batch.indices, batch.vectors.numpy(), bad, [entry.index for entry in batch.damaged])
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """See `Encoder`."""
@@ -198,6 +211,7 @@ class SentenceEncoder:
 
     experts = ["all"]
     num_frames = 12  # as CLIP4Clip
+    on_damage = "error"
 
     def __init__(self, name: str, model, sampling: str | None = None):
         if "video" not in model.modalities:
@@ -233,20 +247,24 @@ class SentenceEncoder:
         with ThreadPoolExecutor(DECODER_THREADS) as decoders:
             for first in range(0, len(clips), batch_size):
                 indices = range(first, min(first + batch_size, len(clips)))
-                videos = dict(zip(indices, decoders.map(self._decode, [clips[i] for i in indices]), strict=True))
+                decoded = list(decoders.map(self._decode, [clips[i] for i in indices]))
+                videos = {i: video for i, (video, _) in zip(indices, decoded, strict=True)}
+                damaged = {i: damage for i, (_, damage) in zip(indices, decoded, strict=True)}
                 bad = {i: str(video) for i, video in videos.items() if isinstance(video, VideoDecodingError)}
                 good = [i for i in indices if i not in bad]
                 vectors = self._documents([videos[i] for i in good]) if good else np.empty((0, self.dim), np.float32)
-                yield ClipBatch(good, vectors, bad)
+                yield ClipBatch(good, vectors, bad, [i for i in good if damaged[i]])
 
     def _decode(self, clip):
-        """A clip -> what the model encodes, or the error."""
+        """A clip -> what the model encodes, or the error; and the damaged parts that frames were taken around."""
         try:
             if self._takes_clips:
-                return self.model[0].processor.video_processor.decode(clip)
-            sampled = sample_frames(clip, self.num_frames, sampling=self.sampling)
+                video_processor = self.model[0].processor.video_processor
+                sampled = video_processor.decode(clip, on_damage=self.on_damage)
+                return sampled, sampled.skipped_damage
+            sampled = sample_frames(clip, self.num_frames, sampling=self.sampling, on_damage=self.on_damage)
         except VideoDecodingError as error:
-            return error
+            return error, ()
         frames, times = sampled.frames.numpy(), sampled.times  # (T,3,H,W) uint8
         span = times[-1] - times[0] if len(times) > 1 else 0
         fps = (len(times) - 1) / span if span > 0 else 1.0
@@ -257,7 +275,7 @@ class SentenceEncoder:
             "frames_indices": indices,
             "duration": len(times) / fps,
         }
-        return {"array": frames, "video_metadata": metadata}
+        return {"array": frames, "video_metadata": metadata}, sampled.skipped_damage
 
     def _documents(self, videos: list) -> np.ndarray:
         vectors = self.model.encode_document(
@@ -279,7 +297,7 @@ class SentenceEncoder:
         Raises:
             VideoDecodingError: naming the file and the cause.
         """
-        video = self._decode(Clip(clip) if isinstance(clip, str) else clip)
+        video, _ = self._decode(Clip(clip) if isinstance(clip, str) else clip)
         if isinstance(video, VideoDecodingError):
             raise video
         vector = self._documents([video])

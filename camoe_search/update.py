@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from modeling_camoe.frames import Clip, VideoDecodingError, probe_video
+from modeling_camoe.frames import ON_DAMAGE, Clip, VideoDecodingError, probe_video
 
 from .approximate import delete_caches
 from .bank import QueryBank, load_model_bank, subsample
@@ -61,6 +61,7 @@ class IndexOptions:
     stride: float | None = None  # seconds from one start to the next; default: half a window
     dtype: str | None = None  # of the stored vectors: "float32" (default) or "float16"
     exclude: Sequence[str] | None = None  # patterns of files and folders to leave out; default: none
+    on_damage: str | None = None  # "error" (default), or "around": frames of damaged files from around the damage
     queries: list[str] | None = None  # texts of the query bank; default: the training captions saved with the model
     tau: float | None = None  # temperature of the bank; default: the one that the model's evaluation chose
     milvus: dict | None = None  # settings of a collection that holds a copy, see milvus_store.py; default: none
@@ -83,6 +84,7 @@ class UpdateReport:
     unchanged: int = 0
     dropped: int = 0
     encoded: int = 0  # moments
+    damaged: int = 0  # moments whose frames were taken around damage
     moments: int = 0  # of the index now
     skipped: list[dict] = field(default_factory=list)  # {"path", "cause"}
     not_videos: dict[str, int] = field(default_factory=dict)  # extension -> number of other files
@@ -120,12 +122,12 @@ def update_index(paths, folder: str | os.PathLike, encoder: Encoder, options: In
                 refresh_sidecars(writer, scan.paths)
         group.wait_for_everyone()
         with IndexWriter(folder, group.process_index) as writer:
-            report.encoded = _encode(writer, encoder, options, progress, group.process_index, group.num_processes)
+            _encode(writer, encoder, options, report, progress, group.process_index, group.num_processes)
         group.wait_for_everyone()
         if group.is_main_process:
             with IndexWriter(folder) as writer:
                 # Anything still missing: another process may have been killed.
-                report.encoded += _encode(writer, encoder, options, progress)
+                _encode(writer, encoder, options, report, progress)
                 _finish(writer, encoder, options, scan, registered, report)
     group.wait_for_everyone()  # the other processes open what the main one wrote
     report.seconds = time.perf_counter() - begin
@@ -202,6 +204,7 @@ def _settings(encoder: Encoder, old: Description | None, options: IndexOptions) 
         num_frames=encoder.num_frames,
         sampling=encoder.sampling,
         windows=options.windows or "time",
+        on_damage=options.on_damage or "error",
         window=options.window,
         stride=options.stride,
         dtype=options.dtype or "float32",
@@ -214,6 +217,8 @@ def _settings(encoder: Encoder, old: Description | None, options: IndexOptions) 
         raise SearchError(f"windows is {wanted.windows!r}: choose time or shots")
     if "shots" in (wanted.windows, old and old.windows):
         check_shots()
+    if wanted.on_damage not in ON_DAMAGE:
+        raise SearchError(f"on_damage is {wanted.on_damage!r}: choose {' or '.join(ON_DAMAGE)}")
     if old is None:
         return wanted
     check_model(encoder, old)
@@ -227,6 +232,7 @@ def _settings(encoder: Encoder, old: Description | None, options: IndexOptions) 
     return dataclasses.replace(
         old,
         model=encoder.name,
+        on_damage=options.on_damage or old.on_damage,
         exclude=old.exclude if options.exclude is None else list(options.exclude),
         milvus=wanted.milvus,
     )
@@ -542,14 +548,21 @@ def _pending(writer: IndexWriter) -> list[_Window]:
 
 
 def _encode(
-    writer: IndexWriter, encoder: Encoder, options: IndexOptions, progress: bool, process: int = 0, processes: int = 1
-) -> int:
-    """Encode every `processes`-th batch of what is pending, starting at batch `process`. Returns the moments made."""
+    writer: IndexWriter,
+    encoder: Encoder,
+    options: IndexOptions,
+    report: UpdateReport,
+    progress: bool,
+    process: int = 0,
+    processes: int = 1,
+):
+    """Encode every `processes`-th batch of what is pending, starting at batch `process`. The report counts moments."""
+    encoder.on_damage = writer.description.on_damage
     pending, size = _pending(writer), options.batch_size
     todo = [w for i in range(process * size, len(pending), processes * size) for w in pending[i : i + size]]
     if not todo:
-        return 0
-    made, gone, files, hours = 0, set(), set(), 0.0
+        return
+    gone, files, hours = set(), set(), 0.0
     clips = [window.clip for window in todo]
     with tqdm(total=len(todo), desc="index", unit="moment", disable=not progress) as bar:
         for batch in encoder.encode_clips(clips, size, options.num_workers):
@@ -563,13 +576,13 @@ def _encode(
             kept = [(n, todo[index].id) for n, index in enumerate(batch.indices) if todo[index].content not in gone]
             failed = {todo[i].id: cause for i, cause in batch.bad.items() if todo[i].content not in gone}
             writer.append([id for _, id in kept], batch.vectors[[n for n, _ in kept]], failed)
-            made += len(kept)
+            report.encoded += len(kept)
+            report.damaged += sum(todo[index].content not in gone for index in batch.damaged)
             files.update(window.file for window in done)
             hours += sum(window.end - window.start for window in done) / 3600
             bar.update(len(done))
             speed = hours / max(bar.format_dict["elapsed"], 1e-9)
             bar.set_postfix_str(f"{len(files)} files, {speed:.3g} h of video/s")
-    return made
 
 
 def _finish(

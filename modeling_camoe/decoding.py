@@ -25,7 +25,8 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from .video_file import TIME_TOLERANCE, VideoDecodingError, pyav
+from .video_file import TIME_TOLERANCE
+from .video_source import VideoDecodingError, pyav
 
 
 # H.264 and HEVC let at most 16 pictures overtake another between decoding and showing; no other codec allows more. So

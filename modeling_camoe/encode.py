@@ -6,7 +6,7 @@ model's device. K = E*D is the length of a folded vector; B clips, N captions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -18,11 +18,12 @@ from .video_inputs import describe_video
 
 @dataclass(frozen=True)
 class BadVideo:
-    """A clip that could not be decoded: its position in the given list, its name and the cause."""
+    """A clip that could not be decoded, or only around its damage: position in the given list, name and cause."""
 
     index: int
     source: str
     cause: str
+    is_used: bool = False  # with frames from around the damage
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class VideoBatch:
         gate_weights: (b,E) float32 on the CPU.
         times: for each row, the seconds at which its frames were taken.
         bad: clips of this batch that could not be decoded.
+        damaged: clips of this batch whose frames were taken around damage.
     """
 
     indices: list[int]
@@ -42,6 +44,7 @@ class VideoBatch:
     gate_weights: torch.Tensor
     times: list[tuple[float, ...]]
     bad: list[BadVideo]
+    damaged: list[BadVideo] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ class EncodedVideos:
     vectors: torch.Tensor  # (B,K)
     gate_weights: torch.Tensor  # (B,E)
     bad: list[BadVideo]
+    damaged: list[BadVideo] = field(default_factory=list)  # frames were taken around their damage
+
+
+def note_damage(sampled, index: int, source: str) -> list[BadVideo]:
+    """A [`BadVideo`] if frames were taken around damage, else nothing."""
+    parts = ", ".join(f"{start:.3f} to {end:.3f} s" for start, end in getattr(sampled, "skipped_damage", ()))
+    cause = f"{source}: damaged from {parts}: frames are taken around it"
+    return [BadVideo(index, source, cause, is_used=True)] if parts else []
 
 
 class ClipFrames(Dataset):
@@ -67,7 +78,8 @@ class ClipFrames(Dataset):
     def __getitem__(self, index: int):
         clip = self.clips[index]
         try:
-            return index, self.video_processor.decode(clip)
+            sampled = self.video_processor.decode(clip)
+            return index, sampled, note_damage(sampled, index, describe_video(clip))
         except VideoDecodingError as error:
             return BadVideo(index, describe_video(clip), str(error))
 
@@ -80,10 +92,11 @@ class _Collate:
         bad = [item for item in items if isinstance(item, BadVideo)]
         good = [item for item in items if not isinstance(item, BadVideo)]
         if not good:
-            return [], None, [], bad
-        clips = [clip for _, clip in good]
+            return [], None, [], bad, []
+        clips = [clip for _, clip, _ in good]
         inputs = self.video_processor(videos=clips, do_rescale=False, do_normalize=False, return_tensors="pt")
-        return [index for index, _ in good], dict(inputs), [clip.times for clip in clips], bad
+        damaged = [note for _, _, notes in good for note in notes]
+        return [index for index, *_ in good], dict(inputs), [clip.times for clip in clips], bad, damaged
 
 
 def iter_encoded_videos(
@@ -127,7 +140,7 @@ def iter_encoded_videos(
         worker_init_fn=worker_init_fn,
     )
     with tqdm(total=len(clips), desc=progress, unit="clip", disable=progress is None) as bar:
-        for indices, inputs, times, bad in loader:
+        for indices, inputs, times, bad, damaged in loader:
             if bad and on_bad_video == "raise":
                 raise VideoDecodingError(bad[0].cause)
             if inputs is not None:
@@ -138,7 +151,7 @@ def iter_encoded_videos(
             else:
                 vectors = torch.empty(0, model.config.projection_dim * len(model.config.experts), dtype=torch.float32)
                 gates = torch.empty(0, len(model.config.experts), dtype=torch.float32)
-            yield VideoBatch(indices, vectors, gates, times, bad)
+            yield VideoBatch(indices, vectors, gates, times, bad, damaged)
             bar.update(len(indices) + len(bad))
 
 
@@ -151,6 +164,7 @@ def encode_videos(model, processor, clips: Sequence, **options) -> EncodedVideos
         vectors=torch.cat([b.vectors for b in batches] or [torch.empty(0, model.config.projection_dim * num_experts)]),
         gate_weights=torch.cat([b.gate_weights for b in batches] or [torch.empty(0, num_experts)]),
         bad=[bad for batch in batches for bad in batch.bad],
+        damaged=[damaged for batch in batches for damaged in batch.damaged],
     )
 
 

@@ -29,13 +29,8 @@ import torch
 from .decoding import Targets, decode_everything, decode_key_frames, decode_lazily
 from .pictures import PictureMaker
 from .torchcodec_decoder import decode_with_torchcodec
-from .video_file import (
-    Clip,
-    VideoDecodingError,
-    as_clip,
-    describe_source,
-    open_video,
-)
+from .video_file import open_video
+from .video_source import Clip, VideoDecodingError, as_clip, describe_source
 
 
 # What a program that walks over a folder takes for a video.

@@ -8,7 +8,7 @@ mirroring (telephones). Both are applied.
 
 import numpy as np
 
-from .video_file import pyav
+from .video_source import pyav
 
 
 # How swscale is to work on frames that keep their size: its shortcut for these leaves the last columns of some widths

@@ -15,7 +15,7 @@ import torch
 
 from .decoding import find_shown
 from .pictures import display_matrix
-from .video_file import pyav
+from .video_source import pyav
 
 
 logger = logging.getLogger(__name__)

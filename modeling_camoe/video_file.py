@@ -8,18 +8,25 @@ of the last packets, and what the header states. A header is believed only where
 time stamps of the stream.
 """
 
-import bisect
 import functools
 import io
 import math
 import multiprocessing
 import os
-import re
-import stat
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 
 import torch
+
+from .timeline import IndexEntry, KeyIndex, Memory, memory_of, read_timeline
+from .video_source import (
+    EncryptedVideoError,
+    VideoDecodingError,
+    describe_source,
+    first_bytes,
+    is_encrypted,
+    missing_bytes_of_matroska,
+    pyav,
+)
 
 
 # Pixels. Below, a clip of some seconds is decoded in less time than it takes to start the threads that would share it.
@@ -45,86 +52,14 @@ TRUSTED_DECODERS = frozenset(
 # Decoders that report damage in whichever way they share the work between threads.
 FRAME_THREADS = frozenset("h264 hevc vp8 vp9 av1 libdav1d".split())
 
+# What FFmpeg calls formats that name other files.
+MANIFEST_FORMATS = frozenset("concat dash hls imf rtsp sdp webm_dash_manifest".split())
+
 # Seconds. A frame counts as shown this much before its time: Matroska rounds the time to milliseconds.
 TIME_TOLERANCE = 0.0005
 
 # For streams that do not state their frame rate.
 DEFAULT_FPS = 25.0
-
-# Bytes of packets that are kept while a file is read to its end, so that it need not be read again.
-MAX_KEPT = 2**26
-
-# Matroska files whose end and key frames are remembered, some kilobytes each: one that was written to a pipe states no
-# duration and has no index, and would be read through for each of its windows.
-MAX_REMEMBERED = 512
-
-# Bytes in which to look for signs of encryption.
-MAX_HEADER = 2**16
-
-# What a file begins with that is no video, and what it is. Manifests are refused before FFmpeg sees them: it would
-# open the files and addresses that they name.
-NO_VIDEOS = {
-    b"version https://git-lfs": "a Git LFS pointer, not the video itself: run `git lfs pull`",
-    b"<!doctype html": "a saved web page, not a video; download the video itself",
-    b"<html": "a saved web page, not a video; download the video itself",
-    b"#extm3u": "a playlist that names other files, not a video; give one of these files",
-    b"ffconcat": "a list of other files, not a video; give one of these files",
-    b"file '": "a list of other files, not a video; give one of these files",
-    b"[playlist]": "a playlist that names other files, not a video; give one of these files",
-    b"[reference]": "a playlist that names other files, not a video; give one of these files",
-    b"<asx": "a playlist that names other files, not a video; give one of these files",
-    b"<mpd": "a DASH manifest that names other files, not a video; give one of these files",
-    b"<smil": "a playlist that names other files, not a video; give one of these files",
-    b"<compositionplaylist": "a playlist that names other files, not a video; give one of these files",
-    b"v=0": "a session description that names addresses, not a video",
-    b"pk\x03\x04": "a ZIP archive, not a video; unpack it first",
-    b"\x1f\x8b": "a gzip archive, not a video; unpack it first",
-}
-MANIFEST_FORMATS = frozenset("concat dash hls imf rtsp sdp webm_dash_manifest".split())
-
-
-class VideoDecodingError(ValueError):
-    """A video that cannot be decoded. The message names the file and the cause."""
-
-
-class EncryptedVideoError(VideoDecodingError):
-    """A video that is encrypted."""
-
-    def __init__(self, name):
-        super().__init__(f"{name}: encrypted; it can only be decoded with its key")
-
-
-@dataclass(frozen=True, repr=False)
-class Clip:
-    """What to decode: a whole video or a window of it."""
-
-    source: str | os.PathLike | bytes  # path, or the file's bytes
-    start: float | None = None  # seconds; None: from the beginning
-    end: float | None = None  # seconds; None: to the end
-
-    def __repr__(self):  # in a message, a megabyte of video helps nobody
-        return f"Clip({describe_source(self)}, start={self.start}, end={self.end})"
-
-
-def as_clip(source: str | os.PathLike | bytes | Clip) -> Clip:
-    """A [`Clip`] as it is; anything else as the whole of its video."""
-    # No isinstance: a processor loaded with remote code has a Clip class of its own.
-    return source if hasattr(source, "source") else Clip(source)
-
-
-def describe_source(source: str | os.PathLike | bytes | Clip) -> str:
-    """A short name for messages: the path, or how many bytes were given."""
-    source = as_clip(source).source
-    return f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source)
-
-
-def pyav():
-    """The library that decodes, imported at the first video: a program that reads only texts never loads FFmpeg."""
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("decoding a video needs PyAV: pip install av") from error
-    return av
 
 
 @contextmanager
@@ -150,7 +85,7 @@ def open_video(source, threads=1):
     except ImportError:
         raise
     except VideoDecodingError as error:
-        if isinstance(error, EncryptedVideoError) or not _is_encrypted(source):
+        if isinstance(error, EncryptedVideoError) or not is_encrypted(source):
             raise
         raise EncryptedVideoError(name) from error
     except av.FFmpegError as error:
@@ -159,60 +94,6 @@ def open_video(source, threads=1):
         ) from error
     except Exception as error:  # PyAV meets things in files that it did not expect
         raise VideoDecodingError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
-
-
-@dataclass
-class Timeline:
-    """What the packets of the video stream say, in decoding order. Packets without content are not among them."""
-
-    times: list[int] = field(default_factory=list)  # pts; where packets have none, as if frames came at a steady rate
-    is_timed: bool = True  # each packet has a time stamp of its own
-    is_reordered: bool = False  # some packet comes after one that is shown later
-    begins_with_key: bool = False
-    first: int = 0  # tick at which the first frame appears; those before it are cut away by an edit list
-    end: int = 0  # tick at which the last frame disappears
-
-    @functools.cached_property
-    def sorted_times(self):
-        return sorted(self.times)
-
-    @functools.cached_property
-    def positions(self):
-        """pts -> the number of its packet."""
-        return {pts: i for i, pts in reversed(list(enumerate(self.times)))}
-
-
-@dataclass(frozen=True)
-class IndexEntry:
-    """As PyAV has them."""
-
-    timestamp: int  # ticks
-    pos: int  # bytes before the block of packets that it is in
-
-
-class KeyIndex(list):
-    """[`IndexEntry`] of all key frames of a file, ascending: read by PyAV's interface."""
-
-    def search_timestamp(self, timestamp, *, backward=True):
-        """The number of the last entry up to a time, or of the first from there on; -1 if there is none."""
-        if backward:
-            return bisect.bisect_right(self, timestamp, key=lambda entry: entry.timestamp) - 1
-        found = bisect.bisect_left(self, timestamp, key=lambda entry: entry.timestamp)
-        return found if found < len(self) else -1
-
-
-@dataclass
-class Memory:
-    """What a file that had to be read through is remembered by."""
-
-    span: tuple[float, float] | None = None  # seconds
-    keys: KeyIndex | None = None
-
-
-@functools.lru_cache(MAX_REMEMBERED)
-def _memory_of(path, size, modified):
-    """The same object for the same content of a file; empty at first."""
-    return Memory()
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
@@ -231,7 +112,7 @@ class VideoFile:
         self.source = source
         self.name = describe_source(source)
         self.wanted_threads = threads
-        head = _first_bytes(source, self.name)
+        head = first_bytes(source, self.name)
         self.options = OPEN_QUICKLY if head[4:8] in MP4_BOXES else {}
         self.tail_options = OPEN_QUICKLY if head.startswith(MATROSKA_MARK) else {}
         self.is_careful = False  # decodes with one thread, and goes on after damage
@@ -401,49 +282,13 @@ class VideoFile:
     def timeline(self):
         """Reads all packets, once."""
         if self._timeline is None:
-            self._timeline, self._kept = self._read_timeline()
+            self._timeline, self._kept = read_timeline(self)
             if self.container.format.name == MATROSKA:
                 entries = [IndexEntry(entry.timestamp, entry.pos) for entry in self.stream.index_entries]
                 self._keys = KeyIndex(entries) if entries else None
             if self._kept is None:
                 self.reopen()
         return self._timeline
-
-    def _read_timeline(self):
-        line, kept, kept_bytes = Timeline(), [], 0
-        highest = first = end = None
-        try:
-            for packet in self.container.demux(self.stream):
-                pts = packet.pts
-                if pts is None and packet.dts is None and not packet.size:
-                    continue  # PyAV ends with an empty packet
-                if pts is not None and not packet.is_discard:
-                    end = max(pts if end is None else end, pts + (packet.duration or self.interval))
-                if not packet.size:
-                    continue  # the frame before is shown on
-                if packet.is_keyframe and packet.has_sidedata("encryption_info"):
-                    raise EncryptedVideoError(self.name)
-                if pts is None:
-                    line.is_timed = False
-                    pts = self.first_tick if highest is None else round(line.times[-1] + self.interval)
-                if highest is None:
-                    line.begins_with_key = packet.is_keyframe
-                elif pts < highest:
-                    line.is_reordered = True
-                highest = pts if highest is None else max(highest, pts)
-                line.times.append(pts)
-                if not packet.is_discard:
-                    first = pts if first is None else min(first, pts)
-                kept_bytes += packet.size
-                if kept_bytes <= MAX_KEPT:
-                    kept.append(packet)
-        except pyav().FFmpegError:
-            pass  # the file breaks off here
-        line.is_timed &= len(set(line.times)) == len(line.times)
-        if line.times:
-            line.first = line.sorted_times[0] if first is None else first
-            line.end = highest + self.interval if end is None else max(end, highest)
-        return line, kept if kept_bytes <= MAX_KEPT else None
 
     @functools.cached_property
     def _stated_span(self):
@@ -470,7 +315,7 @@ class VideoFile:
         if not isinstance(self.source, bytes):
             path = os.path.abspath(self.source)
             status = os.stat(path)
-            memory = _memory_of(path, status.st_size, status.st_mtime_ns)
+            memory = memory_of(path, status.st_size, status.st_mtime_ns)
         if memory.span is None:
             span = self._span_of_packets()
             if self.is_trusted:
@@ -515,7 +360,7 @@ class VideoFile:
                 if is_video:
                     end = max(end or 0.0, seconds)
         if end_of_file is not None and end_of_file < stated - 1:  # a second: some writers round
-            if _missing_bytes_of_matroska(self.source):
+            if missing_bytes_of_matroska(self.source):
                 raise VideoDecodingError(
                     f"{self.name}: cut off: it should last {stated:.3f} s, but ends at {end_of_file:.3f} s; "
                     "download it again"
@@ -550,67 +395,3 @@ def _suitable_threads(stream):
     is_worker = multiprocessing.parent_process() is not None or torch.utils.data.get_worker_info() is not None
     is_small = stream.width * stream.height < SMALL_AREA
     return 1 if is_worker or is_small else 0
-
-
-def _first_bytes(source, name):
-    """The first bytes. Tells in words, before FFmpeg comes in, what is wrong with a path or with what it holds."""
-    if isinstance(source, bytes):
-        head = source[:1024]
-    else:
-        try:
-            if not stat.S_ISREG(os.stat(source).st_mode) and not os.path.isdir(source):
-                raise VideoDecodingError(f"{name}: a pipe or a device, not a file")
-            with open(source, "rb") as file:
-                head = file.read(1024)
-        except FileNotFoundError as error:
-            remedy = "; only files can be decoded: download it first" if "://" in name else ""
-            raise VideoDecodingError(f"{name}: no such file{remedy}") from error
-        except (OSError, ValueError) as error:  # ValueError: a null byte in a path
-            raise VideoDecodingError(f"{name}: cannot be read ({getattr(error, 'strerror', error)})") from error
-    if not head:
-        raise VideoDecodingError(f"{name}: the file is empty")
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith(b"<?xml"):
-        text = text[text.find(b"?>") + 2 :].lstrip()
-    for beginning, what in NO_VIDEOS.items():
-        if text.startswith(beginning):
-            raise VideoDecodingError(f"{name}: {what}")
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        kind = "an animated WebP" if b"ANIM" in head[:64] else "a WebP picture"
-        raise VideoDecodingError(f"{name}: {kind}, which FFmpeg cannot decode as a video; convert it first")
-    return head
-
-
-# What an encrypted file has in its header: an MP4 boxes, a Matroska file elements, an ASF file identifiers.
-ENCRYPTED = re.compile(
-    rb"encv|pssh|tenc|\x50\x35.{1,8}\x47\xe1|\xfb\xb3\x11\x22\x23\xbd\xd2\x11|\x14\xe6\x8a\x29\x22\x26\x17\x4c",
-    re.DOTALL,
-)
-
-
-def _is_encrypted(source):
-    """Whether the reason why a file cannot be decoded may be that it is encrypted."""
-    if not isinstance(source, bytes):
-        if not os.path.isfile(source):
-            return False
-        with open(source, "rb") as file:
-            source = file.read(MAX_HEADER)
-    return ENCRYPTED.search(source[:MAX_HEADER]) is not None
-
-
-def _missing_bytes_of_matroska(source):
-    """How many bytes a Matroska file lacks at its end, by the size that its segment states; 0 if it states none."""
-    if isinstance(source, bytes):
-        head, size = source[:4096], len(source)
-    else:
-        size = os.path.getsize(source)
-        with open(source, "rb") as file:
-            head = file.read(4096)
-    start = head.find(b"\x18\x53\x80\x67") + 4  # ID of the segment
-    if start < 4 or start >= len(head) or not head[start]:
-        return 0
-    length = 9 - head[start].bit_length()  # of the number that follows; its first bit set tells
-    stated = int.from_bytes(head[start : start + length], "big") & ((1 << 7 * length) - 1)
-    if stated == (1 << 7 * length) - 1:  # all ones: unknown
-        return 0
-    return max(0, start + length + stated - size)

@@ -165,6 +165,18 @@ def cut_off(path, share: float = 0.5) -> Path:
     return path
 
 
+def spoil(path, first: int, last: int) -> Path:
+    """Overwrite the coded pictures from number `first` up to `last`, in decoding order."""
+    path = Path(path)
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size][first:last]
+    for packet in packets:
+        content[packet.pos + 4 : packet.pos + packet.size] = b"\xa5" * (packet.size - 4)
+    path.write_bytes(content)
+    return path
+
+
 def stored_times(path) -> list[float]:
     """The time of each frame in seconds from the start of the file, by decoding all of it."""
     with av.open(str(path)) as container:

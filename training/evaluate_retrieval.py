@@ -84,6 +84,12 @@ class EvaluationOptions:
     on_bad_video: str = option(
         "raise", "a clip that cannot be decoded: stop, or skip and list", choices=("raise", "skip")
     )
+    on_damage: str | None = option(
+        None,
+        "a clip of which a wanted frame is damaged: as one that cannot be decoded, or take frames around the damage "
+        "and count it (default: as in training)",
+        choices=("error", "around"),
+    )
     batch_size: int = option(32, "clips a forward pass")
     num_workers: int = option(2, "processes that decode")
     frame_cache: str | None = option(None, "folder in which sampled frames are kept, for many evaluations")
@@ -237,6 +243,10 @@ def main():
         bad = results.get("bad_videos")
         if bad:
             print(f"left out {len(bad)} clips that could not be decoded; they are listed in the results")
+        if results.get("damaged_videos"):
+            print(
+                f"took frames of {len(results['damaged_videos'])} clips around damage; they are listed in the results"
+            )
         print(f"wrote {folder / 'eval_results.json'} and {RANKS_FILE}")
     accelerator.end_training()
 

@@ -90,6 +90,7 @@ def load_data(options: TrainOptions):
         splits["train"] = StreamedClips(tables.pop("train"), *columns)
     processor = build_processor(options, training_captions(options, tables.get("train"), splits))
     processor.video_processor.fps = options.frames_per_second
+    processor.video_processor.on_damage = options.on_damage
     splits |= {
         role: read_captioned_clips(
             table,

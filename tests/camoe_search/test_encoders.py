@@ -13,7 +13,7 @@ from camoe_search.index import VideoIndex
 from modeling_camoe.encode import iter_encoded_videos
 from modeling_camoe.frames import Clip
 from tests.tiny_backbones import KINDS, tiny_backbone
-from tests.video_files import cut_off, write_video
+from tests.video_files import cut_off, spoil, write_video
 
 
 QUERIES = ["a red star spins", "two kids are playing basketball in a gym", "a disc"]
@@ -34,6 +34,18 @@ def test_our_own_model_gives_the_same_vectors_through_both_roads(encoder, senten
     assert ours.indices == theirs.indices == [0, 2, 3] and list(ours.bad) == list(theirs.bad) == [1]
     assert "clip_9.mp4" in ours.bad[1]
     np.testing.assert_allclose(ours.vectors, theirs.vectors, atol=1e-6)
+
+
+def test_both_roads_say_which_clips_were_taken_around_damage(encoder, sentence_encoder, tmp_path):
+    damaged = spoil(write_video(tmp_path / "damaged.mp4", 72, gop=24, size=(128, 96)), 6, 24)
+    clips = [Clip(str(write_video(tmp_path / "whole.mp4", 24))), Clip(str(damaged))]
+    for each in (encoder, sentence_encoder):
+        each.on_damage = "around"
+        (batch,) = each.encode_clips(clips, 4, 0)
+        assert (batch.indices, batch.bad, batch.damaged) == ([0, 1], {}, [1])
+        each.on_damage = "error"
+        (batch,) = each.encode_clips(clips, 4, 0)
+        assert (batch.indices, list(batch.bad), batch.damaged) == ([0], [1], [])
 
 
 def test_both_roads_find_the_same_with_and_without_the_bank(encoder, sentence_encoder, videos, tmp_path):

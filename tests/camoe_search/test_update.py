@@ -17,7 +17,7 @@ from camoe_search.errors import SearchError
 from camoe_search.index import VideoIndex
 from modeling_camoe.encode import encode_texts, encode_videos
 from modeling_camoe.frames import Clip
-from tests.video_files import cut_off, write_audio, write_video
+from tests.video_files import cut_off, spoil, write_audio, write_video
 
 
 QUERY = "a red star spins"
@@ -213,6 +213,24 @@ def test_unreadable_files_are_read_again_on_demand_only(videos, tmp_path, encode
     encoded_clips.clear()
     index = build_index(videos, tmp_path / "index", encoder, retry=True)
     assert len(index) == 6 and index.skipped() == [] and encoded_clips == ["clip_1.mp4"]
+
+
+def test_moments_of_damaged_files_are_made_on_demand_and_counted(videos, tmp_path, encoder):
+    def write_damaged(name, first=6):
+        spoil(write_video(videos / name, 72, gop=24, size=(128, 96)), first, 24)  # the first of two frames
+
+    write_damaged("damaged.mp4")
+    index = build_index(videos, tmp_path / "index", encoder)
+    assert len(index) == 6 and "damaged.mp4: damaged at" in index.report.skipped[0]["cause"]
+    assert index.info()["on_damage"] == "error" and index.report.damaged == 0
+    index = build_index(videos, tmp_path / "index", encoder, on_damage="around", retry=True)
+    assert len(index) == 7 and (index.report.encoded, index.report.damaged) == (1, 1)
+    write_damaged("another.mp4", first=8)
+    index = build_index(videos, tmp_path / "index", encoder)  # the index remembers it
+    assert len(index) == 8 and (index.report.encoded, index.report.damaged) == (1, 1)
+    assert index.info()["on_damage"] == "around"
+    with pytest.raises(SearchError, match="on_damage is 'skip': choose error or around"):
+        build_index(videos, tmp_path / "index", encoder, on_damage="skip")
 
 
 # --- files that move -------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_camoe import decoding, video_file
+from modeling_camoe import decoding, timeline, video_file
 from modeling_camoe import frames as frames_module
 from modeling_camoe.frames import VideoDecodingError
 from tests.video_files import H264, KINDS, indices_of, natural_picture, sample, stored_times, write_video
@@ -109,7 +109,7 @@ def test_a_piped_matroska_file_is_read_through_once_for_all_its_windows(folder, 
     path = write_video(
         folder / f"piped_{sampling}.mkv", 240, gop=24, pictures=pictures, container_options={"live": "1"}, audio=20.0
     )
-    monkeypatch.setattr(video_file, "MAX_KEPT", 0)
+    monkeypatch.setattr(timeline, "MAX_KEPT", 0)
     read = []
     packets_of = av.container.InputContainer.demux
 

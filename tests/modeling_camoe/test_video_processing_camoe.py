@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import av
 import numpy as np
 import PIL.Image
 import pytest
@@ -16,7 +15,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from modeling_camoe.frames import Clip, VideoDecodingError, sample_frames
 from modeling_camoe.video_file import VideoFile
 from modeling_camoe.video_processing_camoe import CAMoEVideoProcessor
-from tests.video_files import index_picture, indices_of, write_video
+from tests.video_files import index_picture, indices_of, spoil, write_video
 
 
 SMALL = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
@@ -55,13 +54,7 @@ def test_a_file_gives_its_sampled_frames_normalised(processor, video):
 
 
 def test_damage_is_an_error_or_frames_are_taken_around_it(processor, tmp_path, caplog):
-    path = write_video(tmp_path / "damaged.mp4", 72, gop=24, size=(128, 96))
-    content = bytearray(path.read_bytes())
-    with av.open(str(path)) as container:
-        packets = [packet for packet in container.demux(video=0) if packet.size][24:48]
-    for packet in packets:  # from 2 to 4 s
-        content[packet.pos + 4 : packet.pos + packet.size] = b"\xa5" * (packet.size - 4)
-    path.write_bytes(content)
+    path = spoil(write_video(tmp_path / "damaged.mp4", 72, gop=24, size=(128, 96)), 24, 48)  # from 2 to 4 s
     with pytest.raises(VideoDecodingError, match="damaged"):
         processor(videos=path)
     sampled = processor.decode(path, on_damage="around")
@@ -278,6 +271,7 @@ def test_it_loads_as_remote_code(tmp_path, video, monkeypatch):
     saved.save_pretrained(tmp_path / "remote")
     names = {path.name for path in (tmp_path / "remote").glob("*.py")}
     decoding = {"frames.py", "decoding.py", "pictures.py", "torchcodec_decoder.py", "video_file.py"}
+    decoding |= {"timeline.py", "video_source.py"}
     assert decoding | {"video_inputs.py", "video_processing_camoe.py"} <= names
     # AutoVideoProcessor would prefer our own class, which is registered in this process.
     reference = saved.to_dict()["auto_map"]["AutoVideoProcessor"]

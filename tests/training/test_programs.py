@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.programs import TRAINING, run_program
-from tests.video_files import write_audio
+from tests.video_files import spoil, write_audio, write_video
 
 
 RECIPE = """
@@ -258,6 +258,31 @@ def test_a_bad_clip_is_skipped_and_listed_when_the_policy_says_so(clips, recipe,
     listed = [json.loads(line) for line in (tmp_path / "run" / "bad_videos.jsonl").read_text().splitlines()]
     assert {line["video_id"] for line in listed} == {"train_00003"} and "train_00003.mp4" in listed[0]["cause"]
     assert json.loads((tmp_path / "run" / "all_results.json").read_text())["bad_videos"] == len(listed)
+
+
+def test_frames_around_damage_are_taken_when_the_policy_says_so_and_counted(clips, recipe, tmp_path):
+    def spoil_some(folder, rows):
+        spoil(write_video(folder / rows[3]["file_name"], 72, gop=24, size=(128, 96)), 24, 48)
+
+    data = copy_with(clips, tmp_path / "clips", spoil_some)
+    done = run_program(
+        "run_retrieval.py", "--config", recipe, "--dataset_name", data, "--output_dir", tmp_path / "run",
+        "--on_damage", "around",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = [json.loads(line) for line in (tmp_path / "run" / "bad_videos.jsonl").read_text().splitlines()]
+    assert line["video_id"] == "train_00003" and line["is_used"] and "damaged from 2.000 to 4.000 s" in line["cause"]
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert (results["bad_videos"], results["damaged_videos"]) == (0, 1)
+    scored = [("--on_damage", "error"), ()]  # the run's processor remembers
+    for options, code in zip(scored, (2, 0), strict=True):
+        done = run_program(
+            "evaluate_retrieval.py", "--checkpoint", tmp_path / "run", "--dataset_name", data, "--split", "train",
+            "--train_split", "null", "--num_workers", 0, *options,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+    results = json.loads((tmp_path / "run" / "eval_results.json").read_text())
+    assert len(results["damaged_videos"]) == 1 and results["bad_videos"] == []
 
 
 def test_where_no_clip_can_be_decoded_the_run_stops_with_one_line(clips, recipe, tmp_path):

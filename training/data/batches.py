@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from modeling_camoe.encode import BadVideo
+from modeling_camoe.encode import BadVideo, note_damage
 from modeling_camoe.frames import VideoDecodingError, describe_source
 
 from .captioned_clips import CaptionedClips
@@ -148,6 +148,7 @@ class TrainPairs(Dataset):
             except OSError as error:  # a cache cannot be written; raised in a worker, it would be a page of traceback
                 return {"video": None, "bad": bad, "error": str(error)}
             else:
+                bad += note_damage(item.get("clip"), video, describe_source(self.split.clips[video]))
                 return {**item, "video": video, "text": self.split.captions[video][caption], "bad": bad}
         return {"video": None, "bad": bad}
 

@@ -5,6 +5,7 @@ Each of W processes encodes every W-th clip and caption. All of them get all row
 results do not depend on W.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ class EncodedSplit:
         video_rows: (M,) position of each row's clip in the split.
         bad: clips that could not be decoded; they are left out with their captions.
         captions: N strings.
+        damaged: clips whose frames were taken around damage.
     """
 
     text_vectors: torch.Tensor
@@ -36,6 +38,7 @@ class EncodedSplit:
     video_rows: list[int]
     bad: list[BadVideo]
     captions: list[str]
+    damaged: list[BadVideo] = dataclasses.field(default_factory=list)
 
 
 @dataclass
@@ -85,7 +88,7 @@ def encode_split(
             worker_init_fn=leave_signals_to_the_parent,
         )
     rows = [mine[i] for i in encoded.indices]
-    bad = [BadVideo(mine[b.index], b.source, b.cause) for b in encoded.bad]
+    bad = [dataclasses.replace(b, index=mine[b.index]) for b in [*encoded.bad, *encoded.damaged]]
     video_rows, (video_vectors, gate_weights) = _gather_rows(
         accelerator, rows, [encoded.vectors, encoded.gate_weights]
     )
@@ -105,7 +108,8 @@ def encode_split(
         gate_weights=gate_weights,
         video_of_text=torch.tensor([position[video_of_text[n]] for n in text_rows], dtype=torch.long),
         video_rows=video_rows,
-        bad=bad,
+        bad=[b for b in bad if not b.is_used],
+        damaged=[b for b in bad if b.is_used],
         captions=[texts[n] for n in text_rows],
     )
 

@@ -232,6 +232,8 @@ def frame_settings(video_processor, sampling: str) -> list:
     """The settings that determine the stored frames, the decoder among them."""
     stored = JITTER_CHOICES if sampling == "jitter" else 1
     settings = {name: getattr(video_processor, name, None) for name in ("fps", "do_resize", "do_center_crop")}
+    if getattr(video_processor, "on_damage", "error") != "error":
+        settings["on_damage"] = video_processor.on_damage  # a run that wants an error must not find such frames
     resample = getattr(video_processor, "resample", None)
     return [
         sampling,

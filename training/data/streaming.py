@@ -27,7 +27,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 
 from modeling_camoe.captions import caption_streams
-from modeling_camoe.encode import BadVideo
+from modeling_camoe.encode import BadVideo, note_damage
 from modeling_camoe.frames import Clip, VideoDecodingError
 
 from .batches import PairCollator
@@ -292,17 +292,18 @@ class StreamPairs(IterableDataset):
         """An item as `TrainPairs` has it; `bad` remembers the names of clips that could not be decoded."""
         if name in bad:
             return {"video": None, "bad": []}
+        source = _path_of(row[self.clips.places["column"]]) or name
         try:
             clip = self.clips.clip(row, n)
             frames = getattr(self.decoder, "open", self.decoder.decode)(clip, sampling=self.sampling, seed=seed)
         except VideoDecodingError as error:
             bad[name] = True
-            source = _path_of(row[self.clips.places["column"]]) or name
             return {"video": None, "bad": [BadVideo(0, source, str(error))]}
         except OSError as error:  # a cache cannot be written
             return _failure(str(error))
+        damage = note_damage(frames, 0, source)
         number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
-        return {"clip": frames, "texts": texts, "text": caption, "video": number, "name": name, "bad": []}
+        return {"clip": frames, "texts": texts, "text": caption, "video": number, "name": name, "bad": damage}
 
 
 def _next_block(rows: Iterator[dict]) -> dict | None:

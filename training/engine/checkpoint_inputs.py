@@ -31,6 +31,8 @@ class CheckpointInputs:
         self.options, self.accelerator = options, accelerator
         self.model, self.processor = load_checkpoint(options.checkpoint)
         self.model = self.model.to(accelerator.device).eval()
+        if options.on_damage is not None:
+            self.processor.video_processor.on_damage = options.on_damage
         self.decoder = None
         if options.frame_cache is not None:
             self.decoder = FrameCache(options.frame_cache, self.processor.video_processor)
@@ -52,6 +54,7 @@ class CheckpointInputs:
         self.test_clips = self._read(self.options.split, self.options.max_clips)
         encoded = self._encode(self.options.split, self.test_clips)
         self.about["bad_videos"] = [{"source": bad.source, "cause": bad.cause} for bad in encoded.bad]
+        self.about["damaged_videos"] = [{"source": each.source, "cause": each.cause} for each in encoded.damaged]
         self.test_captions = encoded.captions
         self.about["equal_captions"] = equal_captions(encoded.captions, encoded.video_of_text.tolist())
         if self.options.shared_columns:

@@ -50,6 +50,12 @@ class TrainOptions:
     on_bad_video: str = option(
         "raise", "a clip that cannot be decoded: stop, or skip and list", choices=("raise", "skip")
     )
+    on_damage: str = option(
+        "error",
+        "a clip of which a wanted frame is damaged: as one that cannot be decoded, or take frames around the damage; "
+        "saved with the model's processor",
+        choices=("error", "around"),
+    )
 
     # Model
     model_name_or_path: str | None = option(

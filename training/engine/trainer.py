@@ -258,11 +258,13 @@ class Trainer:
     def _report_bad_videos(self, bad: list):
         """Stop at the first clip that could not be decoded, or list each once. `bad`: (video id, BadVideo) pairs."""
         for name, video in bad:
-            if self.options.on_bad_video == "raise":
+            if self.options.on_bad_video == "raise" and not video.is_used:
                 raise UserError(f"{video.cause} (--on_bad_video skip continues without such clips)")
             if name not in self.known_bad:
                 self.known_bad.add(name)
-                self.bad_log.write(step=self.progress.step + 1, video_id=name, source=video.source, cause=video.cause)
+                step = self.progress.step + 1
+                used = {"is_used": True} if video.is_used else {}  # with frames from around its damage
+                self.bad_log.write(step=step, video_id=name, source=video.source, cause=video.cause, **used)
 
     # --- validation and telemetry ------------------------------------------------------------------------------------
 
@@ -292,7 +294,7 @@ class Trainer:
         note = "" if name == "validation" else " (not used for selection)"
         metrics = validation_metrics(encoded, self.core.config.experts)
         if self.accelerator.is_main_process:
-            self._report_bad_videos([(video.source, video) for video in encoded.bad])
+            self._report_bad_videos([(video.source, video) for video in [*encoded.bad, *encoded.damaged]])
             line = {f"{name}_{metric}": value for metric, value in metrics.items()}
             self.log.write(step=progress.step, epoch=progress.epoch, **line)
         self.accelerator.log({f"{name}/{metric}": value for metric, value in metrics.items()}, step=progress.step)
@@ -344,14 +346,15 @@ class Trainer:
     def _write_results(self):
         if not self.accelerator.is_main_process:
             return
-        progress = self.progress
+        progress, bad = self.progress, self.bad_log.lines()
         results = {
             "steps": progress.step,
             "epochs": progress.epoch,
             "train_pairs": self.batches.length,
             "seconds": progress.seconds,
             **self._speed(),
-            "bad_videos": len({line["video_id"] for line in self.bad_log.lines()}),
+            "bad_videos": len({line["video_id"] for line in bad if not line.get("is_used")}),
+            "damaged_videos": len({line["video_id"] for line in bad if line.get("is_used")}),
             "skipped_steps": progress.num_skipped,
             "same_captions": progress.same_captions,
             **{name: sum(p.numel() for p in parameters) for name, parameters in self._parameters().items()},
