@@ -44,8 +44,8 @@ torch.set_num_threads(1)
 videos, folder, model = sys.argv[1:]
 encoder = CAMoEEncoder.from_pretrained(model, device="cpu")
 encoder.weights
-options = dict(num_workers=0, batch_size=2, text_encoder=False, window=1, stride=0.25)
-random_numbers, kills, moments, longest = random.Random(0), 0, [], 0.4
+options = dict(num_workers=0, batch_size=2, text_encoder=False, window=1, stride=0.05)
+random_numbers, kills, moments, longest = random.Random(0), 0, [], 0.1
 while True:
     child = os.fork()
     if not child:
@@ -76,7 +76,7 @@ def test_runs_killed_at_random_moments_end_in_the_index_of_an_unbroken_run(video
     kills, moments = json.loads(done.stdout.splitlines()[-1])
     assert kills >= 3 and moments == sorted(moments) and len(set(moments)) > 2
     torch.set_num_threads(1)  # as in the killed processes
-    VideoIndex.build([videos], tmp_path / "unbroken", encoder, window=1, stride=0.25, **OPTIONS)
+    VideoIndex.build([videos], tmp_path / "unbroken", encoder, window=1, stride=0.05, **OPTIONS)
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "unbroken")
 
 

@@ -11,7 +11,8 @@ from camoe_search.errors import SearchError
 from camoe_search.files import cut_windows
 from camoe_search.index import VideoIndex
 from camoe_search.milvus_store import MilvusStore, settings
-from camoe_search.serve import SearchService
+from camoe_search.schemas import SearchBody
+from camoe_search.service import SearchService
 from camoe_search.writer import IndexWriter, Moment
 from tests.camoe_search.random_index import make_index, moment, random_bank, random_index, random_texts, random_videos
 from tests.camoe_search.scenes import SceneEncoder, overlaps, scene_vector, vector_index
@@ -94,11 +95,11 @@ def test_a_moment_and_its_expert_scores_are_found_by_key(local, milvus):
 
 def test_the_page_finds_moments_in_milvus_by_key(local, milvus):
     text = random_texts(1).numpy()
-    service, best = SearchService(milvus, page_size=3), milvus.search_vectors(text, 1)[0][0]
-    found = service.search({"like": best.key})["hits"]
+    service, best = SearchService("films", milvus, page_size=3), milvus.search_vectors(text, 1)[0][0]
+    found = service.search(SearchBody(like=best.key)).hits
     expected = local.search_similar(local.search_vectors(text, 1)[0][0].key, 3)
-    assert [f"{hit['folder']}/{hit['name']}" for hit in found] == [hit.path for hit in expected]
-    assert service.locate(found[0]["key"]).path == expected[0].path
+    assert [f"{hit.folder}/{hit.name}" for hit in found] == [hit.path for hit in expected]
+    assert service.locate(found[0].key).path == expected[0].path
     for key in ("0", 'x" or key like "%', f"other.{best.key}"):
         with pytest.raises(SearchError, match="not in the index"):
             service.locate(key)
