@@ -51,6 +51,7 @@ def test_twenty_steps_train_and_the_result_loads(one_layout, clips, tmp_path):
         "--gradient_cache_chunk", 4,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "has no processor yet" not in done.stderr
     lines = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 20 and sum(losses[-4:]) < sum(losses[:4])

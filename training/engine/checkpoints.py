@@ -190,8 +190,8 @@ def save_model(model, processor, output_dir: Path, extra: dict[str, str]):
         if has_adapter(model):
             model.save_pretrained(saving / "adapter")
             model = merge_lora(model)
+        processor.save_pretrained(saving)  # first: a model that is saved looks for it
         model.save_pretrained(saving)
-        processor.save_pretrained(saving)
         for name, text in extra.items():
             (saving / name).write_text(text, encoding="utf-8")
     except WRITE_ERRORS as error:
