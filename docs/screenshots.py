@@ -25,6 +25,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--index", required=True, metavar="DIR")
     parser.add_argument("--query", required=True, metavar="TEXT")
+    parser.add_argument("--play", metavar="TEXT", help="play the first result with this in its name")
     parser.add_argument("--axe", type=Path, metavar="FILE", help="axe.min.js")
     options = parser.parse_args()
     command = [sys.executable, "-m", "camoe_search", "serve", "--index", options.index, "--port", "0"]
@@ -61,7 +62,7 @@ def show(page: Page, width: int, options):
     page.wait_for_selector("#hits .card")
     page.locator("#hits .why summary").first.click()
     take("results")
-    page.locator("#hits .open").first.click()
+    page.locator("#hits .card").filter(has_text=options.play).locator(".open").first.click()
     page.wait_for_function("document.querySelector('#video').currentTime > 0.5")
     page.evaluate("document.querySelector('#video').pause()")
     take("player")

@@ -263,7 +263,7 @@ function card(hit, limit) {
   part(".time").textContent = `${formatTime(hit.start)} – ${formatTime(hit.end)}`;
   part(".name").textContent = hit.title;
   part(".name").title = hit.paths.join("\n");
-  open.ariaLabel = `Play ${hit.title} from ${formatTime(hit.start)}`;
+  open.ariaLabel = `Play ${hit.title}, ${part(".time").textContent}`;  // with what is seen on it
   open.onclick = () => openPlayer(hit);
   let waiting = null;
   open.onmouseenter = () => { waiting = setTimeout(() => preview(open, hit), HOVER); };
