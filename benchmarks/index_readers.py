@@ -36,7 +36,7 @@ while time.time() < stop:
     try:
         if answers % 5 == 0:
             index, loads = VideoIndex(folder), loads + 1
-        hits = index.search_vectors(query, k=10_000, correction="query_bank")[0]
+        hits = index.search_vectors(query, k=10_000, correction="query_bank", merge=False)[0]
     except Exception as error:
         print(repr(error), file=sys.stderr)
         failed += 1

@@ -58,8 +58,10 @@ def measure(count: int, options, folder: Path) -> list[Line]:
         assert_same(index, queries, parts, options.k)
         calls = {
             "bare": lambda queries=queries: bare_product(parts, queries),
-            "on": lambda queries=queries: index.search_vectors(queries, options.k, correction="query_bank"),
-            "off": lambda queries=queries: index.search_vectors(queries, options.k, correction="none"),
+            "on": lambda queries=queries: index.search_vectors(
+                queries, options.k, correction="query_bank", merge=False
+            ),
+            "off": lambda queries=queries: index.search_vectors(queries, options.k, correction="none", merge=False),
         }
         if peer is not None:
             calls["faiss"] = lambda queries=queries: peer.search(queries, options.k)
@@ -83,7 +85,7 @@ def assert_same(index: VideoIndex, queries: np.ndarray, parts: list[np.ndarray],
     """Both find the same, or their times would mean nothing."""
     scores = np.concatenate(bare_product(parts, queries), axis=-1).reshape(len(queries), -1)  # (N,B)
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    hits = index.search_vectors(queries, k, correction="none")
+    hits = index.search_vectors(queries, k, correction="none", merge=False)
     if [[int(Path(hit.path).stem) for hit in found] for found in hits] != expected.tolist():
         raise SystemExit("the index and the matrix product do not find the same moments")
 

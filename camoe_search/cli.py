@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from . import missing_package
+from .cli_search import FILTERS, SEARCH_HELP, add_query_options, add_result_options
 from .errors import SearchError
 
 
@@ -35,24 +36,6 @@ accelerate launch -m camoe_search index …
   camoe index /new/place --index my-index              a library that moved: nothing is encoded again
   camoe index --index my-index --watch --prune         stay, and follow what happens in the folders
   find . -name "*.mp4" -newer stamp | camoe index --files-from - --index my-index"""
-
-SEARCH_HELP = """Search with texts, or with a video or picture. The score is the similarity, from -1 to 1, minus a
-correction for hubs: a video that resembles every query ranks first too often, and the query bank measures how much.
-Overlapping windows of a film are one result, and so are identical files.
-
-what to look for
-  camoe search "a red star spins" --index my-index -k 5 --grid found.png
-  camoe search "a dog" --text "on a beach*0.5" --not people --index my-index      weights; what you do not want
-  camoe search --like clip.mp4 --index my-index --json                            or a picture, or a part of a film:
-  camoe search --like film.mp4@12.5-15 --text "at night" --index my-index
-  camoe search "a man opens a door" --then "he sits down" --index my-index        one after the other in a file
-  camoe search "budget meeting" --words --index my-index        also file names, captions (metadata.jsonl), subtitles
-
-which results
-  camoe search "a goal" --group-by file --min-score 0.2 --index my-index
-  camoe search "a goal" --glob "2024/*.mp4" --after 2024-05-01 --max-duration 600 --min-resolution 720 --index my-index
-  camoe search "a goal" --where "year>=2020" --where place=Rome --index my-index       columns of metadata.jsonl
-  camoe search "someone jumps" --index my-index --expert action=2 --path holiday"""
 
 SERVE_HELP = """Search on a web page: play results from where they start, see what each expert contributed, switch the
 correction, find similar moments. Only files of the index can be read through it. Only this machine can reach it; to
@@ -195,26 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--json", action="store_true", help="print the report as JSON")
 
     search = command("search", _search, "find moments by a text or a video", SEARCH_HELP, model=True)
-    search.add_argument("text", nargs="?", help="what to look for")
-    search.add_argument(
-        "--text", dest="texts", action="append", default=[], type=_weighted, metavar="TEXT[*WEIGHT]",
-        help="another text, with a weight beside 1 of the first, such as \"on a beach*0.5\"; may be repeated",
-    )  # fmt: skip
-    search.add_argument(
-        "--not", dest="negative", action="append", default=[], type=_unwanted, metavar="TEXT[*WEIGHT]",
-        help="what results should not show (weight 0.5 unless given); may be repeated",
-    )  # fmt: skip
-    search.add_argument(
-        "--like", metavar="FILE[@START-END]",
-        help="find moments like this video, picture, or part of a video (seconds); alone or with texts",
-    )  # fmt: skip
-    search.add_argument(
-        "--then", metavar="TEXT", help="what comes later in the same file; finds files that have both in this order"
-    )
-    search.add_argument(
-        "--words", action="store_true",
-        help="also look for the words in file names, captions and subtitles, and fuse both rankings",
-    )  # fmt: skip
+    add_query_options(search)
     search.add_argument(
         "--queries", metavar="FILE", help="search for every line of a file; prints one line of JSON for each"
     )
@@ -228,12 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         "--expert", type=_expert, action="append", default=[], metavar="NAME=WEIGHT",
         help="weight of one expert of the model, for example action=2.0; may be repeated",
     )  # fmt: skip
-    search.add_argument(
-        "--group-by", choices=("file",), help="one result per file: its best moment, below it all that stand out"
-    )
-    search.add_argument("--no-merge", action="store_true", help="a result for every window and every identical file")
-    search.add_argument("--min-score", type=float, metavar="SCORE", help="only results with at least this score")
-    _add_filters(search)
+    add_result_options(search)
     search.add_argument("--grid", metavar="PNG", help="also write a picture of the results")
     search.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -270,36 +229,6 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export", _export, "write an index as .parquet or .jsonl (or .csv, without vectors)")
     export.add_argument("output", metavar="FILE", help="the extension decides the format")
     return parser
-
-
-def _add_filters(parser):
-    """The fields of `results.Filters`."""
-    group = parser.add_argument_group("filters")
-    group.add_argument("--path", metavar="TEXT", help="only files whose path contains this")
-    group.add_argument(
-        "--glob",
-        metavar="PATTERN",
-        help='only files whose path ends like this: "2024/*.mp4"; * also crosses /',
-    )
-    group.add_argument("--min-seconds", type=float, metavar="S", help="only windows at least this long")
-    group.add_argument("--max-seconds", type=float, metavar="S", help="only windows at most this long")
-    group.add_argument("--min-duration", type=float, metavar="S", help="only files at least this long, in seconds")
-    group.add_argument("--max-duration", type=float, metavar="S", help="only files at most this long, in seconds")
-    group.add_argument("--after", metavar="DATE", help="only files of that day or later, such as 2024-05-01")
-    group.add_argument("--before", metavar="DATE", help="only files older than that day or time")
-    group.add_argument(
-        "--min-resolution", type=_count, metavar="P", help="only pictures whose short side has this many pixels: 720"
-    )
-    group.add_argument("--max-resolution", type=_count, metavar="P", help="or at most this many")
-    group.add_argument(
-        "--where", action="append", default=[], metavar="NAME=VALUE",
-        help="only files with such metadata; also != < <= > >=, which compare numbers with numbers; may be repeated",
-    )  # fmt: skip
-
-
-FILTERS = (
-    "path glob min_seconds max_seconds min_duration max_duration after before min_resolution max_resolution where"
-).split()
 
 
 def _add_bank_options(parser, required: bool):
@@ -352,18 +281,6 @@ def _expert(text: str) -> tuple[str, float]:
         return name, float(weight)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=WEIGHT, such as action=2.0") from None
-
-
-def _weighted(text: str):
-    from .queries import parse_weighted
-
-    return parse_weighted(text)
-
-
-def _unwanted(text: str):
-    from .queries import NOT_WEIGHT, parse_weighted
-
-    return parse_weighted(text, NOT_WEIGHT)
 
 
 def _json_object(text: str) -> dict:

@@ -249,7 +249,7 @@ class VideoIndex:
     def push_to_hub(self, repo_id: str, private: bool = True) -> str:
         """Upload the index as a data set; `VideoIndex.load(repo_id)` opens it. Returns its URL.
 
-        The videos are not uploaded, but their paths are part of the index.
+        The videos are not uploaded, but their paths, metadata and subtitles are part of the index.
         """
         from .hub import upload
 

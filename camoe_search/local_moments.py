@@ -7,7 +7,6 @@ All of it happens in one state of the index. N queries, B rows, K entries a fold
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,11 +18,8 @@ from .results import Filters, Grouping, Hit
 from .rows import Rows
 
 
-if TYPE_CHECKING:
-    from .local_store import LocalStore
-
-
 FIRST = 64  # windows that are looked at first; four times as many while there are too few moments among them
+BLOCK_ROWS = 1 << 14  # that are scored at a time: float16 vectors become float32 first
 # Reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009, who found 60 to be good for all of TREC.
 FUSION = 60
 FUSED = 200  # windows of each ranking
@@ -51,11 +47,11 @@ class MomentSearch:
     """One search.
 
     Args:
-        store: in the state of `rows`.
+        store: a `LocalStore` in the state of `rows`.
         filters, grouping: which moments, and how windows become results.
     """
 
-    def __init__(self, store: LocalStore, rows: Rows, filters: Filters, grouping: Grouping):
+    def __init__(self, store, rows: Rows, filters: Filters, grouping: Grouping):
         self.store, self.rows, self.filters, self.grouping = store, rows, filters, grouping
         self.connection = store.connection
         self.allowed = store.allowed(filters)
@@ -110,49 +106,54 @@ class MomentSearch:
     # --- two queries in order ----------------------------------------------------------------------------------------
 
     def in_order(self, queries: np.ndarray, k: int, corrected: np.ndarray) -> list[Hit]:
-        """The best pair of moments of each file, the first before the second; (2,K) queries."""
-        found = self._all_scores(queries, corrected)  # {segment: (first row, (2,b))}
-        numbers = [
-            first + np.arange(scores.shape[1]) if allowed is None else first + np.flatnonzero(allowed)
-            for first, scores, allowed in found
-        ]
-        if not numbers:
+        """The best pair of moments of each file, the first before the second; (2,K) queries.
+
+        Files are looked at in the order of what they could reach at most: the mean of their two best scores. So few
+        are looked at.
+        """
+        rows, scores = self._all_scores(queries, corrected)
+        if not len(rows):
             return []
-        values = np.concatenate([s if a is None else s[:, a] for _, s, a in found], axis=1)  # (2,b)
-        rows = np.concatenate(numbers)
-        self._load(rows[None])
-        column = {row: n for n, row in enumerate(rows.tolist())}
-        pairs = []
-        for windows in self._windows.values():
-            if len(windows.rows) < 2:
-                continue
-            columns = [column[row] for row in windows.rows.tolist()]
-            pair = best_pair(windows, values[0, columns], values[1, columns])
-            if pair is not None and not self._is_below(pair[0]):
-                scores = tuple(float(values[query, columns[n]]) for query, n in enumerate(pair[1:]))
-                pairs.append((pair, windows, scores))
-        pairs = sorted(pairs, key=lambda found: -found[0][0])[:k]
-        paths = self._paths([windows.owner for _, windows, _ in pairs])
+        owners = self.store.owners(rows)
+        order = np.argsort(owners, kind="stable")
+        contents, starts = np.unique(owners[order], return_index=True)
+        most = np.maximum.reduceat(scores[:, order], starts, axis=1).mean(axis=0)  # by content
+        pairs: list[tuple] = []
+        ranking = np.argsort(-most, kind="stable")
+        for first in range(0, len(ranking), FIRST):
+            part = ranking[first : first + FIRST]
+            if self._is_below(float(most[part[0]])) or (len(pairs) == k and pairs[-1][0] >= most[part[0]]):
+                break
+            self._load_contents(contents[part].tolist())
+            for content in contents[part].tolist():
+                windows = self._windows[content]
+                columns = np.searchsorted(rows, windows.rows)
+                pair = best_pair(windows, scores[0, columns], scores[1, columns])
+                if pair is not None and not self._is_below(pair[0]):
+                    pairs.append((*pair, windows, scores[[0, 1], columns[list(pair[1:])]].tolist()))
+            pairs = sorted(pairs, key=lambda pair: -pair[0])[:k]
+        paths = self._paths([windows.owner for *_, windows, _ in pairs])
         hits = []
-        for (mean, *numbers), windows, scores in pairs:
+        for mean, *numbers, windows, values in pairs:
             steps = tuple(
                 self._hit(score, windows, number, paths[windows.owner])
-                for score, number in zip(scores, numbers, strict=True)
+                for score, number in zip(values, numbers, strict=True)
             )
-            first, second = steps
-            hits.append(first._replace(score=mean, end=max(first.end, second.end), moments=steps))
-        return hits
+            hits.append(steps[0]._replace(score=mean, end=max(step.end for step in steps), moments=steps))
+        return sorted(hits, key=lambda hit: (-hit.score, hit.path))
 
-    def _all_scores(self, queries, corrected) -> list[tuple[int, np.ndarray, np.ndarray | None]]:
-        """For each part of the index: its first row, the scores (N,b) of all its rows, and which of them count."""
-        found = []
+    def _all_scores(self, queries: np.ndarray, corrected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All rows that may be found, ascending, (B,), and their scores (N,B)."""
+        rows, scores = [np.empty(0, int)], [np.empty((len(queries), 0), np.float32)]
         for part in self.rows.parts if self.allowed is None else self.rows.only(self.allowed):
-            if part.allowed is not None and not part.allowed.any():
-                continue
-            scores = queries @ part.vectors.T.astype(np.float32, copy=False)
-            scores[corrected] -= part.bias
-            found.append((part.first, scores, part.allowed))
-        return found
+            for start in range(0, len(part.vectors), BLOCK_ROWS):
+                block = slice(start, start + BLOCK_ROWS)
+                found = queries @ part.vectors[block].T.astype(np.float32, copy=False)  # (N,b)
+                found[corrected] -= part.bias[block]
+                kept = np.arange(found.shape[1]) if part.allowed is None else np.flatnonzero(part.allowed[block])
+                rows.append(part.first + start + kept)
+                scores.append(found[:, kept])
+        return np.concatenate(rows), np.concatenate(scores, axis=1)
 
     # --- vectors and words -------------------------------------------------------------------------------------------
 

@@ -49,6 +49,7 @@ class LocalStore:
         self._rows: Rows | None = None
         self._cache: Cache | None = None
         self._filtered: tuple = ()  # the last filter and its rows: pages of one search share it
+        self._owners: np.ndarray | None = None  # (B,2) rows and contents, once they were asked for
         with self.state():
             pass  # what is wrong with the folder is said now
 
@@ -71,7 +72,7 @@ class LocalStore:
             self.description = read_description(self.connection)
             self._rows = Rows(self.folder, self.connection, self.description, self._maps)
             self._cache = open_cache(self.folder, self.description, self._cache)
-            self._filtered = ()
+            self._filtered, self._owners = (), None
             self._commit = commit
 
     def refresh(self):
@@ -171,6 +172,13 @@ class LocalStore:
             found = self.connection.execute(f"{statement} ORDER BY row", values)
             self._filtered = (filters, np.fromiter((row for (row,) in found), np.int64))
         return self._filtered[1]
+
+    def owners(self, rows: np.ndarray) -> np.ndarray:
+        """The contents of rows that are in use, (b,). In a state."""
+        if self._owners is None:
+            found = self.connection.execute("SELECT row, content FROM windows WHERE row IS NOT NULL ORDER BY row")
+            self._owners = np.array(found.fetchall(), np.int64).reshape(-1, 2)
+        return self._owners[np.searchsorted(self._owners[:, 0], rows), 1]
 
     def _hits(self, scores: np.ndarray, found: np.ndarray, k: int, filters: Filters) -> list[list[Hit]]:
         places: dict[int, list[tuple]] = {}

@@ -87,8 +87,9 @@ def refresh_pictures(writer):
         items = list(missing.items())
         for first in range(0, len(items), BATCH):
             found = [each for each in readers.map(probe, items[first : first + BATCH]) if each is not None]
-            with transaction(writer.connection) as connection:
-                connection.executemany("INSERT OR REPLACE INTO pictures VALUES(?, ?, ?)", found)
+            if found:
+                with transaction(writer.connection) as connection:
+                    connection.executemany("INSERT OR REPLACE INTO pictures VALUES(?, ?, ?)", found)
 
 
 # --- which files -----------------------------------------------------------------------------------------------------

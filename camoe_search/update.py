@@ -414,18 +414,20 @@ def _examine(writer: IndexWriter, videos: list[VideoFile], retry: bool) -> Itera
             digest = content_hash(video.path)
         except OSError as error:
             return _Content(None, None, f"{video.path}: {error.strerror}")
-        if digest in hashes:
-            return _Content(digest, None, None)
-        try:
-            info = probe_video(video.path)
-            shots = find_shots(video.path) if writer.description.windows == "shots" else None
-            return _Content(digest, info.duration, None, (info.width, info.height), shots)
-        except VideoDecodingError as error:
-            return _Content(digest, None, str(error))
+        return _Content(digest, None, None) if digest in hashes else _probe(video, digest, writer.description)
 
     with ThreadPoolExecutor(READERS) as readers:
         for first in range(0, len(videos), REGISTER_BATCH):  # a few at a time: an error must not wait for all
             yield from readers.map(examine, videos[first : first + REGISTER_BATCH])
+
+
+def _probe(video: VideoFile, digest: str, description: Description) -> _Content:
+    try:
+        info = probe_video(video.path)
+        shots = find_shots(video.path) if description.windows == "shots" else None
+    except VideoDecodingError as error:
+        return _Content(digest, None, str(error))
+    return _Content(digest, info.duration, None, (info.width, info.height), shots)
 
 
 def _note(
@@ -434,6 +436,10 @@ def _note(
 ):  # fmt: skip
     """Write down what is in a new or changed file; inside a transaction."""
     connection = writer.connection
+    if found.hash is not None and found.duration is None and found.cause is None:
+        if not connection.execute("SELECT 1 FROM contents WHERE hash = ?", (found.hash,)).fetchone():
+            # The index knew this content by another file, which this run has found to hold something else now.
+            found = _probe(video, found.hash, writer.description)
     content = None if found.hash is None else _content_id(connection, found, writer.description)
     cause = found.cause if content is None else None
     if known is not None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Films of numbered scenes, and a model that reads the numbers: every search has a known answer.
 
-A window's vector has an entry per scene: the share of its frames that show it. So the score of "scene 3" is the share of
-scene 3.
+A window's vector has an entry per scene: the share of its frames that show it. So the score of "scene 3" is the share
+of scene 3.
 """
 
 import re

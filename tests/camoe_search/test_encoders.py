@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from camoe_search.encoder import SentenceEncoder, load_encoder
 from camoe_search.errors import SearchError
 from camoe_search.index import VideoIndex
+from modeling_camoe.encode import iter_encoded_videos
 from modeling_camoe.frames import Clip
 from tests.tiny_backbones import KINDS, tiny_backbone
 from tests.video_files import cut_off, write_video

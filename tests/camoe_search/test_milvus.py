@@ -8,11 +8,13 @@ import pytest
 from camoe_search import milvus_store
 from camoe_search.cli import main
 from camoe_search.errors import SearchError
+from camoe_search.files import cut_windows
 from camoe_search.index import VideoIndex
 from camoe_search.milvus_store import MilvusStore, settings
 from camoe_search.serve import SearchService
 from camoe_search.writer import IndexWriter, Moment
 from tests.camoe_search.random_index import make_index, moment, random_bank, random_index, random_texts, random_videos
+from tests.camoe_search.scenes import SceneEncoder, overlaps, scene_vector, vector_index
 
 
 pymilvus = pytest.importorskip("pymilvus")
@@ -113,6 +115,32 @@ def test_a_path_filter_matches_special_characters_literally(tmp_path):
             hits = index.search_vectors(random_texts(1).numpy(), path=wanted)[0]
             assert sorted(hit.path for hit in hits) == [f"/v{name}" for name in names if wanted.lower() in name]
         index.close()
+
+
+def test_windows_become_moments_and_what_needs_the_folder_is_an_error(tmp_path):
+    films = {
+        path: [(s, e, scene_vector([7 if 100 <= s + (i + 0.5) * 10 / 12 < 125 else 1 for i in range(12)]) * share)
+               for s, e in cut_windows(240.0)]
+        for path, share in (("a.mp4", 1.0), ("b.mp4", 0.5))
+    }  # fmt: skip
+    vector_index(tmp_path / "index", films).close()
+    copy_to(tmp_path / "index", tmp_path / "videos.db")
+    index = VideoIndex.connect(str(tmp_path / "videos.db"), model=SceneEncoder(str(tmp_path)))
+    hits = index.search("scene 7", k=20)
+    assert [(hit.path, hit.start, hit.end) for hit in hits[:2]] == [
+        ("/films/a.mp4", 100.0, 125.0),
+        ("/films/b.mp4", 100.0, 125.0),
+    ]
+    assert len(hits) > 2 and overlaps(hits) == 0 < overlaps(index.search("scene 7", k=20, merge=False))
+    grouped = index.search("scene 7", group_by="file", min_score=0.4)
+    assert [(hit.path, [moment.start for moment in hit.moments]) for hit in grouped] == [
+        ("/films/a.mp4", [100.0]),
+        ("/films/b.mp4", [100.0]),
+    ]
+    for option, value in (("then", "scene 1"), ("words", True), ("glob", "*.mp4"), ("where", "year=2020")):
+        with pytest.raises(SearchError, match=f"^{option} .*folder"):
+            index.search("scene 7", **{option: value})
+    index.close()
 
 
 def test_two_folders_share_a_collection_and_each_changes_only_its_own_rows(tmp_path, local):

@@ -11,7 +11,9 @@ from camoe_search.cli import main
 from camoe_search.errors import SearchError
 from camoe_search.index import VideoIndex
 from camoe_search.queries import WeightedText, parse_like, parse_weighted
+from camoe_search.writer import Moment
 from modeling_camoe.frames import Clip
+from tests.camoe_search.random_index import make_index, random_texts, random_videos
 from tests.camoe_search.scenes import SceneEncoder, build, scene_vector, vector_index, write_film
 from tests.video_files import index_picture
 
@@ -126,11 +128,43 @@ def test_the_best_pair_is_that_of_all_pairs(tmp_path, encoder):
     assert hit.moments[1].start == expected[2]
 
 
-def test_then_subtracts_the_bias_of_each_moment(tmp_path):
-    from tests.camoe_search.random_index import random_index, random_texts
+def test_the_best_pairs_of_many_films_are_those_of_a_loop_over_all(tmp_path, encoder):
+    """The best scores of a film bound its best pair; most of these have them in the wrong order."""
+    generator = np.random.default_rng(3)
+    films = {}
+    for n in range(200):
+        shares = generator.random((6, 32)) ** 2
+        order = np.argsort(shares[:, 2] - shares[:, 1])[:: -1 if n % 10 else 1]
+        films[f"{n:03}.mp4"] = [(5.0 * i, 5.0 * i + 5, shares[row]) for i, row in enumerate(order)]
+    index = vector_index(tmp_path / "index", films, encoder)
+    best = {
+        path: max(float(a[1] + b[2]) / 2 for i, (*_, a) in enumerate(film) for *_, b in film[i + 1 :])
+        for path, film in films.items()
+    }
+    expected = sorted(best.items(), key=lambda item: -item[1])[:7]
+    hits = index.search("scene 1", then="scene 2", k=7)
+    assert names(hits) == [path for path, _ in expected]
+    assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected], abs=1e-6)
 
-    index = random_index(tmp_path / "index")  # a moment a file: no pairs
-    assert index._search(random_texts(2).numpy(), 5, in_order=True) == [[]]
+
+@pytest.mark.parametrize("correction", ["none", "query_bank"])
+def test_a_pair_has_the_corrected_scores_of_its_moments(tmp_path, correction):
+    with make_index(tmp_path / "index") as writer:
+        moments = [
+            Moment(f"{n:02}.mp4", 5.0 * i, 5.0 * i + 5, n, n, f"{n:032x}")
+            for n in range(20)
+            for i in range(2 - n % 5 // 4)
+        ]
+        writer.add_moments("/films", moments, random_videos(len(moments))[0].numpy())
+    index, queries = VideoIndex(tmp_path / "index"), random_texts(2).numpy()
+    singles = index.search_vectors(queries, 99, correction=correction, merge=False)
+    first, second = ({(hit.path, hit.start): hit.score for hit in hits} for hits in singles)
+    found = index._search(queries, 20, in_order=True, correction=correction)[0]
+    assert len(found) == 16  # every fifth film has one moment: no pair
+    for hit in found:
+        expected = (first[hit.path, 0.0] + second[hit.path, 5.0]) / 2
+        assert hit.score == pytest.approx(expected, abs=1e-6)
+    assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

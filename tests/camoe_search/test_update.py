@@ -233,7 +233,11 @@ def test_renamed_moved_and_copied_files_are_not_encoded_again(videos, tmp_path, 
     for new, old in (("renamed", "clip_0"), ("clip_1", "clip_1"), ("copy", "clip_2")):
         assert now[f"{new}.mp4", 0]["vector"] == before[f"{old}.mp4", 0]["vector"]
         assert os.path.isfile(now[f"{new}.mp4", 0]["path"])
-    hits = index.search_vectors(np.array([before["clip_2.mp4", 0]["vector"]]), k=2, correction="none")[0]
+    vector, options = np.array([before["clip_2.mp4", 0]["vector"]]), {"k": 2, "correction": "none"}
+    merged = index.search_vectors(vector, **options)[0]
+    assert [Path(path).name for path in merged[0].paths] == ["clip_2.mp4", "copy.mp4"]
+    assert Path(merged[1].path).name not in ("clip_2.mp4", "copy.mp4")
+    hits = index.search_vectors(vector, merge=False, **options)[0]
     assert [Path(hit.path).name for hit in hits] == ["clip_2.mp4", "copy.mp4"] and hits[0].score == hits[1].score
 
 
@@ -248,6 +252,14 @@ def test_a_moved_library_costs_no_clip_and_no_hash(videos, tmp_path, encoder, en
     assert [(hit.key, hit.score) for hit in index.search(QUERY)] == [(hit.key, hit.score) for hit in hits]
     for key, row in content(index).items():
         assert row | {"path": ""} == before[key] | {"path": ""} and os.path.isfile(row["path"])
+
+
+def test_a_renamed_file_whose_old_name_holds_another_video_keeps_its_moments(videos, tmp_path, encoder):
+    build_index(videos, tmp_path / "index", encoder)
+    (videos / "clip_0.mp4").rename(videos / "renamed.mp4")
+    write_video(videos / "clip_0.mp4", 36)
+    index = build_index(videos, tmp_path / "index", encoder)
+    assert sorted(file_names(index)) == sorted(["renamed.mp4", *(f"clip_{i}.mp4" for i in range(6))])
 
 
 def test_a_copy_keeps_the_moments_when_the_original_is_removed(videos, tmp_path, encoder):
