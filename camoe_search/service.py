@@ -222,22 +222,16 @@ class SearchService:
         total = sum(experts.values())
         relevance, match = judge(total if is_fused else hit.score)
         return schemas.Result(
-            key=hit.key,
+            **span(hit).model_dump(),
             name=os.path.basename(hit.path),
             folder=os.path.dirname(hit.path),
             title=title,
             paths=list(hit.paths or (hit.path,)),
-            start=hit.start,
-            end=hit.end,
-            peak=hit.peak or (hit.start, hit.end),
-            score=hit.score,
             relevance=relevance,
             match=match,
             experts=None if is_fused else experts,
             correction=None if is_fused else hit.score - total,
-            moments=[
-                schemas.Span(key=each.key, start=each.start, end=each.end, score=each.score) for each in hit.moments
-            ],
+            moments=[span(each) for each in hit.moments],
         )
 
     # --- relevance ---------------------------------------------------------------------------------------------------
@@ -350,6 +344,12 @@ class SearchService:
             return self.index.store.locate(key)
         except KeyError:
             raise NoSuchMomentError("this moment is not in the index, or no longer: search again") from None
+
+
+def span(hit: Hit) -> schemas.Span:
+    """The times of a moment."""
+    peak = hit.peak or (hit.start, hit.end)
+    return schemas.Span(key=hit.key, start=hit.start, end=hit.end, peak=peak, score=hit.score)
 
 
 def place(title: str, path: str, start: float, end: float, key: str, paths: tuple[str, ...] = ()) -> schemas.Place:
