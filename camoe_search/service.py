@@ -79,7 +79,11 @@ class SearchService:
 
     @property
     def index(self) -> VideoIndex:
-        """The index as it is now.
+        """The index as it is now."""
+        return self._open()[0]
+
+    def _open(self) -> tuple[VideoIndex, str]:
+        """The index as it is now, and the hash of the weights that it was opened for.
 
         Raises:
             UnavailableError: its folder has gone, or holds none that can be opened.
@@ -94,7 +98,7 @@ class SearchService:
                 except SearchError as error:
                     raise UnavailableError(f"the index {self.name} cannot be opened now: {error}") from error
                 self._index, self._inode, self._weights = index, inode, index.description.weights
-            return index
+            return index, self._weights
 
     def _current_inode(self) -> int | None:
         if not isinstance(self._index.store, LocalStore):
@@ -107,8 +111,8 @@ class SearchService:
     def _unchanged(self, work):
         """`work(index)`, once more where a new model came meanwhile: its vectors are not those of the old one."""
         for _ in range(TRIES):
-            index = self.index
-            weights, answer, problem = self._weights, None, None
+            index, weights = self._open()
+            answer = problem = None
             try:
                 answer = work(index)
             except (ValueError, LookupError) as error:  # of other shapes, or with other experts
