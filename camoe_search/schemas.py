@@ -88,6 +88,7 @@ class Span(BaseModel):
     key: str
     start: float = Field(description="seconds")
     end: float
+    peak: tuple[float, float] = Field(description="start and end of the best window: play from there")
     score: float
 
 
@@ -98,7 +99,6 @@ class Result(Span):
     folder: str
     title: str = Field(description="the name, with as much of the folder as tells it from others on the page")
     paths: list[str] = Field(description="all files with this content")
-    peak: tuple[float, float] = Field(description="start and end of the best window: play from there")
     relevance: float = Field(description="0: as an average moment, 1: as the best one of this search")
     match: str = Field(description="relevance in words")
     experts: dict[str, float] | None = Field(description="what each adds to the score; null for a fused score")

@@ -79,7 +79,11 @@ class SearchService:
 
     @property
     def index(self) -> VideoIndex:
-        """The index as it is now.
+        """The index as it is now."""
+        return self._open()[0]
+
+    def _open(self) -> tuple[VideoIndex, str]:
+        """The index as it is now, and the hash of the weights that it was opened for.
 
         Raises:
             UnavailableError: its folder has gone, or holds none that can be opened.
@@ -94,7 +98,7 @@ class SearchService:
                 except SearchError as error:
                     raise UnavailableError(f"the index {self.name} cannot be opened now: {error}") from error
                 self._index, self._inode, self._weights = index, inode, index.description.weights
-            return index
+            return index, self._weights
 
     def _current_inode(self) -> int | None:
         if not isinstance(self._index.store, LocalStore):
@@ -107,8 +111,8 @@ class SearchService:
     def _unchanged(self, work):
         """`work(index)`, once more where a new model came meanwhile: its vectors are not those of the old one."""
         for _ in range(TRIES):
-            index = self.index
-            weights, answer, problem = self._weights, None, None
+            index, weights = self._open()
+            answer = problem = None
             try:
                 answer = work(index)
             except (ValueError, LookupError) as error:  # of other shapes, or with other experts
@@ -222,22 +226,16 @@ class SearchService:
         total = sum(experts.values())
         relevance, match = judge(total if is_fused else hit.score)
         return schemas.Result(
-            key=hit.key,
+            **span(hit).model_dump(),
             name=os.path.basename(hit.path),
             folder=os.path.dirname(hit.path),
             title=title,
             paths=list(hit.paths or (hit.path,)),
-            start=hit.start,
-            end=hit.end,
-            peak=hit.peak or (hit.start, hit.end),
-            score=hit.score,
             relevance=relevance,
             match=match,
             experts=None if is_fused else experts,
             correction=None if is_fused else hit.score - total,
-            moments=[
-                schemas.Span(key=each.key, start=each.start, end=each.end, score=each.score) for each in hit.moments
-            ],
+            moments=[span(each) for each in hit.moments],
         )
 
     # --- relevance ---------------------------------------------------------------------------------------------------
@@ -350,6 +348,12 @@ class SearchService:
             return self.index.store.locate(key)
         except KeyError:
             raise NoSuchMomentError("this moment is not in the index, or no longer: search again") from None
+
+
+def span(hit: Hit) -> schemas.Span:
+    """The times of a moment."""
+    peak = hit.peak or (hit.start, hit.end)
+    return schemas.Span(key=hit.key, start=hit.start, end=hit.end, peak=peak, score=hit.score)
 
 
 def place(title: str, path: str, start: float, end: float, key: str, paths: tuple[str, ...] = ()) -> schemas.Place:

@@ -263,7 +263,7 @@ function card(hit, limit) {
   part(".time").textContent = `${formatTime(hit.start)} – ${formatTime(hit.end)}`;
   part(".name").textContent = hit.title;
   part(".name").title = hit.paths.join("\n");
-  open.ariaLabel = `Play ${hit.title} from ${formatTime(hit.start)}`;
+  open.ariaLabel = `Play ${hit.title}, ${part(".time").textContent}`;  // with what is seen on it
   open.onclick = () => openPlayer(hit);
   let waiting = null;
   open.onmouseenter = () => { waiting = setTimeout(() => preview(open, hit), HOVER); };
@@ -295,7 +295,8 @@ function explain(part, hit, limit) {
 
 function preview(open, hit) {
   const video = element("video");
-  Object.assign(video, { muted: true, playsInline: true, loop: false, src: `media/${hit.key}#t=${hit.start},${hit.end}` });
+  const from = hit.peak?.[0] ?? hit.start;
+  Object.assign(video, { muted: true, playsInline: true, loop: false, src: `media/${hit.key}#t=${from},${hit.end}` });
   video.setAttribute("aria-hidden", "true");
   video.onerror = () => video.remove();
   video.onloadedmetadata = () => { if (!video.videoWidth) video.remove(); };
@@ -323,7 +324,8 @@ function expertRow(name, value, limit, i) {
 
 // --- the player ------------------------------------------------------------------------------------------------------
 
-function openPlayer(hit, at = hit.start) {
+// From its best window on: a moment may span several.
+function openPlayer(hit, at = hit.peak?.[0] ?? hit.start) {
   const dialog = $("player");
   shownMoment = hit;
   if (!dialog.open) dialog.showModal();
@@ -387,7 +389,7 @@ function showTimeline(hit, moments) {
     button.onclick = () => {
       for (const other of $("timeline").children) other.removeAttribute("aria-current");
       button.setAttribute("aria-current", "true");
-      playAt({ ...hit, ...moment, key: hit.key }, moment.start);
+      playAt({ ...hit, ...moment, key: hit.key }, moment.peak?.[0] ?? moment.start);
     };
     return button;
   }));
@@ -409,7 +411,7 @@ async function openLinked({ open, at }) {
   let hit = shownHits.find((other) => other.key === open);
   try {
     hit ??= await fetchJson(`api/moment/${encodeURIComponent(open)}`);
-    openPlayer(hit, at ?? hit.start);
+    openPlayer(hit, at);
   } catch (error) {
     showStatus(error.message, true);
   }

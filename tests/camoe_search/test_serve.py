@@ -402,11 +402,10 @@ def test_a_part_of_a_file_is_converted_for_browsers(server, key):
     assert server.ask("GET", "/clip/unknown.0?start=0&end=1")[0] == 404
 
 
-@pytest.mark.parametrize(
-    ("kind", "late"), [("mpeg4.avi", 1), ("hevc.mp4", 0), ("late.ts", 0), ("webm", 0), ("mkv", 0)]
-)
-def test_the_frames_of_a_converted_clip_are_those_asked_for(tmp_path, kind, late):
+@pytest.mark.parametrize("kind", ["mpeg4.avi", "hevc.mp4", "late.ts", "webm", "mkv"])
+def test_the_frames_of_a_converted_clip_are_those_asked_for(tmp_path, kind):
     """AVI has no times of reordered frames: a player shows them one frame late."""
+    late = int(kind == "mpeg4.avi")
     path = write_video(tmp_path / (kind if "." in kind else f"film.{kind}"), **KINDS[kind])
     clip.write_clip(str(path), 0.5, 1.5, tmp_path / "clip.mp4")
     frames = sample_frames(tmp_path / "clip.mp4", 12, size=32).frames

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """`camoe serve` in a real browser: search, play, switch the correction, find similar moments, turn pages."""
 
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+import uvicorn
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+from camoe_search import serve
 from camoe_search.index import VideoIndex
 from tests.video_files import write_video
 
@@ -240,6 +244,58 @@ def test_a_picture_is_a_query(page, index, tmp_path):
     expect_hits(page, index.search_like(picture.read_bytes(), k=3))
     expect(page.locator("#status")).to_contain_text("Moments like frame.png")
     expect(page).to_have_title("Like frame.png – CAMoE search")
+
+
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_a_picture_can_be_dropped_and_pasted(page, index, event):
+    page.wait_for_selector("#recent .card")
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), (30, 200, 30)).save(buffer, "PNG")
+    give = """([event, bytes]) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], "green.png", {type: "image/png"}));
+        const given = event === "drop" ? new DragEvent(event, {dataTransfer: data, bubbles: true})
+                                       : new ClipboardEvent(event, {clipboardData: data, bubbles: true});
+        document.querySelector("main").dispatchEvent(given);
+    }"""
+    search_with(page, lambda: page.evaluate(give, [event, list(buffer.getvalue())]))
+    expect_hits(page, index.search_like(buffer.getvalue(), k=3))
+
+
+def test_a_card_plays_while_the_mouse_is_on_it(page):
+    ask(page, QUERY)
+    card = page.locator("#hits .open").first
+    card.hover()
+    wait_until(page, "document.querySelector('#hits .open video')?.currentTime > 0.1")
+    assert card.locator("video").evaluate("v => v.muted")
+    page.mouse.move(0, 0)
+    expect(card.locator("video")).to_have_count(0)
+
+
+def test_a_browser_shows_the_token_once(browser, index):
+    """The page asks for it, and its cookie opens pictures and files as well."""
+    listener = serve.listen("127.0.0.1", 0)
+    app = serve.make_app({"index": index}, page_size=3, token="0123456789abcdef")
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        page.fill("#token", "wrong")
+        page.press("#token", "Enter")
+        expect(page.locator("#status")).to_have_text("That is not the token.")
+        page.fill("#token", "0123456789abcdef")
+        page.press("#token", "Enter")
+        expect(page.locator("#recent .card")).to_have_count(6)
+        expect(page.locator("#sign_in")).to_be_hidden()
+        page.wait_for_load_state("networkidle")
+        assert page.locator("#recent img").first.evaluate("i => i.naturalWidth") == 320
+        page.close()
+    finally:
+        browser.clear_cookies()
+        server.should_exit = True
+        thread.join()
 
 
 def test_on_a_phone_results_are_one_column_of_compact_rows(page):
