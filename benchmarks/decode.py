@@ -44,6 +44,7 @@ NUM_FRAMES, SIZE = 12, 224
 
 # Seconds, (width, height), pictures from key frame to key frame.
 SHORT = [
+    (3, (320, 180), 250),
     (3, (320, 240), 250),
     (3, (640, 360), 25),
     (10, (320, 240), 250),
@@ -58,6 +59,7 @@ CONTAINERS = [
     ("clip.f4v", "f4v", {}),
     ("dash.mp4", "mp4", {"movflags": "frag_keyframe+empty_moov+default_base_moof+dash"}),
     ("clip.mkv", "matroska", {}),
+    ("clip.mpg", "mpeg", {}),
 ]
 
 
@@ -162,10 +164,14 @@ def in_container(path: str, target: Path, format: str, options: dict) -> str:
     """Copies the coded pictures to a container of another kind."""
     with av.open(path) as source, av.open(str(target), "w", format=format, container_options=options) as copy:
         stream = copy.add_stream_from_template(source.streams.video[0])
+        convert = None
+        if format == "mpeg":  # H.264 with start codes
+            convert = av.bitstream.BitStreamFilterContext("h264_mp4toannexb", source.streams.video[0], stream)
         for packet in source.demux(video=0):
             if packet.size:
-                packet.stream = stream
-                copy.mux(packet)
+                for part in convert.filter(packet) if convert else [packet]:
+                    part.stream = stream
+                    copy.mux(part)
     return str(target)
 
 

@@ -97,7 +97,8 @@ def sample_frames(
         end: where the window ends, in seconds (or where the video does, if sooner). Overrides that of a [`Clip`].
         fps: take no more frames than this many per second of the window.
         seed: makes `"jitter"` repeatable.
-        backend: `"pyav"` or `"torchcodec"` (to be installed, with FFmpeg). Both find the same frames.
+        backend: `"pyav"` or `"torchcodec"` (to be installed, with FFmpeg). Both find the same frames, but torchcodec
+            does not report pictures that FFmpeg patched up after damage: use PyAV for files that may be damaged.
         threads: of the decoder; 0: one per core. Default: 1 for small videos and in worker processes (the other cores
             are busy with other videos there), else 0.
         on_damage: what to do if a wanted frame is damaged: `"error"`, or take frames `"around"` the damaged part,
@@ -244,6 +245,9 @@ def _decode(video, decode, targets, make_picture):
 def probe_video(source: str | os.PathLike | bytes | Clip) -> VideoInfo:
     """
     Reads what the header of a video says, without decoding it.
+
+    A video whose first frames cannot be decoded (as after a cut before its first key frame), or which ends before its
+    stated end, lasts less long than this says. `sample_frames` notices as it decodes, and returns the true duration.
 
     Raises:
         VideoDecodingError: the file is missing or no video.

@@ -6,6 +6,8 @@ are ([`KeyIndex`]), and what is remembered of it for the next window ([`Memory`]
 
 import bisect
 import functools
+import itertools
+import statistics
 from dataclasses import dataclass, field
 
 from .video_source import EncryptedVideoError, pyav
@@ -29,6 +31,12 @@ class Timeline:
     begins_with_key: bool = False
     first: int = 0  # tick at which the first frame appears; those before it are cut away by an edit list
     end: int = 0  # tick at which the last frame disappears
+
+    def at_steady_rate(self, interval):
+        """The same packets, one after the other."""
+        times = [self.first + round(i * interval) for i in range(len(self.times))]
+        end = self.first + len(times) * interval
+        return Timeline(times, is_timed=False, begins_with_key=self.begins_with_key, first=self.first, end=end)
 
     @functools.cached_property
     def sorted_times(self):
@@ -77,6 +85,7 @@ def read_timeline(video):
     """Reads all packets of a [`VideoFile`]: its [`Timeline`], and the packets themselves unless they are too large."""
     line, kept, kept_bytes = Timeline(), [], 0
     highest = first = end = None
+    durations = {}  # pts -> ticks
     try:
         for packet in video.container.demux(video.stream):
             pts = packet.pts
@@ -97,6 +106,7 @@ def read_timeline(video):
                 line.is_reordered = True
             highest = pts if highest is None else max(highest, pts)
             line.times.append(pts)
+            durations[pts] = packet.duration or video.interval
             if not packet.is_discard:
                 first = pts if first is None else min(first, pts)
             kept_bytes += packet.size
@@ -104,8 +114,11 @@ def read_timeline(video):
                 kept.append(packet)
     except pyav().FFmpegError:
         pass  # the file breaks off here
-    line.is_timed &= len(set(line.times)) == len(line.times)
+    line.is_timed &= len(durations) == len(line.times)
     if line.times:
         line.first = line.sorted_times[0] if first is None else first
         line.end = highest + video.interval if end is None else max(end, highest)
+    if video.is_raw and any(b - a > durations[a] + 1 for a, b in itertools.pairwise(line.sorted_times)):
+        video.counts_frames = True  # of MPEG-1, FFmpeg makes up time stamps with gaps
+        line = line.at_steady_rate(statistics.median(durations.values()))
     return line, kept if kept_bytes <= MAX_KEPT else None

@@ -39,6 +39,8 @@ MAX_PIXELS = 2**26
 # Keeps FFmpeg from decoding the first frames while it opens a file: 1 ms instead of 8 (360p) or 25 (720p). Only for
 # files that list their streams at the beginning, as these two do: others crash PyAV 17.
 OPEN_QUICKLY = {"skip_frame": "all"}
+# An FLV does not list its streams, and FFmpeg looks for them in its first 5 MB and 90 seconds only.
+LOOK_FURTHER = {"probesize": str(2**31 - 1), "analyzeduration": str(2**31 - 1)}  # bytes, microseconds
 MP4_BOXES, MATROSKA_MARK = (b"ftyp", b"moov"), b"\x1aE\xdf\xa3"
 
 # Containers whose time stamps are the same after a jump, as FFmpeg names them. All others are read from the beginning.
@@ -186,6 +188,11 @@ class VideoFile:
         if self.container.format.name in MANIFEST_FORMATS:
             raise VideoDecodingError(f"{self.name}: a list of other files, not a video; give one of these files")
         streams = [s for s in self.container.streams.video if not s.disposition & type(s.disposition).attached_pic]
+        if not streams and self.container.format.name == "flv" and self.options != LOOK_FURTHER:
+            self.container.close()
+            self.options = LOOK_FURTHER
+            self.container = self._open_container(self.options)
+            return self._choose_stream()
         if not streams:
             raise VideoDecodingError(f"{self.name}: has no video stream")
         best = self.container.streams.best("video") if len(streams) > 1 else streams[0]
@@ -232,6 +239,11 @@ class VideoFile:
         Frames are reordered, but time stamps are not: they were made from the order of packets, as always in AVI.
         """
         return bool(self.decoder.has_b_frames) and self.timeline().is_timed and not self.timeline().is_reordered
+
+    @property
+    def is_raw(self):
+        """Only coded pictures, without a container: FFmpeg makes up their time stamps."""
+        return bool(self.container.format.flags & pyav().format.Flags.no_timestamps.value)
 
     # --- the clock ---------------------------------------------------------------------------------------------------
 

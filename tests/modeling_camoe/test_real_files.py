@@ -3,14 +3,16 @@
 
 import os
 import struct
+from fractions import Fraction
 
 import av
 import numpy as np
 import PIL.Image
 import pytest
+from av.stream import Disposition
 
 from modeling_camoe.frames import VideoDecodingError, probe_video, sample_frames
-from tests.video_files import indices_of, natural_picture, sample, write_video
+from tests.video_files import index_picture, indices_of, natural_picture, sample, write_video
 
 
 def remux(source, path, change):
@@ -98,6 +100,83 @@ def test_frames_before_the_first_key_flag_are_not_dropped(folder):
     assert indices_of(sample(path, 2, end=0.9).frames)[-1] < 12
 
 
+@pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video"])
+def test_raw_coded_pictures_come_at_a_steady_rate(folder, codec):
+    options = {"g": "12", "bf": "2", "b": "4000000"}
+    path = write_video(folder / f"raw.{codec}", 48, 24, codec=codec, format=codec, options=options)
+    assert indices_of(sample(path, 8).frames) == [3, 9, 15, 21, 27, 33, 39, 45]
+    assert probe_video(path).duration == pytest.approx(2.0)
+
+
+def test_the_window_of_a_raw_stream_has_the_frames_of_the_whole(folder):
+    options = {"g": "12", "bf": "2", "b": "4000000"}
+    path = write_video(folder / "raw.m1v", 48, 24, codec="mpeg1video", format="mpeg1video", options=options)
+    assert indices_of(sample(path, 2, start=1.0, end=1.5).frames) == [27, 33]
+
+
+def test_an_avi_with_packed_frames_is_exact(folder):
+    """DivX put a B-frame into the packet of the frame that it refers to, and an empty packet into its place."""
+    options = {"g": "12", "bf": "1", "b": "9000000", "qmin": "1", "qmax": "1"}
+    honest = write_video(folder / "unpacked.avi", 48, codec="mpeg4", options=options)
+    picture, mark = b"\x00\x00\x01\xb6", b"\x00\x00\x01\xb2DivX503b1393p"
+    path = folder / "packed.avi"
+    with av.open(str(honest)) as original, av.open(str(path), "w") as packed:
+        stream = packed.add_stream_from_template(original.streams.video[0])
+        coded = [bytes(packet) for packet in original.demux(video=0) if packet.size]
+        kinds = [each[each.index(picture) + 4] >> 6 for each in coded]  # 0: key, 1: refers back, 2: B-frame
+        coded[0] = coded[0].replace(picture, mark + picture, 1)
+        for i, kind in enumerate(kinds):
+            if kind == 2:
+                coded[i - 1] += coded[i]
+                coded[i] = picture + b"\x40\x00\x00"
+        for i, (content, kind) in enumerate(zip(coded, kinds, strict=True)):
+            packet = av.Packet(content)
+            packet.pts = packet.dts = i
+            packet.time_base, packet.duration, packet.is_keyframe = Fraction(1, 12), 1, kind == 0
+            packet.stream = stream
+            packed.mux(packet)
+    assert 2 in kinds
+    assert indices_of(sample(path, 8).frames) == [3, 9, 15, 21, 27, 33, 39, 45]
+
+
+def test_packets_without_content_show_the_frame_before_on(folder):
+    """As in Theora. Here the last 18 of 48."""
+    honest = write_video(folder / "honest.avi", 48, codec="mpeg4", options={"g": "12", "bf": "0", "b": "4000000"})
+    path = folder / "repeats.nut"
+    with av.open(str(honest)) as original, av.open(str(path), "w") as copy:
+        stream = copy.add_stream_from_template(original.streams.video[0])
+        for number, packet in enumerate(packet for packet in original.demux(video=0) if packet.size):
+            if number >= 30:
+                empty = av.Packet(b"")
+                empty.pts, empty.dts, empty.duration = packet.pts, packet.dts, packet.duration
+                empty.time_base, packet = packet.time_base, empty
+            packet.stream = stream
+            copy.mux(packet)
+    sampled = sample(path, 8)
+    assert indices_of(sampled.frames) == [3, 9, 15, 21, 27, 29]
+    assert sampled.duration == pytest.approx(4.0)
+
+
+def test_an_early_subtitle_that_lasts_longest_does_not_make_a_file_look_cut_off(folder):
+    text, path = folder / "text.srt", folder / "subtitle.mkv"
+    text.write_text("1\n00:00:00,500 --> 00:01:00,000\nHello\n")
+    honest = write_video(folder / "honest.mkv", 240)
+    with av.open(str(honest)) as video, av.open(str(text)) as subtitles, av.open(str(path), "w") as copy:
+        streams = [copy.add_stream_from_template(each.streams[0]) for each in (video, subtitles)]
+        (subtitle,) = [packet for packet in subtitles.demux() if packet.size]
+        for number, packet in enumerate(packet for packet in video.demux() if packet.size):
+            packet.stream = streams[0]
+            copy.mux(packet)
+            if number == 8:
+                subtitle.stream = streams[1]
+                copy.mux(subtitle)
+    with av.open(str(path)) as container:
+        assert container.duration == pytest.approx(60e6)
+    sampled = sample(path, 8)
+    assert indices_of(sampled.frames) == [15, 45, 75, 105, 135, 165, 195, 225]
+    assert sampled.duration == pytest.approx(20.0, abs=0.01)
+
+
 # --- what a player shows ---------------------------------------------------------------------------------------------
 
 
@@ -141,6 +220,25 @@ def test_frames_that_change_their_size_get_that_of_the_first(folder):
     path = folder / "both_parts.ts"
     path.write_bytes(small.read_bytes() + large.read_bytes())
     assert sample(path, 6, size=None).frames.shape == (6, 3, 48, 64)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_of_several_video_streams_the_default_one_is_taken(folder, suffix):
+    path = folder / f"two_streams.{suffix}"
+    with av.open(str(path), "w") as container:
+        streams = []
+        for size, disposition in (((64, 48), Disposition.dub), ((128, 96), Disposition.default)):
+            stream = container.add_stream("libx264", rate=12, options={"g": "12", "bf": "2", "crf": "10"})
+            (stream.width, stream.height), stream.pix_fmt, stream.disposition = size, "yuv420p", disposition
+            streams.append(stream)
+        for i in range(24):
+            for stream, first in zip(streams, (0, 100), strict=True):
+                picture = index_picture(first + i, stream.width, stream.height)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    assert indices_of(sample(path, 4).frames) == [103, 109, 115, 121]
+    assert probe_video(path).width == 128
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -187,6 +285,15 @@ def test_a_damaged_last_packet_does_no_harm_to_the_frames_before(folder):
     assert indices_of(sample(path, 8).frames) == [3, 9, 15, 21, 27, 33, 39, 45]
     with pytest.raises(VideoDecodingError, match=r"damaged.* 3\.917 s"):
         sample(path, 1, start=3.92)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "keyframe"])
+def test_an_encrypted_file_is_called_so(folder, sampling):
+    options = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "00" * 16, "encryption_kid": "01" * 16}
+    path = write_video(folder / "encrypted.mp4", 24, container_options=options)
+    for source in (path, path.read_bytes()):
+        with pytest.raises(VideoDecodingError, match="encrypted; it can only be decoded with its key"):
+            sample(source, 4, sampling)
 
 
 # --- no videos -------------------------------------------------------------------------------------------------------
@@ -239,6 +346,36 @@ def test_a_title_in_another_encoding_does_no_harm(folder):
         container.mux(stream.encode(None))
     path.write_bytes(path.read_bytes().replace(b"Caf__", b"Caf\xe9\xff"))
     assert len(sample(path, 3).times) == 3
+
+
+def test_an_flv_whose_video_begins_after_minutes_of_sound_is_decoded(folder):
+    sound_seconds, path = 120, folder / "late.flv"
+    with av.open(str(path), "w", format="flv") as container:
+        stream = container.add_stream("libx264", rate=12, options={"g": "12", "bf": "0", "crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=11025, layout="mono")
+        for second in range(sound_seconds):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 11025), np.int16), format="s16", layout="mono")
+            silence.sample_rate, silence.pts = 11025, second * 11025
+            container.mux(sound.encode(silence))
+        for i in range(24):
+            frame = av.VideoFrame.from_ndarray(index_picture(i, 64, 48), format="rgb24")
+            frame.pts, frame.time_base = sound_seconds * 12 + i, Fraction(1, 12)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    content = path.read_bytes()
+    tags, position = [], 13  # after the header
+    while position < len(content):
+        end = position + 15 + int.from_bytes(content[position + 1 : position + 4], "big")
+        tags.append(content[position:end])
+        position = end
+    header = next(tag for tag in tags if tag[0] == 9)  # of the video: it was written first
+    tags = [tag for tag in tags if tag is not header and tag[0] != 18]  # 18: tells which streams there are
+    tags.insert(next(i for i, tag in enumerate(tags) if tag[0] == 9), header)
+    path.write_bytes(content[:13] + b"".join(tags))
+    sampled = sample(path, 4)
+    assert indices_of(sampled.frames) == [3, 9, 15, 21]
+    assert sampled.times[0] == pytest.approx(120.25, abs=0.01)
 
 
 def test_whatever_a_file_makes_the_libraries_raise_names_the_file(video, monkeypatch):
