@@ -14,8 +14,8 @@ import numpy as np
 # Scores of a block: 4 MB, which stay in the processor's cache. For one query that is a whole segment; smaller blocks
 # would make BLAS's threads wait for each other more often.
 BLOCK_SCORES = 1 << 20
-# Entries of a block of float16 vectors, which are made float32 first: 64 MB.
-BLOCK_ENTRIES = 1 << 24
+# Entries of float16 vectors that are made float32 at a time: 1 MB, which stay in a core's cache.
+HALF_ENTRIES = 1 << 18
 # With fewer allowed rows than this share of a block, copying them costs less than multiplying all.
 SPARSE = 0.25
 
@@ -53,8 +53,6 @@ def best_rows(
     best = _Best(len(queries), k)
     for part in parts:
         size = max(1, BLOCK_SCORES // len(queries))
-        if part.vectors.dtype != np.float32:
-            size = min(size, max(1, BLOCK_ENTRIES // queries.shape[1]))
         for start in range(0, len(part.vectors), size):
             _search_block(part, slice(start, start + size), queries, corrected, best)
     return best.sorted()
@@ -74,9 +72,9 @@ def _search_block(part: Part, block: slice, queries: np.ndarray, corrected: np.n
             vectors, bias = vectors[rows], bias[rows]
         elif count < len(allowed):
             forbidden = ~allowed
-    if vectors.dtype != np.float32:
-        vectors = vectors.astype(np.float32)
-    if len(queries) == 1:
+    if vectors.dtype == np.float16:
+        scores = _half_products(vectors, queries)
+    elif len(queries) == 1:
         scores = (vectors @ queries[0])[None]  # a matrix-vector product
     else:
         scores = queries @ vectors.T  # (N,b)
@@ -87,6 +85,29 @@ def _search_block(part: Part, block: slice, queries: np.ndarray, corrected: np.n
     if forbidden is not None:
         scores[:, forbidden] = -np.inf
     best.add(scores, part.first + block.start, rows)
+
+
+def _half_products(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Scores (N,b) of float16 vectors (b,K), finite ones, in float32: numpy's own conversion is ten times as slow.
+
+    The bits of a float16, moved to where a float32 has them, are its value times 2^-112. The queries are scaled by the
+    inverse, which is exact.
+    """
+    scaled = queries * np.float32(2.0**112)
+    scores = np.empty((len(queries), len(vectors)), np.float32)
+    size = max(1, HALF_ENTRIES // queries.shape[1])
+    bits = np.empty((min(size, len(vectors)), queries.shape[1]), np.int32)
+    for start in range(0, len(vectors), size):
+        part = vectors[start : start + size].view(np.int16)
+        moved = bits[: len(part)]
+        np.left_shift(part, 13, out=moved, dtype=np.int32, casting="unsafe")
+        moved &= np.int32(0x8FFFE000 - (1 << 32))  # sign, exponent, mantissa; not the copies of the sign
+        block = slice(start, start + len(part))
+        if len(queries) == 1:
+            np.dot(moved.view(np.float32), scaled[0], out=scores[0, block])
+        else:
+            scores[:, block] = scaled @ moved.view(np.float32).T
+    return scores
 
 
 class _Best:

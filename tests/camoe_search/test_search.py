@@ -271,3 +271,15 @@ def test_a_new_bank_makes_an_approximate_index_invalid(tmp_path):
     texts = random_texts(3)
     for n, hits in enumerate(index.search_vectors(texts.numpy(), 5)):
         assert numbers(hits) == explicit("query_bank", texts, tau=0.2)[n].argsort(descending=True)[:5].tolist()
+
+
+def test_float16_rows_score_as_their_float32_values():
+    generator = np.random.default_rng(0)
+    vectors = (generator.standard_normal((700, 768)) * 10.0 ** generator.uniform(-7, 0, (700, 1))).astype(np.float16)
+    assert (np.abs(vectors[vectors != 0]) < 6e-5).any()  # subnormal ones, too
+    for count in (1, 3):
+        queries = generator.standard_normal((count, 768)).astype(np.float32)
+        part = Part(0, vectors, np.zeros(700, np.float32))
+        scores, rows = best_rows([part], queries, 700, np.zeros(count, bool))
+        expected = queries.astype(np.float64) @ vectors.astype(np.float64).T
+        np.testing.assert_allclose(scores, np.take_along_axis(expected, rows, axis=1), rtol=1e-4, atol=1e-6)
