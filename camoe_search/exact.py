@@ -16,6 +16,8 @@ import numpy as np
 BLOCK_SCORES = 1 << 20
 # Entries of float16 vectors that are made float32 at a time: 1 MB, which stay in a core's cache.
 HALF_ENTRIES = 1 << 18
+# Rows whose scores are sorted before all others are compared with the best of them.
+FIRST_ROWS = 1024
 # With fewer allowed rows than this share of a block, copying them costs less than multiplying all.
 SPARSE = 0.25
 
@@ -121,9 +123,17 @@ class _Best:
 
     def add(self, scores: np.ndarray, first: int, numbers: np.ndarray | None):
         """Scores (N,b) of rows first + numbers (default: 0 to b-1)."""
+        if numbers is None:
+            numbers = np.arange(scores.shape[1])
+        if np.isneginf(self.least).any():  # a few rows first: they tell what the others have to exceed
+            self._add(scores[:, :FIRST_ROWS], first, numbers[:FIRST_ROWS])
+            scores, numbers = scores[:, FIRST_ROWS:], numbers[FIRST_ROWS:]
+        self._add(scores, first, numbers)
+
+    def _add(self, scores: np.ndarray, first: int, numbers: np.ndarray):
         count, width = scores.shape
         if width > self.k and np.isneginf(self.least).any():
-            # The first block: nearly every score would be a candidate.
+            # Nearly every score would be a candidate.
             columns = np.argpartition(scores, width - self.k, axis=1)[:, width - self.k :]
             found = np.take_along_axis(scores, columns, axis=1).ravel()
             queries, columns = np.repeat(np.arange(count), self.k), columns.ravel()
@@ -132,8 +142,8 @@ class _Best:
             if not len(places):
                 return
             queries, columns = np.divmod(places, width)
-            found = scores.ravel()[places]
-        rows = first + (columns if numbers is None else numbers[columns])
+            found = scores[queries, columns]
+        rows = first + numbers[columns]
         rows[np.isneginf(found)] = -1
         queries = np.concatenate([np.repeat(np.arange(count), self.k), queries])
         found, rows = np.concatenate([self.scores.ravel(), found]), np.concatenate([self.rows.ravel(), rows])
