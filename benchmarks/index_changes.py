@@ -50,7 +50,7 @@ from camoe_search.encoder import ClipBatch
 from camoe_search.index import VideoIndex
 
 class Probe:
-    duration = 10.0
+    duration, width, height = 10.0, 64, 48
 
 update.probe_video = lambda path: Probe
 
