@@ -284,7 +284,7 @@ class IndexWriter:
         if not rows:
             return
         segments, numbers = np.divmod(np.array(rows), SEGMENT_ROWS)
-        for segment in np.unique(segments).tolist():
+        for segment in sorted(set(segments.tolist())):  # np.unique imports masked arrays
             ((count, dead),) = connection.execute("SELECT rows, dead FROM segments WHERE id = ?", (segment,))
             bits = with_dead(dead, count, numbers[segments == segment])
             connection.execute("UPDATE segments SET dead = ? WHERE id = ?", (bits, segment))
