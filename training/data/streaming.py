@@ -85,7 +85,7 @@ class StreamedClips:
         if address is not None and "://" in address:
             try:
                 with fsspec.open(address, "rb") as file:
-                    return Clip(file.read(), *(row[name] for name in self.places["window"]))
+                    return Clip(file.read(), **{name: row[name] for name in self.places["window"]})
             except OSError as error:
                 raise VideoDecodingError(f"{address}: cannot be read: {error}") from error
             except (ImportError, ValueError) as error:  # an unknown kind of address, or its package is missing
