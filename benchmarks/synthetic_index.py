@@ -7,7 +7,7 @@ import numpy as np
 
 from camoe_search.bank import QueryBank
 from camoe_search.database import Description, create
-from camoe_search.writer import IndexWriter, Moment
+from camoe_search.writer import IndexWriter, StoredWindow
 
 
 EXPERTS = ["fusion", "entity", "action", "scene"]
@@ -21,9 +21,11 @@ def random_vectors(count: int, width: int, seed: int) -> np.ndarray:
     return vectors.reshape(count, width)
 
 
-def moments(first: int, count: int) -> list[Moment]:
+def moments(first: int, count: int) -> list[StoredWindow]:
     """Files of one moment each."""
-    return [Moment(f"{i % 100:02}/{i:07}.mp4", 0.0, 10.0, i, i, f"{i:032x}") for i in range(first, first + count)]
+    return [
+        StoredWindow(f"{i % 100:02}/{i:07}.mp4", 0.0, 10.0, i, i, f"{i:032x}") for i in range(first, first + count)
+    ]
 
 
 def write_index(

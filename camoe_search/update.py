@@ -381,7 +381,7 @@ def _follow_moved_roots(writer: IndexWriter, pending: list[VideoFile], known: di
     rest = []
     with transaction(writer.connection) as connection:
         for video in pending:
-            root, path = _place(roots, video.path)
+            root, path = _relative_to_root(roots, video.path)
             file = lost.pop((path, video.size, video.mtime_ns), None) if video.path not in known else None
             if file is None:
                 rest.append(video)
@@ -394,7 +394,7 @@ def _follow_moved_roots(writer: IndexWriter, pending: list[VideoFile], known: di
     return rest
 
 
-def _place(roots: dict[str, int], path: str) -> tuple[int, str]:
+def _relative_to_root(roots: dict[str, int], path: str) -> tuple[int, str]:
     """The root of a file, the innermost one, and its path from there."""
     root = max((root for root in roots if is_inside(path, root)), key=len)
     return roots[root], os.path.relpath(path, root)
@@ -456,7 +456,7 @@ def _note(
         else:
             registered.changed.append(file)
         return
-    values = (*_place(roots, video.path), video.size, video.mtime_ns, content, cause)
+    values = (*_relative_to_root(roots, video.path), video.size, video.mtime_ns, content, cause)
     moved = _moved_file(connection, content)
     if moved is None:
         file = connection.execute(

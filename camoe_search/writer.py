@@ -37,7 +37,7 @@ BLOCK_ROWS = 4096  # rows scored or moved at a time: (1000, 4096) scores of a qu
 MAX_DEAD = 0.25
 
 
-class Moment(NamedTuple):
+class StoredWindow(NamedTuple):
     """A window of a file, as `IndexWriter.add_moments` takes it."""
 
     path: str  # relative to the root
@@ -147,7 +147,7 @@ class IndexWriter:
             connection.execute("INSERT OR REPLACE INTO bias VALUES(?, ?)", (first, bias.tobytes()))
             self._note_best(connection, scores, np.arange(first, first + len(windows)))
 
-    def add_moments(self, root: str, moments: Sequence[Moment], vectors: np.ndarray):
+    def add_moments(self, root: str, moments: Sequence[StoredWindow], vectors: np.ndarray):
         """Add files whose vectors were made elsewhere, in one transaction.
 
         Args:

@@ -6,7 +6,7 @@ import torch
 from camoe_search.bank import QueryBank
 from camoe_search.database import Description, create
 from camoe_search.index import VideoIndex
-from camoe_search.writer import IndexWriter, Moment
+from camoe_search.writer import IndexWriter, StoredWindow
 from modeling_camoe.retrieval import fold_text, fold_video
 
 
@@ -32,9 +32,9 @@ def random_bank(tau: float, seed: int = 2) -> QueryBank:
     return QueryBank([f"query {i}" for i in range(30)], random_texts(30, seed).numpy(), tau)
 
 
-def moment(i: int) -> Moment:
-    """Moment i is seconds i to 2i+1 of /videos/<i % 4>/<i>.mp4."""
-    return Moment(f"{i % 4}/{i:03}.mp4", float(i), 2.0 * i + 1, i, i, f"{i:032x}")
+def moment(i: int) -> StoredWindow:
+    """StoredWindow i is seconds i to 2i+1 of /videos/<i % 4>/<i>.mp4."""
+    return StoredWindow(f"{i % 4}/{i:03}.mp4", float(i), 2.0 * i + 1, i, i, f"{i:032x}")
 
 
 def make_index(folder, tau: float | None = 0.05, **settings) -> IndexWriter:

@@ -13,7 +13,7 @@ from PIL import Image
 from camoe_search.database import Description, create
 from camoe_search.encoder import ClipBatch
 from camoe_search.index import VideoIndex
-from camoe_search.writer import IndexWriter, Moment
+from camoe_search.writer import IndexWriter, StoredWindow
 from modeling_camoe.frames import Clip, VideoDecodingError, sample_frames
 from tests.video_files import index_of, index_picture, write_video
 
@@ -76,7 +76,7 @@ def vector_index(folder, films: dict[str, list[tuple[float, float, np.ndarray]]]
         moments, vectors = [], []
         for n, (path, windows) in enumerate(films.items()):
             for start, end, vector in windows:
-                moments.append(Moment(path, start, end, n, n, f"{n:032x}"))
+                moments.append(StoredWindow(path, start, end, n, n, f"{n:032x}"))
                 vectors.append(vector)
         writer.add_moments("/films", moments, np.array(vectors, np.float32))
     return VideoIndex(folder, encoder)

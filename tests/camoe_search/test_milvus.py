@@ -13,7 +13,7 @@ from camoe_search.index import VideoIndex
 from camoe_search.milvus_store import MilvusStore, settings
 from camoe_search.schemas import SearchBody
 from camoe_search.service import SearchService
-from camoe_search.writer import IndexWriter, Moment
+from camoe_search.writer import IndexWriter, StoredWindow
 from tests.camoe_search.random_index import make_index, moment, random_bank, random_index, random_texts, random_videos
 from tests.camoe_search.scenes import SceneEncoder, overlaps, scene_vector, vector_index
 
@@ -108,7 +108,7 @@ def test_the_page_finds_moments_in_milvus_by_key(local, milvus):
 def test_a_path_filter_matches_special_characters_literally(tmp_path):
     names = ["/50%.mp4", "/50x.mp4", "/a_b.mp4", "/axb.mp4", '/quo"te.mp4', "/quo'te/back\\slash.mp4", "/été.mp4"]
     with make_index(tmp_path / "index") as writer:
-        moments = [Moment(name[1:], 0.0, 1.0, 1, 1, f"{i:032x}") for i, name in enumerate(names)]
+        moments = [StoredWindow(name[1:], 0.0, 1.0, 1, 1, f"{i:032x}") for i, name in enumerate(names)]
         writer.add_moments("/v", moments, random_videos(len(names))[0].numpy())
     copy_to(tmp_path / "index", tmp_path / "videos.db")
     for index in (VideoIndex(tmp_path / "index"), VideoIndex.connect(str(tmp_path / "videos.db"))):
@@ -231,7 +231,7 @@ def test_other_index_types_are_made_as_asked(tmp_path, kind, monkeypatch):
 def test_a_path_of_too_many_bytes_is_refused_before_anything_is_sent(tmp_path, monkeypatch):
     with make_index(tmp_path / "index") as writer:
         names = ["short.mp4", "é" * 4000 + ".mp4", "犬" * 3000 + ".mp4"]  # 3,000 characters, 9,000 bytes
-        moments = [Moment(name, 0.0, 1.0, 1, 1, f"{i:032x}") for i, name in enumerate(names)]
+        moments = [StoredWindow(name, 0.0, 1.0, 1, 1, f"{i:032x}") for i, name in enumerate(names)]
         writer.add_moments("/v", moments, random_videos(3)[0].numpy())
     monkeypatch.setattr(MilvusStore, "_rows", lambda *a: pytest.fail("it sends rows"))
     with pytest.raises(SearchError, match="a path is longer than 8192 bytes; nothing was sent: /v/犬犬"):

@@ -11,7 +11,7 @@ from camoe_search.cli import main
 from camoe_search.errors import SearchError
 from camoe_search.index import VideoIndex
 from camoe_search.queries import WeightedText, parse_like, parse_weighted
-from camoe_search.writer import Moment
+from camoe_search.writer import StoredWindow
 from modeling_camoe.frames import Clip
 from tests.camoe_search.random_index import make_index, random_texts, random_videos
 from tests.camoe_search.scenes import SceneEncoder, build, scene_vector, vector_index, write_film
@@ -151,7 +151,7 @@ def test_the_best_pairs_of_many_films_are_those_of_a_loop_over_all(tmp_path, enc
 def test_a_pair_has_the_corrected_scores_of_its_moments(tmp_path, correction):
     with make_index(tmp_path / "index") as writer:
         moments = [
-            Moment(f"{n:02}.mp4", 5.0 * i, 5.0 * i + 5, n, n, f"{n:032x}")
+            StoredWindow(f"{n:02}.mp4", 5.0 * i, 5.0 * i + 5, n, n, f"{n:032x}")
             for n in range(20)
             for i in range(2 - n % 5 // 4)
         ]

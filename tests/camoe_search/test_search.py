@@ -9,7 +9,7 @@ from camoe_search import approximate, exact, segments, writer
 from camoe_search.errors import SearchError
 from camoe_search.exact import Part, best_rows
 from camoe_search.index import VideoIndex
-from camoe_search.writer import IndexWriter, Moment
+from camoe_search.writer import IndexWriter, StoredWindow
 from modeling_camoe.hubs import dynamic_query_bank, hubs_of_bank, query_bank_bias
 from modeling_camoe.retrieval import similarity
 from tests.camoe_search.random_index import (
@@ -123,7 +123,7 @@ def test_ties_are_ordered_by_path(tmp_path):
     with make_index(tmp_path / "index") as writer:
         vectors = random_videos(COUNT)[0].numpy()
         writer.add_moments("/videos", [moment(i) for i in range(COUNT)], vectors)
-        same = [Moment(f"{c}.mp4", 0.0, 1.0, 1, 1, c * 32) for c in "fbadce"]
+        same = [StoredWindow(f"{c}.mp4", 0.0, 1.0, 1, 1, c * 32) for c in "fbadce"]
         writer.add_moments("/videos", same, np.repeat(vectors[3:4], 6, axis=0))  # one vector six times
     index = VideoIndex(tmp_path / "index")
     hits = index.search_vectors(index.similar_vector(moment(3).hash + ".0")[None], k=12)[0]

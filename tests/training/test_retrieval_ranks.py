@@ -168,7 +168,7 @@ def test_float32_tiles_rank_duplicate_videos_as_ties(float32_tiles, monkeypatch)
 
 
 @pytest.mark.parametrize("tiles", ["float64", "float32"])
-def test_a_constant_model_scores_chance(tiles, request):
+def test_a_constant_model_scores_k_of_n(tiles, request):
     if tiles == "float32":
         request.getfixturevalue("float32_tiles")
     vectors = random_vectors(1, k=64)[0].expand(500, 64)
