@@ -74,12 +74,7 @@ def _search_block(part: Part, block: slice, queries: np.ndarray, corrected: np.n
             vectors, bias = vectors[rows], bias[rows]
         elif count < len(allowed):
             forbidden = ~allowed
-    if vectors.dtype == np.float16:
-        scores = _half_products(vectors, queries)
-    elif len(queries) == 1:
-        scores = (vectors @ queries[0])[None]  # a matrix-vector product
-    else:
-        scores = queries @ vectors.T  # (N,b)
+    scores = products(vectors, queries)
     if corrected.all():
         scores -= bias
     elif corrected.any():
@@ -87,6 +82,15 @@ def _search_block(part: Part, block: slice, queries: np.ndarray, corrected: np.n
     if forbidden is not None:
         scores[:, forbidden] = -np.inf
     best.add(scores, part.first + block.start, rows)
+
+
+def products(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Scores (N,b) of stored vectors (b,K), float32 or float16, for queries (N,K) float32."""
+    if vectors.dtype == np.float16:
+        return _half_products(vectors, queries)
+    if len(queries) == 1:
+        return (vectors @ queries[0])[None]  # a matrix-vector product
+    return queries @ vectors.T
 
 
 def _half_products(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .database import has_table, select_in
 from .errors import SearchError
+from .exact import products
 from .filters import PATH, filter_sql
 from .moments import Moment, Timeline, Windows, best_pair, merge_windows, stand_out
 from .results import Filters, Grouping, Hit
@@ -19,7 +20,7 @@ from .rows import Rows
 
 
 FIRST = 64  # windows that are looked at first; four times as many while there are too few moments among them
-BLOCK_ROWS = 1 << 14  # that are scored at a time: float16 vectors become float32 first
+BLOCK_ROWS = 1 << 14  # that are scored at a time
 # Reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009, who found 60 to be good for all of TREC.
 FUSION = 60
 FUSED = 200  # windows of each ranking
@@ -148,7 +149,7 @@ class MomentSearch:
         for part in self.rows.parts if self.allowed is None else self.rows.only(self.allowed):
             for start in range(0, len(part.vectors), BLOCK_ROWS):
                 block = slice(start, start + BLOCK_ROWS)
-                found = queries @ part.vectors[block].T.astype(np.float32, copy=False)  # (N,b)
+                found = products(part.vectors[block], queries)  # (N,b)
                 found[corrected] -= part.bias[block]
                 kept = np.arange(found.shape[1]) if part.allowed is None else np.flatnonzero(part.allowed[block])
                 rows.append(part.first + start + kept)

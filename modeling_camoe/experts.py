@@ -80,7 +80,8 @@ def frame_changes(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 class FrameExcitation(nn.Module):
     """Squeeze-and-excitation over frames (after Hu et al., arXiv 1709.01507): one weight per frame, order-free.
 
-    A frame sees itself and the mean of its clip; its weight 1 + tanh(.) stays in (0, 2) and starts at 1.
+    A frame sees itself and the mean of its clip. Its weight is 1 + tanh(.), up to a factor: only ratios count, so the
+    largest weight of a clip is 1. At the start all of them are.
     """
 
     def __init__(self, dim: int, reduction: int):
@@ -93,8 +94,10 @@ class FrameExcitation(nn.Module):
         """(B,T,D), (B,T) -> frame weights (B,T)."""
         context = masked_mean(frames, mask)[:, None].expand_as(frames)  # (B,T,D)
         excitation = self.output(F.relu(self.squeeze(torch.cat([frames, context], dim=-1))))  # (B,T,1)
-        # 1 + tanh, without the cancellation: only ratios of weights count, and training may drive them all towards 0.
-        return 2 * torch.sigmoid(2 * excitation[..., 0])
+        # In logarithms: training may drive all of 1 + tanh towards 0, where half precision has no digits left.
+        log_weights = F.logsigmoid(2 * excitation[..., 0])
+        log_weights = log_weights.masked_fill(~mask.bool(), torch.finfo(frames.dtype).min)
+        return (log_weights - log_weights.amax(dim=1, keepdim=True).detach()).exp()
 
 
 class TemporalTransformerLayer(GradientCheckpointingLayer):

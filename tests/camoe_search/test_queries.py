@@ -147,9 +147,10 @@ def test_the_best_pairs_of_many_films_are_those_of_a_loop_over_all(tmp_path, enc
     assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected], abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("correction", ["none", "query_bank"])
-def test_a_pair_has_the_corrected_scores_of_its_moments(tmp_path, correction):
-    with make_index(tmp_path / "index") as writer:
+def test_a_pair_has_the_corrected_scores_of_its_moments(tmp_path, correction, dtype):
+    with make_index(tmp_path / "index", dtype=dtype) as writer:
         moments = [
             StoredWindow(f"{n:02}.mp4", 5.0 * i, 5.0 * i + 5, n, n, f"{n:032x}")
             for n in range(20)

@@ -396,11 +396,13 @@ def test_logit_scale_is_clamped_at_100():
 def test_frame_weights_near_0_cost_no_precision(dtype):
     """Only ratios of an excitation's weights count, and training may drive all of them towards 0."""
     model, inputs = tiny_model(), random_inputs()
-    model.head.experts["entity"].residual.output.bias.data.fill_(-6.0)
+    model.head.experts["entity"].residual.output.bias.data.fill_(-12.0)
     expected = model(**inputs).video_embeds[:, 1]
     half, _ = save_and_load(model, dtype=dtype)
-    cosines = torch.nn.functional.cosine_similarity(half(**inputs).video_embeds[:, 1].float(), expected, dim=-1)
-    assert cosines.min() > 0.999
+    for each in half, tiny_model(seed=0).to(dtype):  # loaded, and turned into half precision as a whole
+        each.head.load_state_dict(model.head.state_dict())
+        cosines = torch.nn.functional.cosine_similarity(each(**inputs).video_embeds[:, 1].float(), expected, dim=-1)
+        assert cosines.min() > 0.999
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
