@@ -95,7 +95,7 @@ class FrameExcitation(nn.Module):
         context = masked_mean(frames, mask)[:, None].expand_as(frames)  # (B,T,D)
         excitation = self.output(F.relu(self.squeeze(torch.cat([frames, context], dim=-1))))  # (B,T,1)
         # In logarithms: training may drive all of 1 + tanh towards 0, where half precision has no digits left.
-        log_weights = F.logsigmoid(2 * excitation[..., 0])
+        log_weights = F.logsigmoid(2 * excitation[..., 0].to(frames.dtype))
         log_weights = log_weights.masked_fill(~mask.bool(), torch.finfo(frames.dtype).min)
         return (log_weights - log_weights.amax(dim=1, keepdim=True).detach()).exp()
 
