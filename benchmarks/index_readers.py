@@ -4,7 +4,7 @@
     python benchmarks/index_readers.py                     a minute, four readers
 
 Every commit of the writer adds or removes a whole block of ten moments; every third is followed by a compaction. A
-reader asks for all moments, and opens the index anew for every fifth answer: an answer with a part of a block is
+reader asks for all moments, and opens the index again for every fifth answer: an answer with a part of a block is
 wrong.
 """
 

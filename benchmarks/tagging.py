@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions per second through the tagger that parts them into streams, with one process and two.
+"""Captions per second through the tagger that splits them into streams, with one process and two.
 
     python benchmarks/tagging.py --captions 4000
 

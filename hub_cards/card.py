@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from results_table import DIRECTIONS
+from results_table import DIRECTION_TITLES
 
 from modeling_camoe import CAMoEConfig
 
@@ -181,7 +181,7 @@ def eval_results(header: dict, results: dict | None) -> list[EvalResult]:
             dataset_split=results["split"],
             metric_type=METRIC_TYPES[metric],
             metric_value=by_metric[metric],
-            metric_name=f"{DIRECTIONS[direction]} {metric}, {CORRECTIONS[correction][0]}",
+            metric_name=f"{DIRECTION_TITLES[direction]} {metric}, {CORRECTIONS[correction][0]}",
         )
         for correction, by_direction in results["results"].items()
         for direction, by_metric in by_direction.items()
@@ -196,14 +196,16 @@ def results_table(results: dict | None) -> str:
     lines = [f"| correction | direction | {heads} |", f"|---|---|{rule}"]
     measured = (results or {}).get("results", {})
     for correction in _corrections(results):
-        directions = [d for d in DIRECTIONS if d in measured.get(correction, {}) or d != "video_to_text_caption_max"]
+        directions = [
+            d for d in DIRECTION_TITLES if d in measured.get(correction, {}) or d != "video_to_text_caption_max"
+        ]
         for direction in directions:
             by_metric = measured.get(correction, {}).get(direction, {})
             cells = [f"{by_metric[metric]:.1f}" if metric in by_metric else NOT_MEASURED for metric in METRIC_TYPES]
             if "R@1_ci95" in by_metric:
                 low, high = by_metric["R@1_ci95"]
                 cells[0] += f" [{low:.1f}, {high:.1f}]"
-            lines.append(f"| {CORRECTIONS[correction][0]} | {DIRECTIONS[direction]} | {' | '.join(cells)} |")
+            lines.append(f"| {CORRECTIONS[correction][0]} | {DIRECTION_TITLES[direction]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
-DIRECTIONS = {
+DIRECTION_TITLES = {
     "text_to_video": "text to video",
     "video_to_text": "video to text",
     "video_to_text_caption_max": "video to text (caption max)",
@@ -68,7 +68,7 @@ def render(measured: Iterable[dict], published: Iterable[dict]) -> str:
     ]
     for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row, _ in rows):
         lines += ["", f"## {dataset}, {split}"]
-        for direction, title in DIRECTIONS.items():
+        for direction, title in DIRECTION_TITLES.items():
             shown = [
                 (row, origin)
                 for row, origin in rows

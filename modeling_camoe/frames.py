@@ -151,7 +151,7 @@ def sample_windows(
     """
     The frames of several windows of one file, each as [`sample_frames`] gives them, with what they share decoded once.
 
-    Whatever is not plain sailing (damage, a wrong header, another sampling than `"uniform"`) is left to
+    Whatever is not straightforward (damage, a wrong header, another sampling than `"uniform"`) is left to
     [`sample_frames`], window by window.
 
     Args:

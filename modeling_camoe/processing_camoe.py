@@ -2,7 +2,7 @@
 """CAMoEProcessor: captions -> token ids of one text per expert, (N,E,L); videos -> pixels (B,T,3,H,W).
 
 It is made from a model's configuration, which says what the experts are, what they read and how frames are
-normalised. Its own are only the settings that a user may choose anew: frames per clip and their sampling, the tagger,
+normalised. Its own are only the settings that a user may change: frames per clip and their sampling, the tagger,
 `max_length`.
 
 A caption is split into streams (captions.py), one per expert. The texts of a batch are padded to the longest of them
@@ -193,7 +193,7 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
             if getattr(self.config, name) != value:
                 raise ValueError(
                     f"The configuration's `{name}` was changed to {getattr(self.config, name)} after the processor "
-                    f"was made for {value}, which the model was built with. Make both anew with what you want."
+                    f"was made for {value}, which the model was built with. Build both again with what you want."
                 )
 
     def _check_statistics(self, **changes):

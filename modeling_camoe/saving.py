@@ -195,7 +195,7 @@ class SavesModel(SavesRelease):
                 f"({type(error).__name__}: {error})."
             )
             return
-        # Experts may have been chosen anew when the model was loaded: the processor follows.
+        # Experts may have been chosen when the model was loaded: the processor follows.
         tagger, unknown = loaded.tagger, sorted(set(self.config.streams.values()) - set(STREAMS))
         if unknown and tagger != "none" and not str(tagger).startswith(CUSTOM):  # a custom one knows its own streams
             logger.warning(

@@ -137,7 +137,7 @@ class VideoFile:
         self._open()
 
     def be_careful(self):
-        """Opens the file anew for a decoder that judges damage: one thread, all of the header."""
+        """Opens the file again for a decoder that judges damage: one thread, all of the header."""
         self.options, self.is_careful = {}, True
         self.reopen()
 
@@ -285,7 +285,7 @@ class VideoFile:
         if self._keys is None:
             self.container.seek(tick, stream=self.stream)
             return
-        # FFmpeg would read all that lies between. After a jump by position alone its parser would not start anew.
+        # FFmpeg would read all that lies between. After a jump by position alone its parser would not start afresh.
         self.container.seek(self._keys[0].timestamp, stream=self.stream)
         entry = self._keys[max(0, self._keys.search_timestamp(tick))]
         self.container.seek(entry.pos, stream=self.stream, unsupported_byte_offset=True)

@@ -6,7 +6,7 @@
 Starts from a CLIP or CAMoE checkpoint or, with `clip_config`, from scratch. Notable features:
 - one contrastive batch over all processes (`batch_size` is the global one) with the exact gradient; what a step sees
   does not depend on the number of processes;
-- clips are decoded in workers, which lay uint8 frames down in shared memory; with --frame_cache or --feature_cache
+- clips are decoded in workers, which write uint8 frames into shared memory; with --frame_cache or --feature_cache
   each clip is decoded once; captions are tagged once for all runs, and rows stay on disk;
 - --gradient_cache_chunk makes contrastive batches beyond memory, with the gradient of the plain batch;
 - with --streaming, data that does not fit a disk, sharded over processes and workers and resumable too;

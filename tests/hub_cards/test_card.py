@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from card import CORRECTIONS, DIRECTIONS, CardError, Run, read_source, render_card
+from card import CORRECTIONS, DIRECTION_TITLES, CardError, Run, read_source, render_card
 from huggingface_hub import ModelCard
 
 
@@ -24,7 +24,7 @@ def test_every_metric_is_in_the_model_index_with_all_digits(run):
     card = ModelCard(render_card(MOTION, run, "org/camoe-motion"))
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}
     expected = {
-        f"{DIRECTIONS[direction]} {metric}, {CORRECTIONS[correction][0]}": value
+        f"{DIRECTION_TITLES[direction]} {metric}, {CORRECTIONS[correction][0]}": value
         for correction, by_direction in run.results["results"].items()
         for direction, by_metric in by_direction.items()
         for metric, value in by_metric.items()

@@ -175,7 +175,7 @@ class TrainPairs(Dataset):
 class PairCollator:
     """Pairs -> `input_ids`, `attention_mask` (N,E,L), uint8 pixels (N,T,3,H,W), `frame_mask`, `pair_ids` (N,2).
 
-    With a [`FrameRing`], the pixels lie in it and the batch has their `slot` in place of them.
+    With a [`FrameRing`], the pixels lie in it and the batch has their `slot` instead.
     """
 
     processor: object

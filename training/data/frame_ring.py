@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared memory in which workers lay batches of frames down: nothing large is copied twice, allocated or sent.
+"""Shared memory into which workers write batches of frames: nothing large is copied twice, allocated or sent.
 
 A batch of 128 clips of 12 frames is 231 MB. New memory of that size costs four times its copy (every page is a fault),
 and so does a loader that sends each batch in a new file. So the memory is taken once, before the workers start: every

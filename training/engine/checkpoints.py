@@ -56,7 +56,7 @@ class Progress:
             if saved[name] != here[name]:
                 raise UserError(
                     f"the checkpoint was written with {name} {saved[name]}, now it is {here[name]}: go on with the "
-                    "same data, batch and schedule, or start anew from the published model with --model_name_or_path"
+                    "same data, batch and schedule, or start again from the published model with --model_name_or_path"
                 )
         for name, value in state.items():
             setattr(self, name, value)
