@@ -129,6 +129,17 @@ def test_where_no_clip_can_be_decoded_the_stream_ends(tmp_path):
                      policy="skip")  # fmt: skip
     first = next(iter(feed))
     assert "pair_ids" not in first and len(first["bad"]) == 5
+    assert first["error"] == "no clip of the stream can be decoded; see bad_videos.jsonl"
+
+
+def test_a_worker_whose_clips_are_all_bad_says_which_they_are(tmp_path):
+    clips = write_tables(tmp_path / "data", 2, rows=8)  # v1, v3, v5 and v7 are in the second file
+    feed, _ = loader(clips, Decoder(tmp_path / "log", bad=tuple(f"v{n}.mp4" for n in (1, 3, 5, 7))), policy="skip")
+    good, bad = [next(batches) for batches in [iter(feed)] for _ in range(2)]
+    assert good["error"] is None and len(good["names"]) == 4 and len(bad["bad"]) == 4
+    assert bad["error"].startswith(
+        "no clip of the part of the stream of worker 2 of 2 (files [1], counted from 0) can"
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +147,7 @@ def test_where_no_clip_can_be_decoded_the_stream_ends(tmp_path):
     [
         (6, {"captions": [" "]}, "shard 1 of the stream: row 0 of the data set has an empty caption"),
         (6, {"video": None}, "has no video in column 'video'"),
-        (1, {}, "no row is left for reader"),
+        (1, {}, "worker 2 of 2 (files [1], counted from 0) has no row: lower --num_workers"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(tmp_path, rows, change, message):

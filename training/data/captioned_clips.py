@@ -50,8 +50,11 @@ def load_split(
     try:
         if os.path.isdir(name):
             data = _load_folder(Path(name), split, streaming)
-        elif name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise UserError(f"the data set folder {name} does not exist")
+        elif name.startswith((".", "/", "~", "data/")) or name.count("/") != 1:  # `data/` is where ours are made
+            raise UserError(
+                f"the data set folder {name} does not exist: training/prepare_benchmark.py makes one of annotations "
+                "and videos, training/make_motion_clips.py the demo's"
+            )
         else:
             data = datasets.load_dataset(name, config, split=split, streaming=streaming)
         for column, feature in (data.features or {}).items():  # a stream of text files knows none

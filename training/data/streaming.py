@@ -121,7 +121,7 @@ class Place:
 
 
 class StreamBatches:
-    """The steps of a run on a stream, in place of [`RunBatchSampler`], and the places of this process's readers.
+    """The steps of a run on a stream, instead of a [`RunBatchSampler`], and the places of this process's readers.
 
     Args:
         steps_per_epoch: what an epoch is. shards: of the stream. block: rows that are shuffled together.
@@ -257,10 +257,18 @@ class StreamPairs(IterableDataset):
                     yield place, _failure(f"shard {order[position]} of the stream: {error}")
                 block, state = 0, None
             if empty:
-                yield place, _failure(f"no row is left for reader {number + 1} of {readers}: lower --num_workers")
+                yield place, _failure(f"{self._part(number, readers)} has no row: lower --num_workers")
             if not found:
-                yield place, {"video": None, "bad": [], "end": True}  # no clip of a whole pass can be decoded
+                yield place, _failure(f"no clip of {self._part(number, readers)} can be decoded; see bad_videos.jsonl")
             epoch, first, whole = epoch + 1, 0, True
+
+    def _part(self, number: int, readers: int) -> str:
+        """What a reader reads, for messages."""
+        files = sorted(self._order(number, readers, 0))
+        if readers == 1:
+            return "the stream"
+        part = f"files {files}, counted from 0" if len(files) < self.clips.num_shards else f"1 row in {readers}"
+        return f"the part of the stream of worker {number + 1} of {readers} ({part})"
 
     def _order(self, number: int, readers: int, epoch: int) -> list[int]:
         """The shards that a reader reads in a pass."""

@@ -150,13 +150,12 @@ class Trainer:
     def _step(self, batch: dict):
         """One optimiser step; none if the gradient is not finite and the policy is to skip."""
         options = self.options
-        if batch.get("error"):
-            raise UserError(batch["error"])
         split = getattr(self.loader.dataset, "split", None)  # a stream's clips have no numbers
         self._report_bad_videos([(split.video_ids[b.index] if split else b.source, b) for b in batch.pop("bad")])
+        if error := batch.pop("error", None):
+            raise UserError(error)
         if "pair_ids" not in batch:
             raise UserError("no clip of the training split can be decoded; see bad_videos.jsonl")
-        batch.pop("error")
         video_ids = batch.pop("pair_ids")  # (n,2): the video and a hash of the caption
         names = batch.pop("names", None) or video_ids[:, 0].tolist()
         if options.mask_same_captions:
