@@ -82,7 +82,7 @@ class OnnxTextEncoder:
     def _streams(self, texts: Sequence[str]) -> list[list[str]]:
         """The text of each expert, (N,E)."""
         captions = _captions_module()
-        with _without_torch():
+        with _light_spacy():
             return captions.caption_streams(
                 list(texts), self.config["experts"], self.config["tagger"], self.config["streams"]
             )
@@ -169,14 +169,21 @@ def _captions_module() -> types.ModuleType:
     return importlib.import_module(f"{name}.captions")
 
 
+# What `import spacy` loads beside the tagger: thinc looks for torch, which takes seconds, and spacy/__init__.py takes
+# one function from its command line, which takes a third of the rest.
+UNUSED_BY_TAGGER = {"torch": None, "spacy.cli.info": types.SimpleNamespace(info=None)}
+
+
 @contextlib.contextmanager
-def _without_torch() -> Iterator[None]:
-    """spaCy's library thinc imports torch where it is installed, which takes seconds; the tagger does not use it."""
-    if "torch" in sys.modules:
+def _light_spacy() -> Iterator[None]:
+    """Lets spaCy be imported without what the tagger does not use. Both can be imported afterwards."""
+    hidden = {name: module for name, module in UNUSED_BY_TAGGER.items() if name not in sys.modules}
+    if "torch" not in hidden or "spacy" in sys.modules:
         yield
         return
-    sys.modules["torch"] = None  # `import torch` raises ImportError, as where it is not installed
+    sys.modules.update(hidden)  # None raises ImportError, as where it is not installed
     try:
         yield
     finally:
-        del sys.modules["torch"]
+        for name in hidden:
+            del sys.modules[name]
