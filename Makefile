@@ -6,7 +6,7 @@ DEMO := runs/demo
 # files have one SPDX line); TRF057 wants @auto_docstring, which prints errors at import outside of the library.
 MLINTER_OFF := TRF028|TRF057
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show the targets
@@ -41,6 +41,9 @@ lint: .venv/.ready  ## ruff and the transformers library's model linter
 	sed -E '/^\[rules\.($(MLINTER_OFF))\]/,/^default_enabled/s/= true/= false/' \
 		"$$($(BIN)/python -c 'import mlinter.mlinter as m; print(m.DEFAULT_RULE_SPECS_PATH)')" > .venv/mlinter_rules.toml
 	$(BIN)/mlinter --rules-toml .venv/mlinter_rules.toml modeling_camoe
+
+docs: .venv/.ready  ## build the documentation as a site, in site/; a broken link is an error
+	$(BIN)/mkdocs build --quiet
 
 clean:  ## remove what demo made; the environment stays
 	rm -rf $(DEMO) data/motion_demo data/motion_demo_frames

@@ -9,7 +9,7 @@ Prints a table and writes eval_results.json and eval_ranks.safetensors (the rank
 Every number says which correction it used, and whether that sees all test queries at once. Temperatures of the
 corrections are chosen on validation data, never on the split that is scored. `--compare` tests the difference to
 another run on the same queries. Under `accelerate launch` encoding and scoring are shared out, and the results are
-those of one process. docs/evaluation.md explains protocols and corrections.
+those of one process. docs/protocols.md explains protocols and corrections.
 """
 
 import difflib
