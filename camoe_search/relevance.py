@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How good a score is, in words and from 0 to 1: measured against what windows of the index score on average, so that
+a weak first result does not look strong. K entries a folded vector."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .local_store import LocalStore
+from .search import IndexSearch
+
+
+SAMPLE = 256  # windows whose scores say what an average moment of the index scores
+# Standard deviations above the average moment -> words. Our choice: scores are not calibrated across models.
+WORDS = ((3.0, "Strong match"), (2.0, "Good match"), (1.0, "Fair match"))
+WEAK = "Weak match"
+
+
+class Relevance:
+    """The scale of an index, which is read again when the index changes."""
+
+    def __init__(self):
+        self._sample: tuple = (None,)  # rows of the index that it is of, vectors, biases
+
+    def judge(
+        self, index: IndexSearch, vector: np.ndarray, weights: dict[str, float], correction: str, best: float
+    ) -> Callable[[float], tuple[float, str]]:
+        """A function: score -> (relevance from 0 to 1, the same in words).
+
+        Args:
+            vector: (K,) of the query.
+            weights: expert -> weight.
+            best: the score of relevance 1.
+        """
+        if weights:
+            names = index.description.experts
+            factors = np.array([weights.get(name, 1.0) for name in names], np.float32)
+            vector = vector * np.repeat(factors, index.description.dim)
+        vectors, bias = self._vectors(index)
+        scores = vectors @ vector - (0 if correction == "none" else bias)
+        mean, deviation = (float(scores.mean()), float(scores.std())) if len(scores) else (0.0, 0.0)
+
+        def judge(score: float) -> tuple[float, str]:
+            distance = (score - mean) / max(deviation, 1e-6)
+            word = next((word for least, word in WORDS if distance >= least), WEAK)
+            return min(1.0, max(0.0, (score - mean) / max(best - mean, 1e-6))), word
+
+        return judge
+
+    def _vectors(self, index: IndexSearch) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors (s,K) and biases (s,) of windows spread evenly over the index; none of an index in Milvus only."""
+        if not isinstance(index.store, LocalStore):
+            return np.empty((0, index.description.width), np.float32), np.empty(0, np.float32)
+        with index.store.state() as rows:
+            known, *sample = self._sample
+            if known is not rows:
+                step = max(1, -(-sum(len(part.vectors) for part in rows.parts) // SAMPLE))
+                vectors = [np.asarray(part.vectors[::step], np.float32) for part in rows.parts]
+                biases = [part.bias[::step] for part in rows.parts]
+                empty = np.empty((0, index.description.width), np.float32)
+                sample = np.concatenate([empty, *vectors]), np.concatenate([empty[:, 0], *biases])
+                self._sample = (rows, *sample)
+            return tuple(sample)
