@@ -3,6 +3,7 @@
 a weak first result does not look strong. K entries a folded vector."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -22,30 +23,22 @@ class Relevance:
     def __init__(self):
         self._sample: tuple = (None,)  # rows of the index that it is of, vectors, biases
 
-    def judge(
-        self, index: IndexSearch, vector: np.ndarray, weights: dict[str, float], correction: str, best: float
-    ) -> Callable[[float], tuple[float, str]]:
-        """A function: score -> (relevance from 0 to 1, the same in words).
+    def judges(
+        self, index: IndexSearch, queries: np.ndarray, weights: dict[str, float], correction: str
+    ) -> list[Callable[[float, float], tuple[float, str]]]:
+        """For each query a function: a score, and that of the best result -> (relevance from 0 to 1, in words).
 
         Args:
-            vector: (K,) of the query.
+            queries: (N,K) vectors.
             weights: expert -> weight.
-            best: the score of relevance 1.
         """
         if weights:
             names = index.description.experts
             factors = np.array([weights.get(name, 1.0) for name in names], np.float32)
-            vector = vector * np.repeat(factors, index.description.dim)
+            queries = queries * np.repeat(factors, index.description.dim)
         vectors, bias = self._vectors(index)
-        scores = vectors @ vector - (0 if correction == "none" else bias)
-        mean, deviation = (float(scores.mean()), float(scores.std())) if len(scores) else (0.0, 0.0)
-
-        def judge(score: float) -> tuple[float, str]:
-            distance = (score - mean) / max(deviation, 1e-6)
-            word = next((word for least, word in WORDS if distance >= least), WEAK)
-            return min(1.0, max(0.0, (score - mean) / max(best - mean, 1e-6))), word
-
-        return judge
+        scores = queries @ vectors.T - (0 if correction == "none" else bias)  # (N,s)
+        return [partial(_judge, float(row.mean()), float(row.std())) if len(row) else _judge_alone for row in scores]
 
     def _vectors(self, index: IndexSearch) -> tuple[np.ndarray, np.ndarray]:
         """Vectors (s,K) and biases (s,) of windows spread evenly over the index; none of an index in Milvus only."""
@@ -61,3 +54,12 @@ class Relevance:
                 sample = np.concatenate([empty, *vectors]), np.concatenate([empty[:, 0], *biases])
                 self._sample = (rows, *sample)
             return tuple(sample)
+
+
+def _judge(mean: float, deviation: float, score: float, best: float) -> tuple[float, str]:
+    distance = (score - mean) / max(deviation, 1e-6)
+    word = next((word for least, word in WORDS if distance >= least), WEAK)
+    return min(1.0, max(0.0, (score - mean) / max(best - mean, 1e-6))), word
+
+
+_judge_alone = partial(_judge, 0.0, 0.0)  # where nothing is known of the index

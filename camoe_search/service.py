@@ -196,13 +196,29 @@ class SearchService:
             groups.setdefault(n if each.is_fused else each.likewise, []).append(n)
         for numbers in groups.values():
             try:
-                lists = self._find(index, asked[numbers[0]], [vectors[n] for n in numbers])
-                for n, hits in zip(numbers, lists, strict=True):
-                    answers[n] = self._page(index, asked[n], vectors[n][0], hits)
+                pages = self._pages_of_group(index, [asked[n] for n in numbers], [vectors[n] for n in numbers])
             except Exception as error:
-                for n in numbers:
-                    answers[n] = error
+                pages = [error] * len(numbers)
+            for n, page in zip(numbers, pages, strict=True):
+                answers[n] = page
         return answers
+
+    def _pages_of_group(self, index: VideoIndex, asked: list[Asked], vectors: list) -> list[schemas.Results]:
+        """The same options and number of results for all; `vectors` (1,K) or (2,K) of each."""
+        first, queries = asked[0], np.stack([vector[0] for vector in vectors])
+        lists = [
+            [hit for hit in hits if hit.key != each.request.like]
+            for each, hits in zip(asked, self._find(index, first, vectors), strict=True)
+        ]
+        starts = [self.page_size * each.request.page for each in asked]
+        shown = [hits[start : start + self.page_size] for start, hits in zip(starts, lists, strict=True)]
+        # Without those that were removed since they were found.
+        found = index.store.vectors([hit.key for hits in shown for hit in hits])
+        judges = self._relevance.judges(index, queries, first.request.experts, first.options["correction"])
+        return [
+            self._page(index, each, query, found, [hit for hit in page if hit.key in found], hits, judge)
+            for each, query, page, hits, judge in zip(asked, queries, shown, lists, judges, strict=True)
+        ]
 
     def _read(self, index: VideoIndex, request) -> Asked:
         if not request.texts and request.like is None:
@@ -233,29 +249,34 @@ class SearchService:
         # One more: a moment that results resemble is left out.
         return index.search_vectors(np.concatenate(vectors), asked.k + 1, **asked.options)
 
-    def _page(self, index: VideoIndex, asked: Asked, vector: np.ndarray, hits: list[Hit]) -> schemas.Results:
-        """What is shown of all results, for a query vector (K,)."""
+    def _page(self, index, asked: Asked, query, found: dict, shown: list[Hit], hits: list[Hit], judge):
+        """What is `shown` of all `hits` for a query vector (K,); `found` has the vectors of what is shown."""
         request = asked.request
-        first = request.page * self.page_size
-        hits = [hit for hit in hits if hit.key != request.like]
-        shown = hits[first : first + self.page_size]
-        vectors = index.store.vectors([hit.key for hit in shown])  # without those removed since they were found
-        shown = [hit for hit in shown if hit.key in vectors]
-        scores = [float(vector @ vectors[hit.key]) for hit in shown] if asked.is_fused else [hit.score for hit in hits]
-        correction = asked.options["correction"]
-        judge = self._relevance.judge(index, vector, request.experts, correction, max(scores, default=0.0))
+        scores = [float(query @ found[hit.key]) for hit in shown] if asked.is_fused else [hit.score for hit in hits]
+        best = max(scores, default=0.0)
         titles = distinct_titles([hit.path for hit in shown])
-        more = len(hits) > first + self.page_size
-        return schemas.Results(
-            index=self.name,
-            hits=[
-                self._result(index, hit, title, vector, vectors[hit.key], request.experts, judge, asked.is_fused)
-                for hit, title in zip(shown, titles, strict=True)
-            ],
-            page=request.page,
-            more=more and request.page + 1 < schemas.MAX_PAGES,
-            milliseconds=0,
-        )
+        results = []
+        for hit, title in zip(shown, titles, strict=True):
+            parts = index.split_score(query, found[hit.key])
+            experts = {name: part * request.experts.get(name, 1.0) for name, part in parts.items()}
+            total = sum(experts.values())
+            relevance, match = judge(total if asked.is_fused else hit.score, best)
+            results.append(
+                schemas.Result(
+                    **span(hit).model_dump(),
+                    name=os.path.basename(hit.path),
+                    folder=os.path.dirname(hit.path),
+                    title=title,
+                    paths=list(hit.paths or (hit.path,)),
+                    relevance=relevance,
+                    match=match,
+                    experts=None if asked.is_fused else experts,
+                    correction=None if asked.is_fused else hit.score - total,
+                    moments=[span(each) for each in hit.moments],
+                )
+            )
+        more = len(hits) > self.page_size * (request.page + 1) and request.page + 1 < schemas.MAX_PAGES
+        return schemas.Results(index=self.name, hits=results, page=request.page, more=more, milliseconds=0)
 
     def _vector_like(self, index: VideoIndex, key: str) -> np.ndarray:
         if key.startswith(UPLOAD):
@@ -267,24 +288,6 @@ class SearchService:
             return index.similar_vector(key)
         except KeyError:
             raise NoSuchMomentError("this moment is not in the index, or no longer: search again") from None
-
-    def _result(self, index, hit: Hit, title: str, vector, video_vector, weights: dict, judge, is_fused: bool):
-        parts = index.split_score(vector, video_vector)
-        experts = {name: part * weights.get(name, 1.0) for name, part in parts.items()}
-        total = sum(experts.values())
-        relevance, match = judge(total if is_fused else hit.score)
-        return schemas.Result(
-            **span(hit).model_dump(),
-            name=os.path.basename(hit.path),
-            folder=os.path.dirname(hit.path),
-            title=title,
-            paths=list(hit.paths or (hit.path,)),
-            relevance=relevance,
-            match=match,
-            experts=None if is_fused else experts,
-            correction=None if is_fused else hit.score - total,
-            moments=[span(each) for each in hit.moments],
-        )
 
     # --- a video or picture as the query -----------------------------------------------------------------------------
 

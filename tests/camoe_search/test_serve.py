@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from unittest import mock
 
 import av
 import numpy as np
@@ -19,9 +20,11 @@ import uvicorn
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from camoe_search import browse, clip, guard, serve
+from camoe_search import browse, clip, guard, schemas, serve
 from camoe_search.cli import main
+from camoe_search.errors import SearchError
 from camoe_search.index import VideoIndex
+from camoe_search.service import SearchService
 from modeling_camoe import CAMoEConfig, CAMoEModel
 from modeling_camoe.frames import Clip, VideoDecodingError, sample_frames
 from tests.camoe_search.random_index import random_index
@@ -454,6 +457,49 @@ def test_health_and_metrics(server):
     assert [(sample.labels, sample.value) for sample in families["camoe_moments"].samples] == [({"index": "index"}, 8)]
     labels = [sample.labels for sample in families["camoe_requests"].samples]
     assert {"method": "GET", "route": "/media/{key}", "status": "404"} in labels
+
+
+def test_searches_that_wait_are_answered_together_and_as_if_alone(index):
+    """Of all kinds, mistakes among them; the texts of those that waited are one batch of the model."""
+    kinds = [{}, {"correction": "none"}, {"path": "clip_3"}, {"page": 1}, {"then": "a cat"}, {"words": True}]
+    kinds += [{"not": ["people"]}, {"experts": {"action": 2.0}}, {"group_by": "file"}, {"where": ["year>2000"]}]
+    requests = [schemas.SearchBody(text=f"a star {n}", **kinds[n % len(kinds)]) for n in range(40)]
+    requests += [schemas.SearchBody(text=" "), schemas.SearchBody(text="a", index="index", like="unknown.0")]
+    service, sizes = SearchService("index", index, page_size=3), []
+    alone = [outcome(service.submit(request)) for request in requests]
+    encode, begun, go_on = index.encoder.encode_texts, threading.Event(), threading.Event()
+
+    def counting(texts):
+        sizes.append(len(texts))
+        begun.set()
+        assert go_on.wait(30)
+        return encode(texts)
+
+    with mock.patch.object(index.encoder, "encode_texts", counting):
+        first = service.submit(requests[0])
+        begun.wait(30)
+        futures = [service.submit(request) for request in requests]
+        go_on.set()
+        together = [outcome(future) for future in futures]
+        first.result()
+    assert sizes == [1, 40 + 1 + 1]  # 40 texts, and what comes then and is not wanted, each once
+    for one, other in zip(alone, together, strict=True):
+        if isinstance(one, str):
+            assert one == other
+            continue
+        assert [hit.key for hit in one.hits] == [hit.key for hit in other.hits] and one.more == other.more
+        for name in ("score", "relevance", "correction", "experts"):
+            for mine, its in zip(one.hits, other.hits, strict=True):
+                assert getattr(mine, name) == pytest.approx(getattr(its, name), abs=1e-5)
+    assert len({str(each) for each in alone if isinstance(each, str)}) == 3
+
+
+def outcome(future):
+    """The results, or the message of the refusal."""
+    try:
+        return future.result(30)
+    except SearchError as error:
+        return str(error)
 
 
 def test_two_hundred_searches_at_once_are_answered(server):
