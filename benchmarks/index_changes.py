@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from harness import Line, compare, finish, in_turns, parser
-from synthetic_index import moments, random_vectors, write_index
+from synthetic_index import random_vectors, stored_windows, write_index
 
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +69,7 @@ class Names:
 
 videos, folder, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 encoder = Names()
-index = VideoIndex.build([videos], folder, encoder, queries=["a"], tau=0.05, prune=True, text_encoder=False)
+index = VideoIndex.create_or_update([videos], folder, encoder, queries=["a"], tau=0.05, prune=True, text_encoder=False)
 print(encoder.count, len(index))
 """
 
@@ -105,7 +105,7 @@ def adding(folder: Path, width: int, repeats: int, bank_size: int) -> Line:
     with IndexWriter(folder) as writer:
 
         def add():
-            writer.add_moments("/videos", moments(next(first), ADDED), vectors)
+            writer.add_moments("/videos", stored_windows(next(first), ADDED), vectors)
 
         def write():
             path = folder / "bare"

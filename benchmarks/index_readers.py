@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from harness import Line, finish, parser
-from synthetic_index import moments, random_vectors, write_index
+from synthetic_index import random_vectors, stored_windows, write_index
 
 from camoe_search.writer import IndexWriter
 
@@ -96,7 +96,7 @@ def change_until(is_over, folder: Path) -> int:
                 there.remove(block)
             else:
                 first = BLOCK * block
-                writer.add_moments("/videos", moments(first, BLOCK), vectors[first : first + BLOCK])
+                writer.add_moments("/videos", stored_windows(first, BLOCK), vectors[first : first + BLOCK])
                 there.add(block)
             changes += 1
             if changes % 3 == 0:

@@ -21,7 +21,7 @@ def random_vectors(count: int, width: int, seed: int) -> np.ndarray:
     return vectors.reshape(count, width)
 
 
-def moments(first: int, count: int) -> list[StoredWindow]:
+def stored_windows(first: int, count: int) -> list[StoredWindow]:
     """Files of one moment each."""
     return [
         StoredWindow(f"{i % 100:02}/{i:07}.mp4", 0.0, 10.0, i, i, f"{i:032x}") for i in range(first, first + count)
@@ -45,5 +45,5 @@ def write_index(
         for first in range(0, count, BLOCK):
             size = min(BLOCK, count - first)
             vectors = random_vectors(size, width, seed=first + 3) / len(EXPERTS)
-            writer.add_moments("/videos", moments(first, size), vectors)
+            writer.add_moments("/videos", stored_windows(first, size), vectors)
         writer.tidy()

@@ -22,10 +22,6 @@ which results
   camoe search "a goal" --where "year>=2020" --where place=Rome --index my-index       columns of metadata.jsonl
   camoe search "someone jumps" --index my-index --expert action=2 --path holiday"""
 
-FILTERS = (
-    "path glob min_seconds max_seconds min_duration max_duration after before min_resolution max_resolution where"
-).split()
-
 
 def add_query_options(parser):
     """What to look for."""

@@ -8,13 +8,12 @@ import difflib
 import os
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import fields
 from datetime import date, datetime
 
 from .database import has_table
 from .errors import SearchError
 from .queries import parse_condition
-from .results import Condition, Filters
+from .results import FILTER_NAMES, Condition, Filters
 
 
 PATH = f"roots.path || '{os.sep}' || files.path"
@@ -44,10 +43,9 @@ def make_filters(**options) -> Filters:
     Raises:
         SearchError: a filter is unknown or has no such form.
     """
-    known = [field.name for field in fields(Filters)]
     for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+        if name not in FILTER_NAMES:
+            near = difflib.get_close_matches(name, FILTER_NAMES, n=1)
             raise SearchError(f"unknown option {name!r}" + (f": did you mean {near[0]}?" if near else ""))
     for name in ("after", "before"):
         if options.get(name) is not None:

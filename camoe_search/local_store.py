@@ -104,7 +104,7 @@ class LocalStore:
                     )
             return self._hits(scores, found, k, filters)
 
-    def moments(
+    def search_moments(
         self,
         queries: np.ndarray,
         k: int,
@@ -116,6 +116,8 @@ class LocalStore:
         """Moments, or the best one of each file, for each of (N,K) queries, best first; see `VectorStore`."""
         if not (grouping.merge or grouping.by_file):
             lists = self.search(queries, k, filters, corrected, dynamic)
+            if grouping.min_score is None:
+                return lists
             return [[hit for hit in hits if hit.score >= grouping.min_score] for hits in lists]
         with self.state() as rows:
             corrected = self._with_dynamic(rows, queries, filters, corrected, dynamic)

@@ -1,93 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """An index in Milvus: a copy of one or many index folders in one collection, and searching it.
 
-A collection has a row per moment and file:
-
-    key          VARCHAR, primary: hash of source, content, window and path
-    vector       FLOAT_VECTOR or FLOAT16_VECTOR, metric inner product: the folded vector (K) and, unless the bias has a
-                 column of its own, minus the bias
-    bias         the query bank's correction
-    path, path_lower (what the path filter compares), start, end, seconds, gate_weights, is_hub
-    source       which index folder it comes from
-
-The folder keeps vectors and state: a new query bank and a lost collection need every vector, and reading them here
-costs nothing. Its table `sent` says what the collection was told, so that an update costs what has changed since,
-however far an earlier one got. Searching needs only the collection: a second one, NAME_index, says which model and
-query bank made it and which sources fill it. All sources must agree on what gives a vector or a bias its meaning
-(`MEANING`).
+The columns of a collection are in milvus_collection.py. The folder keeps vectors and state: a new query bank and a
+lost collection need every vector, and reading them here costs nothing. Its table `sent` says what the collection was
+told, so that an update costs what has changed since, however far an earlier one got. Searching needs only the
+collection: a second one, NAME_index, says which model and query bank made it and which sources fill it. All sources
+must agree on what gives a vector or a bias its meaning (`MEANING`).
 
 The pymilvus client is the same for a server, a cluster and an embedded database (a file: milvus-lite). K entries a
 folded vector, N queries.
 """
 
-import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
-import socket
-import uuid
 
 import numpy as np
 
 from .database import Description, snapshot, transaction
 from .describe import MOMENTS, gates
 from .errors import SearchError
+from .milvus_collection import (
+    DEFAULT_COLLECTION,
+    MAX_PATH,
+    description_schema,
+    filter_expression,
+    milvus_errors,
+    moments_schema,
+    short_hash,
+)
 from .moments import Timeline, Windows, merge_windows, stand_out
 from .results import Filters, Grouping, Hit, single_window, sort_hits
 from .rows import Rows
 from .writer import IndexWriter
 
 
-DEFAULT_COLLECTION = "camoe"
-INDEX_TYPES = ("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "DISKANN")
 BATCH_BYTES = 8 << 20  # of vectors per request; Milvus accepts 64 MB
 TIMEOUT = 10.0  # seconds to reach a server
 MAX_HITS = 16_384  # Milvus's own limit per search
-# Milvus counts VARCHAR in bytes. Systems allow 4,096 for a path; its lower case may be longer.
-MAX_PATH, MAX_SOURCE = 8192, 256
 # With the bias in its own column, Milvus ranks by the uncorrected score: so many times k rows are fetched and ranked.
 OVERFETCH = 10
 FIELDS = ["path", "start", "end"]
 
 # Settings of `Description` on which all sources of a collection have to agree.
 MEANING = ("weights", "experts", "dim", "num_frames", "sampling", "tau", "bank")
-
-
-def settings(
-    uri: str | None,
-    collection: str | None,
-    source: str | None,
-    folder: str,
-    index_type: str | None = None,
-    params: dict | None = None,
-    dtype: str | None = None,
-    bias: str | None = None,
-) -> dict:
-    """What `Description.milvus` holds.
-
-    Args:
-        source: name of the folder in the collection; default: the folder's name and the machine's.
-        bias: "folded" (default) or "column".
-
-    Raises:
-        SearchError: there is no address, or a name is too long.
-    """
-    if uri is None:
-        raise SearchError("--store milvus needs --uri: a server's address, or a file name ending in .db")
-    source = source or f"{os.path.basename(os.path.abspath(folder))}@{socket.gethostname()}"
-    if len(source.encode()) > MAX_SOURCE or '"' in source or "\\" in source:
-        raise SearchError(f"the source {source!r} must have at most {MAX_SOURCE} bytes, and no quotes or backslashes")
-    return {
-        "uri": uri if "://" in uri else os.path.abspath(os.path.expanduser(uri)),
-        "collection": collection or DEFAULT_COLLECTION,
-        "source": source,
-        "index_type": index_type or "FLAT",
-        "params": params or {},
-        "dtype": dtype or "float32",
-        "bias": bias or "folded",
-    }
 
 
 class MilvusStore:
@@ -110,7 +67,7 @@ class MilvusStore:
             raise ImportError('the store milvus needs pymilvus: pip install "camoe[milvus]"') from error
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it raises every error that it logs
         self.uri, self.collection = uri, collection
-        with _milvus_errors(f"open {uri}"):
+        with milvus_errors(f"open {uri}"):
             self._client = MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=TIMEOUT)
             self._names = {f"{collection}_index", collection}.intersection(self._client.list_collections())
             for name in self._names:
@@ -133,7 +90,7 @@ class MilvusStore:
         self.description, self._sources = None, {}
         if self._description_collection not in self._names:
             return
-        with _milvus_errors(f"read {self.collection}"):
+        with milvus_errors(f"read {self.collection}"):
             rows = self._client.query(
                 self._description_collection, filter='key != ""', output_fields=["key", "text"],
                 consistency_level="Strong",
@@ -179,29 +136,27 @@ class MilvusStore:
         kept = {name: milvus[name] for name in ("index_type", "params", "dtype", "bias")}
         shared = dataclasses.replace(description, milvus=kept, cache=None, exclude=[])
         self._describe("description", dataclasses.asdict(shared))
-        self._describe(_hash(source), {source: milvus["id"]})
+        self._describe(short_hash(source), {source: milvus["id"]})
         self.refresh()
 
     def _describe(self, key: str, values: dict):
         row = {"key": key, "text": json.dumps(values), "vector": [0.0, 0.0]}
-        with _milvus_errors(f"write {self.collection}"):
+        with milvus_errors(f"write {self.collection}"):
             self._client.upsert(self._description_collection, [row])
 
     def _create_missing(self, description: Description):
-        from pymilvus import DataType
-
         milvus = description.milvus
-        with _milvus_errors(f"create {self.collection}"):
+        with milvus_errors(f"create {self.collection}"):
             if self._description_collection not in self._names:
-                schema = self._client.create_schema()
-                schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=32)
-                schema.add_field("text", DataType.VARCHAR, max_length=65_535)
-                schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)  # every collection needs one
-                self._create(self._description_collection, schema, "FLAT", {}, ())
+                self._create(self._description_collection, description_schema(self._client), "FLAT", {}, ())
             if self.collection not in self._names:
                 columns = ("path_lower", "source")
                 self._create(
-                    self.collection, self._schema(description), milvus["index_type"], milvus["params"], columns
+                    self.collection,
+                    moments_schema(self._client, description),
+                    milvus["index_type"],
+                    milvus["params"],
+                    columns,
                 )
 
     def _create(self, name: str, schema, index_type: str, params: dict, columns: tuple[str, ...]):
@@ -212,25 +167,6 @@ class MilvusStore:
         # Bounded: a search may miss what was written in the last seconds, and waits for nothing.
         self._client.create_collection(name, schema=schema, index_params=index, consistency_level="Bounded")
         self._names.add(name)
-
-    def _schema(self, description: Description):
-        from pymilvus import DataType
-
-        milvus, width = description.milvus, description.width
-        kind = DataType.FLOAT16_VECTOR if milvus["dtype"] == "float16" else DataType.FLOAT_VECTOR
-        schema = self._client.create_schema()
-        schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=32)
-        schema.add_field("vector", kind, dim=width + (milvus["bias"] == "folded"))
-        for name in ("path", "path_lower"):
-            schema.add_field(name, DataType.VARCHAR, max_length=MAX_PATH)
-        schema.add_field("source", DataType.VARCHAR, max_length=MAX_SOURCE)
-        schema.add_field("bias", DataType.FLOAT)
-        for name in ("start", "end", "seconds"):
-            schema.add_field(name, DataType.DOUBLE)
-        experts = len(description.experts)
-        schema.add_field("gate_weights", DataType.ARRAY, element_type=DataType.FLOAT, max_capacity=experts)
-        schema.add_field("is_hub", DataType.BOOL)
-        return schema
 
     # --- filling -----------------------------------------------------------------------------------------------------
 
@@ -248,7 +184,7 @@ class MilvusStore:
         writer.refresh_hubs()
         source = description.milvus["source"]
         meaning = [getattr(description, name) for name in MEANING]
-        version = _hash(json.dumps(meaning))
+        version = short_hash(json.dumps(meaning))
         with snapshot(connection):
             rows = Rows(writer.folder, connection, description, {})
             hubs = {row for (row,) in connection.execute("SELECT best FROM bank")}
@@ -256,14 +192,14 @@ class MilvusStore:
             for row, _, path, start, end, _, _, digest, file, window, number in connection.execute(MOMENTS):
                 if len(path.lower().encode()) > MAX_PATH or len(path.encode()) > MAX_PATH:
                     raise SearchError(f"a path is longer than {MAX_PATH} bytes; nothing was sent: {path[:200]}…")
-                told = (path, version, int(row in hubs), _hash(repr((source, digest, number, path))))
+                told = (path, version, int(row in hubs), short_hash(repr((source, digest, number, path))))
                 wanted[file, window] = told, row, start, end
         sent = {(file, window): tuple(told) for file, window, *told in connection.execute("SELECT * FROM sent")}
         todo = [place for place, (told, *_) in wanted.items() if sent.get(place) != told]
         size = max(1, BATCH_BYTES // (4 * (description.width + 1)))
         # Of files that were removed or renamed. They go first: `sent` forgets an old key when the new one is written.
         stale = sorted({told[-1] for told in sent.values()} - {told[-1] for told, *_ in wanted.values()})
-        with _milvus_errors(f"write {self.collection}"):
+        with milvus_errors(f"write {self.collection}"):
             for first in range(0, len(stale), MAX_HITS):
                 self._client.delete(self.collection, ids=stale[first : first + MAX_HITS])
             with transaction(connection):
@@ -306,12 +242,12 @@ class MilvusStore:
             names = ", ".join(sorted(self._sources)) or "none"
             raise SearchError(f"the collection {self.collection} has no source {source!r}; it has: {names}")
         condition = f'source == "{source}"'
-        with _milvus_errors(f"write {self.collection}"):
+        with milvus_errors(f"write {self.collection}"):
             count = self._client.query(
                 self.collection, filter=condition, output_fields=["count(*)"], consistency_level="Strong"
             )
             self._client.delete(self.collection, filter=condition)
-            self._client.delete(self._description_collection, ids=[_hash(source)])
+            self._client.delete(self._description_collection, ids=[short_hash(source)])
             self._client.flush(self.collection)
         self.refresh()
         return count[0]["count(*)"]
@@ -319,7 +255,7 @@ class MilvusStore:
     # --- searching ---------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        with _milvus_errors(f"count {self.collection}"):
+        with milvus_errors(f"count {self.collection}"):
             return self._client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"]
 
     def search(
@@ -341,10 +277,10 @@ class MilvusStore:
             queries = np.concatenate([queries, corrected[:, None]], axis=1)
         elif corrected.any():
             limit = min(OVERFETCH * k, MAX_HITS)
-        with _milvus_errors(f"search {self.collection}"):
+        with milvus_errors(f"search {self.collection}"):
             found = self._client.search(
                 self.collection, data=list(queries.astype(milvus["dtype"])), limit=limit,
-                filter=_expression(filters), output_fields=[*FIELDS, "is_hub", "bias"],
+                filter=filter_expression(filters), output_fields=[*FIELDS, "is_hub", "bias"],
             )  # fmt: skip
         lists, hubs = [], []
         for hits, is_corrected in zip(found, corrected, strict=True):
@@ -364,7 +300,7 @@ class MilvusStore:
             return [lists[count + n if hubs[n] else n] for n in range(count)]
         return lists
 
-    def moments(
+    def search_moments(
         self,
         queries: np.ndarray,
         k: int,
@@ -416,7 +352,7 @@ class MilvusStore:
         return found
 
     def _get(self, keys: list[str], fields: list[str]) -> dict[str, dict]:
-        with _milvus_errors(f"read {self.collection}"):
+        with milvus_errors(f"read {self.collection}"):
             rows = self._client.get(self.collection, ids=[str(key) for key in keys], output_fields=["key", *fields])
         return {row["key"]: row for row in rows}
 
@@ -449,49 +385,3 @@ def _merged(hits: list[Hit], k: int, grouping: Grouping) -> list[Hit]:
 def open_collection(description: Description) -> MilvusStore:
     """The collection that an index names."""
     return MilvusStore(description.milvus["uri"], description.milvus["collection"])
-
-
-def with_id(milvus: dict, old: dict | None) -> dict:
-    """Settings of a copy with the id that its rows have: the index's own where the copy is the one it had."""
-    same = old is not None and all(old[name] == milvus[name] for name in ("uri", "collection", "source"))
-    return milvus | {"id": old["id"] if same else uuid.uuid4().hex}
-
-
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _expression(filters: Filters) -> str:
-    """Filters as a Milvus boolean expression.
-
-    Raises:
-        SearchError: a filter is on what a collection does not hold.
-    """
-    parts = []
-    missing = [name for name in filters.names if name not in ("path", "min_seconds", "max_seconds")]
-    if missing:
-        raise SearchError(
-            f"{missing[0]} cannot be a filter in Milvus, which holds path and times only: search the folder, --index"
-        )
-    if filters.path is not None:
-        # Servers disagree on how to escape a backslash in a pattern, so it becomes "any one character".
-        pattern = filters.path.lower().replace("\\", "\0").replace("%", "\\%").replace("_", "\\_").replace("\0", "_")
-        literal = pattern.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
-        parts.append(f'path_lower like "%{literal}%"')
-    if filters.min_seconds is not None:
-        parts.append(f"seconds >= {float(filters.min_seconds)!r}")
-    if filters.max_seconds is not None:
-        parts.append(f"seconds <= {float(filters.max_seconds)!r}")
-    return " and ".join(parts)
-
-
-@contextlib.contextmanager
-def _milvus_errors(action: str):
-    """Turn Milvus's errors into a SearchError: one line that says what failed."""
-    from pymilvus.exceptions import MilvusException
-
-    try:
-        yield
-    except MilvusException as error:
-        reason = " ".join(str(getattr(error, "message", error)).split())
-        raise SearchError(f"Milvus cannot {action}: {reason}") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people ask for -> one query vector (K,): texts with weights, what they do not want, a video or a picture.
+"""What people ask for -> a query vector (K,): texts with weights, what they do not want, a video or a picture.
 
 A score is linear in the query, so that a weighted sum of vectors ranks by the same sum of scores. Positive weights are
 scaled to a sum of 1, which keeps scores in the range that one text's has.
@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .errors import SearchError
 from .results import Condition
+from .text_encoder import check_texts
 
 
 if TYPE_CHECKING:
@@ -90,39 +92,72 @@ def as_negative(query: str | Sequence[str | tuple[str, float]]) -> list[Weighted
     return [WeightedText(each, NOT_WEIGHT) if isinstance(each, str) else WeightedText(*each) for each in texts]
 
 
-def query_vector(
-    wanted: Sequence[WeightedText],
-    negative: Sequence[WeightedText],
-    like: Any,
-    encode_texts: Callable[[list[str]], np.ndarray],
-    encode_clip: Callable[[Any], np.ndarray],
-) -> np.ndarray:
-    """The vector (K,) of a query.
+@dataclass(frozen=True)
+class Query:
+    """What somebody asks for.
 
     Args:
         wanted, negative: texts.
         like: None, or a video or picture, of weight 1.
-        encode_texts: texts -> (N,K).
-        encode_clip: a video or picture -> (1,K).
+        then: texts for what comes later in the same file; None: it does not matter.
 
     Raises:
-        SearchError: nothing is wanted, or a weight is not above 0.
+        SearchError: nothing is wanted, a text is empty, or a weight is not above 0.
     """
-    for text, weight in [*wanted, *negative]:
-        if not 0 < weight < float("inf"):
-            raise SearchError(f"the weight of {text!r} is {weight:g}: give a number above 0")
-    if not wanted and like is None:
-        raise SearchError("say what to look for: a text, or a video or picture that it is like")
-    vectors, weights = [], []
-    if wanted or negative:
-        vectors.append(encode_texts([text for text, _ in [*wanted, *negative]]))
-        weights += [weight for _, weight in wanted] + [-weight for _, weight in negative]
-    if like is not None:
-        vectors.append(encode_clip(parse_like(like)))
-        weights.append(1.0)
-    weights = np.asarray(weights, np.float32)
-    if len(weights) > 1:
-        weights = weights / weights[weights > 0].sum()
-    else:
-        weights = np.ones(1, np.float32)  # the weight of a text alone means nothing
-    return weights @ np.concatenate(vectors)
+
+    wanted: Sequence[WeightedText]
+    negative: Sequence[WeightedText] = ()
+    like: Any = None
+    then: Sequence[WeightedText] | None = None
+
+    def __post_init__(self):
+        texts = [*self.wanted, *self.negative, *(self.then or ())]
+        for text, weight in texts:
+            if not 0 < weight < float("inf"):
+                raise SearchError(f"the weight of {text!r} is {weight:g}: give a number above 0")
+        if (not self.wanted and self.like is None) or (self.then is not None and not self.then):
+            raise SearchError("say what to look for: a text, or a video or picture that it is like")
+        check_texts([text for text, _ in texts])
+
+    @property
+    def text(self) -> str:
+        """All that is wanted, for a search by words."""
+        return " ".join(text for text, _ in self.wanted)
+
+
+def make_query(query, negative=(), like: Any = None, then=None) -> Query:
+    """From what the arguments of `VideoIndex.search` may be; raises as [`Query`]."""
+    return Query(as_weighted(query), as_negative(negative), like, None if then is None else as_weighted(then))
+
+
+def encode_queries(
+    queries: Sequence[Query],
+    encode_texts: Callable[[list[str]], np.ndarray],
+    encode_clip: Callable[[Any], np.ndarray],
+) -> list[np.ndarray]:
+    """The vectors of queries: (1,K) each, or (2,K) with what comes later. All texts are encoded together.
+
+    Args:
+        encode_texts: texts -> (N,K).
+        encode_clip: a video or picture -> (1,K).
+    """
+    texts = [text for query in queries for text, _ in [*query.wanted, *query.negative, *(query.then or ())]]
+    texts = list(dict.fromkeys(texts))
+    encoded = dict(zip(texts, encode_texts(texts), strict=True)) if texts else {}
+    vectors = []
+    for query in queries:
+        signed = [*query.wanted, *(WeightedText(text, -weight) for text, weight in query.negative)]
+        like = [] if query.like is None else [encode_clip(parse_like(query.like))[0]]
+        vectors.append([_weighted_sum(signed, encoded, like)])
+        if query.then is not None:
+            vectors[-1].append(_weighted_sum(query.then, encoded, []))
+    return [np.stack(rows) for rows in vectors]
+
+
+def _weighted_sum(texts: Sequence[WeightedText], encoded: dict[str, np.ndarray], like: list[np.ndarray]) -> np.ndarray:
+    """(K,) of texts, whose weights may be negative, and of at most one video or picture."""
+    vectors = [*(encoded[text] for text, _ in texts), *like]
+    if len(vectors) == 1:
+        return vectors[0]  # the weight of a text alone means nothing
+    weights = np.array([weight for _, weight in texts] + [1.0] * len(like), np.float32)
+    return (weights / weights[weights > 0].sum()) @ np.stack(vectors)

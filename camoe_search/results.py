@@ -59,7 +59,10 @@ class Filters:
     @property
     def names(self) -> list[str]:
         """Of those that are set."""
-        return [field.name for field in fields(self) if getattr(self, field.name) not in (None, ())]
+        return [name for name in FILTER_NAMES if getattr(self, name) not in (None, ())]
+
+
+FILTER_NAMES = tuple(field.name for field in fields(Filters))
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class VectorStore(Protocol):
             dynamic: subtract it also for queries whose best uncorrected window is a hub.
         """
 
-    def moments(
+    def search_moments(
         self,
         queries: np.ndarray,
         k: int,

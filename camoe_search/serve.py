@@ -13,7 +13,7 @@ fetches only the part of a file that it plays, nothing leaves the machine, and t
     POST /api/uploads          a video or picture -> a key for `like`
     GET  /api/moment/KEY       the file and time of a moment
     GET  /media/KEY            its file, with range requests
-    GET  /clip/KEY             part of it, encoded again for browsers that cannot play the file
+    GET  /clip/KEY             part of it as MP4, for browsers that cannot play the file
     GET  /thumbnail/KEY        a picture of it
     GET  /healthz, /metrics    is it alive; numbers for Prometheus
     GET  /openapi.json         all of this for programs
@@ -25,6 +25,7 @@ with `error`. The server keeps working while a folder is indexed again, by anoth
 what there is then.
 """
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -44,11 +45,12 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from modeling_camoe.frames import VideoDecodingError
 
 from . import schemas
+from .browse import place
 from .clip import ClipCache
 from .errors import SearchError
 from .guard import COOKIE, UPLOADS, Guard, problem, session
 from .index import VideoIndex
-from .service import NoSuchMomentError, SearchService, UnavailableError, place
+from .service import NoSuchMomentError, SearchService, UnavailableError
 
 
 WEB = Path(__file__).parent / "web"
@@ -119,15 +121,20 @@ def make_app(
         """An index, its model and its settings."""
         return service_of(index).about(list(services))
 
-    @app.get("/api/search")
-    def search(query: Annotated[schemas.SearchQuery, Query()]) -> schemas.Results:
-        """Search with a text."""
-        return service_of(query.index).search(query)
+    async def results(request: schemas.SearchQuery | schemas.SearchBody) -> Response:
+        """No thread waits: hundreds of searches can be under way."""
+        found = await asyncio.wrap_future(service_of(request.index).submit(request))
+        return Response(found.model_dump_json(), media_type="application/json")
 
-    @app.post("/api/search")
-    def search_more(body: schemas.SearchBody) -> schemas.Results:
+    @app.get("/api/search", response_model=schemas.Results)
+    async def search(query: Annotated[schemas.SearchQuery, Query()]) -> Response:
+        """Search with a text."""
+        return await results(query)
+
+    @app.post("/api/search", response_model=schemas.Results)
+    async def search_more(body: schemas.SearchBody) -> Response:
         """Search with texts and their weights, or with a moment, and with weights of the experts."""
-        return service_of(body.index).search(body)
+        return await results(body)
 
     @app.post("/api/session", status_code=204)
     def start_session(request: Request) -> Response:
@@ -167,12 +174,15 @@ def make_app(
         return FileResponse(path, media_type=kind, filename=os.path.basename(path) if download else None)
 
     @app.get("/clip/{key}", response_class=FileResponse)
-    def clip(key: str, start: Second, end: Second) -> Response:
-        """Part of the file of a moment, encoded again so that every browser plays it; at most two minutes."""
+    def clip(key: str, start: Second, end: Second, encode: bool = False) -> Response:
+        """Part of the file of a moment as MP4 that every browser plays; at most two minutes.
+
+        H.264 is copied, unless `encode` is true: for a browser that cannot play the copy either.
+        """
         if end <= start:
             raise SearchError("the clip ends before it starts")
         hit = find(lambda service: service.locate(key))
-        return FileResponse(clips.clip(hit.key, hit.path, start, end), media_type="video/mp4")
+        return FileResponse(clips.clip(hit.key, hit.path, start, end, encode), media_type="video/mp4")
 
     @app.get("/thumbnail/{key}", response_class=Response)
     def thumbnail(key: str) -> Response:

@@ -7,45 +7,33 @@ import io
 import os
 import threading
 import time
-from collections import Counter
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 import numpy as np
 
 from modeling_camoe.frames import VideoDecodingError
 
 from . import schemas
+from .batching import Batcher
+from .browse import browse, distinct_titles
 from .database import FILE
 from .errors import SearchError
-from .filters import PATH
-from .index import CORRECTIONS, VideoIndex
+from .index import VideoIndex
 from .local_store import LocalStore
-from .queries import as_negative, as_weighted, query_vector
-from .results import Hit
+from .queries import Query, encode_queries, make_query
+from .relevance import Relevance
+from .results import FILTER_NAMES, Hit
+from .search import CORRECTIONS
 from .show import thumbnail
 
 
-SAMPLE = 256  # windows whose scores say what an average moment of the index scores
-# Standard deviations above the average moment -> words. Our choice: scores are not calibrated across models.
-WORDS = ((3.0, "Strong match"), (2.0, "Good match"), (1.0, "Fair match"))
-WEAK = "Weak match"
+BATCH = 256  # searches that are answered together at most
 THUMBNAILS = "thumbnails"  # folder beside the vectors
 THUMBNAIL_SIZE = 320  # pixels of the long side
 THUMBNAIL_SLOTS = threading.BoundedSemaphore(4)  # thumbnails decoded at the same time
-RECENT_COUNT, EXAMPLE_COUNT, FOLDER_COUNT = 12, 4, 300
 UPLOAD, MAX_UPLOADS = "upload-", 64  # vectors that are kept
-# The newest files that have a moment, in folders whose path begins as given: path, start, end, key.
-RECENT = f"""
-SELECT {PATH}, windows.start, windows.end, contents.hash || '.' || windows.number
-FROM files JOIN contents ON contents.id = files.content JOIN roots ON roots.id = files.root
-     JOIN windows ON windows.id = (
-         SELECT min(id) FROM windows AS other WHERE other.content = contents.id AND other.row IS NOT NULL)
-WHERE substr({PATH}, 1, length(?)) = ? ORDER BY files.mtime_ns DESC, files.id LIMIT ?"""
-FILES = "SELECT roots.path, files.path FROM files JOIN roots ON roots.id = files.root WHERE files.content IS NOT NULL"
-EXAMPLES = "SELECT DISTINCT text FROM bank WHERE length(text) BETWEEN 8 AND 60 ORDER BY query LIMIT ?"
 TRIES = 3  # of a search during which the index is made anew
-FILTERS = (
-    "path glob min_seconds max_seconds min_duration max_duration after before min_resolution max_resolution where"
-).split()
 
 
 class UnavailableError(SearchError):
@@ -54,6 +42,26 @@ class UnavailableError(SearchError):
 
 class NoSuchMomentError(SearchError):
     """The index does not have this moment, or no longer has it."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request for results as an index is asked for them."""
+
+    request: schemas.SearchQuery | schemas.SearchBody
+    query: Query
+    k: int  # results up to the end of the page, and one more to know whether there is a next page
+    options: dict  # of `VideoIndex.search_vectors`
+
+    @property
+    def is_fused(self) -> bool:
+        """Scores are not the similarity of one moment."""
+        return self.request.words or self.query.then is not None
+
+    @property
+    def likewise(self) -> str:
+        """The same for requests that one search of several vectors answers."""
+        return repr((self.k, sorted(self.options.items())))
 
 
 class SearchService:
@@ -74,7 +82,8 @@ class SearchService:
         self._weights, self._inode = index.description.weights, self._current_inode()
         self._open_lock = threading.Lock()
         self._encode_lock = threading.Lock()  # tokenizers are not thread-safe
-        self._sample: tuple = (None,)
+        self._relevance = Relevance()
+        self._batches = Batcher(self._answer, BATCH)
         self._uploads: dict[tuple[str, str], np.ndarray] = {}  # by weights and key
 
     @property
@@ -145,69 +154,129 @@ class SearchService:
             page_size=self.page_size,
         )
 
-    def search(self, query: schemas.SearchQuery | schemas.SearchBody) -> schemas.Results:
+    def search(self, request: schemas.SearchQuery | schemas.SearchBody) -> schemas.Results:
         """A page of results.
 
         Raises:
             SearchError: what is wrong with the request.
         """
-        begin = time.perf_counter()
-        hits, more = self._unchanged(lambda index: self._page(index, query))
-        return schemas.Results(
-            index=self.name,
-            hits=hits,
-            page=query.page,
-            more=more and query.page + 1 < schemas.MAX_PAGES,
-            milliseconds=round(1000 * (time.perf_counter() - begin)),
-        )
+        return self.submit(request).result()
 
-    def _page(self, index: VideoIndex, query) -> tuple[list[schemas.Result], bool]:
-        """The results of the page, and whether there are more."""
-        hits, vector, correction = self._find(index, query)
-        first = query.page * self.page_size
-        shown = hits[first : first + self.page_size]
-        vectors = index.store.vectors([hit.key for hit in shown])  # without those removed since they were found
-        shown = [hit for hit in shown if hit.key in vectors]
-        is_fused = query.words or query.then is not None
-        totals = [float(vector @ vectors[hit.key]) for hit in shown] if is_fused else [hit.score for hit in hits]
-        judge = self._judge(index, vector, query.experts, correction, max(totals, default=0.0))
-        titles = distinct_titles([hit.path for hit in shown])
-        results = [
-            self._result(index, hit, title, vector, vectors[hit.key], query.experts, judge, is_fused)
-            for hit, title in zip(shown, titles, strict=True)
-        ]
-        return results, len(hits) > first + self.page_size
+    def submit(self, request: schemas.SearchQuery | schemas.SearchBody) -> Future:
+        """A page of results, as `search`. Requests that wait are answered together, by one pass over the index."""
+        return self._batches.submit((request, time.perf_counter()))
 
-    def _find(self, index: VideoIndex, query) -> tuple[list[Hit], np.ndarray, str]:
-        """All results up to the end of the page and one more, the query's vector (K,), the correction."""
-        if not query.texts and query.like is None:
-            raise SearchError("give a `text`, or `like`: the key of a moment")
-        k = (query.page + 1) * self.page_size + 1  # one more, to know whether there is a next page
-        correction = query.correction or ("none" if query.like is not None else index.default_correction)
-        if not query.texts:
-            correction = "none"  # the bank holds texts
-        options = {name: getattr(query, name) or None for name in FILTERS} | {
-            "correction": correction,
-            "group_by": query.group_by,
-            "min_score": query.min_score,
-            "experts": query.experts,
-        }
-        like = None if query.like is None else self._vector_like(index, query.like)
+    def _answer(self, requests: list[tuple]) -> list[schemas.Results | Exception]:
+        """(request, when it came) -> their answers."""
+        answers = self._unchanged(lambda index: self._pages(index, [request for request, _ in requests]))
+        now = time.perf_counter()
+        for answer, (_, begin) in zip(answers, requests, strict=True):
+            if isinstance(answer, schemas.Results):
+                answer.milliseconds = round(1000 * (now - begin))
+        return answers
+
+    def _pages(self, index: VideoIndex, requests: list) -> list[schemas.Results | Exception]:
+        """One batch encodes all texts, and one search each answers all requests that have the same options.
+
+        An exception is the answer of the requests that caused it.
+        """
+        answers: list = [None] * len(requests)
+        asked: dict[int, Asked] = {}
+        for n, request in enumerate(requests):
+            try:
+                asked[n] = self._read(index, request)
+            except SearchError as error:
+                answers[n] = error
+        queries = [each.query for each in asked.values()]
         with self._encode_lock:
-            vector = query_vector(
-                as_weighted(query.texts),
-                as_negative(query.negative),
-                like,
-                index.encode_texts,
-                lambda known: known[None],
+            encoded = encode_queries(queries, index.encode_texts, lambda known: known[None])
+        vectors = dict(zip(asked, encoded, strict=True))  # (1,K) or (2,K)
+        groups: dict[str | int, list[int]] = {}
+        for n, each in asked.items():
+            groups.setdefault(n if each.is_fused else each.likewise, []).append(n)
+        for numbers in groups.values():
+            try:
+                pages = self._pages_of_group(index, [asked[n] for n in numbers], [vectors[n] for n in numbers])
+            except Exception as error:
+                pages = [error] * len(numbers)
+            for n, page in zip(numbers, pages, strict=True):
+                answers[n] = page
+        return answers
+
+    def _pages_of_group(self, index: VideoIndex, asked: list[Asked], vectors: list) -> list[schemas.Results]:
+        """The same options and number of results for all; `vectors` (1,K) or (2,K) of each."""
+        first, queries = asked[0], np.stack([vector[0] for vector in vectors])
+        lists = [
+            [hit for hit in hits if hit.key != each.request.like]
+            for each, hits in zip(asked, self._find(index, first, vectors), strict=True)
+        ]
+        starts = [self.page_size * each.request.page for each in asked]
+        shown = [hits[start : start + self.page_size] for start, hits in zip(starts, lists, strict=True)]
+        # Without those that were removed since they were found.
+        found = index.store.vectors([hit.key for hits in shown for hit in hits])
+        judges = self._relevance.judges(index, queries, first.request.experts, first.options["correction"])
+        return [
+            self._page(index, each, query, found, [hit for hit in page if hit.key in found], hits, judge)
+            for each, query, page, hits, judge in zip(asked, queries, shown, lists, judges, strict=True)
+        ]
+
+    def _read(self, index: VideoIndex, request) -> Asked:
+        if not request.texts and request.like is None:
+            raise SearchError("give a `text`, or `like`: the key of a moment")
+        correction = request.correction or ("none" if request.like is not None else index.default_correction)
+        if not request.texts:
+            correction = "none"  # the bank holds texts
+        options = {name: getattr(request, name) or None for name in FILTER_NAMES} | {
+            "correction": correction,
+            "group_by": request.group_by,
+            "min_score": request.min_score,
+            "experts": request.experts,
+        }
+        like = None if request.like is None else self._vector_like(index, request.like)
+        query = make_query(request.texts, request.negative, like, request.then)
+        if like is not None and (request.words or request.then is not None):
+            raise SearchError("`then` and `words` go with texts, not with `like`")
+        if request.words and request.then is not None:
+            raise SearchError("`words` are looked for in one text alone: give it without `then`")
+        return Asked(request, query, (request.page + 1) * self.page_size + 1, options)
+
+    def _find(self, index: VideoIndex, asked: Asked, vectors: list[np.ndarray]) -> list[list[Hit]]:
+        """All results up to the end of the page and one more, for each query of a group."""
+        if asked.query.then is not None:
+            return [index.search_in_order(vectors[0], asked.k, **asked.options)]
+        if asked.request.words:
+            return [index.search_with_words(vectors[0], asked.query.text, asked.k, **asked.options)]
+        # One more: a moment that results resemble is left out.
+        return index.search_vectors(np.concatenate(vectors), asked.k + 1, **asked.options)
+
+    def _page(self, index, asked: Asked, query, found: dict, shown: list[Hit], hits: list[Hit], judge):
+        """What is `shown` of all `hits` for a query vector (K,); `found` has the vectors of what is shown."""
+        request = asked.request
+        scores = [float(query @ found[hit.key]) for hit in shown] if asked.is_fused else [hit.score for hit in hits]
+        best = max(scores, default=0.0)
+        titles = distinct_titles([hit.path for hit in shown])
+        results = []
+        for hit, title in zip(shown, titles, strict=True):
+            parts = index.split_score(query, found[hit.key])
+            experts = {name: part * request.experts.get(name, 1.0) for name, part in parts.items()}
+            total = sum(experts.values())
+            relevance, match = judge(total if asked.is_fused else hit.score, best)
+            results.append(
+                schemas.Result(
+                    **span(hit).model_dump(),
+                    name=os.path.basename(hit.path),
+                    folder=os.path.dirname(hit.path),
+                    title=title,
+                    paths=list(hit.paths or (hit.path,)),
+                    relevance=relevance,
+                    match=match,
+                    experts=None if asked.is_fused else experts,
+                    correction=None if asked.is_fused else hit.score - total,
+                    moments=[span(each) for each in hit.moments],
+                )
             )
-            if query.then is not None or query.words:
-                if like is not None:
-                    raise SearchError("`then` and `words` go with texts, not with `like`")
-                order = {"then": query.then, "words": query.words}
-                return index.search(query.texts, k, negative=query.negative, **order, **options), vector, correction
-        hits = index.search_vectors(vector[None], k + (like is not None), **options)[0]
-        return [hit for hit in hits if hit.key != query.like][:k], vector, correction
+        more = len(hits) > self.page_size * (request.page + 1) and request.page + 1 < schemas.MAX_PAGES
+        return schemas.Results(index=self.name, hits=results, page=request.page, more=more, milliseconds=0)
 
     def _vector_like(self, index: VideoIndex, key: str) -> np.ndarray:
         if key.startswith(UPLOAD):
@@ -219,62 +288,6 @@ class SearchService:
             return index.similar_vector(key)
         except KeyError:
             raise NoSuchMomentError("this moment is not in the index, or no longer: search again") from None
-
-    def _result(self, index, hit: Hit, title: str, vector, video_vector, weights: dict, judge, is_fused: bool):
-        parts = index.split_score(vector, video_vector)
-        experts = {name: part * weights.get(name, 1.0) for name, part in parts.items()}
-        total = sum(experts.values())
-        relevance, match = judge(total if is_fused else hit.score)
-        return schemas.Result(
-            **span(hit).model_dump(),
-            name=os.path.basename(hit.path),
-            folder=os.path.dirname(hit.path),
-            title=title,
-            paths=list(hit.paths or (hit.path,)),
-            relevance=relevance,
-            match=match,
-            experts=None if is_fused else experts,
-            correction=None if is_fused else hit.score - total,
-            moments=[span(each) for each in hit.moments],
-        )
-
-    # --- relevance ---------------------------------------------------------------------------------------------------
-
-    def _judge(self, index: VideoIndex, vector: np.ndarray, weights: dict, correction: str, best: float):
-        """A function: score -> (relevance from 0 to 1, the same in words).
-
-        Measured against what windows of the index score on average, so that a weak first result does not look strong.
-        """
-        if weights:
-            vector = vector * np.repeat(
-                np.array([weights.get(name, 1.0) for name in index.description.experts], np.float32),
-                index.description.dim,
-            )
-        vectors, bias = self._sampled(index)
-        scores = vectors @ vector - (0 if correction == "none" else bias)
-        mean, deviation = (float(scores.mean()), float(scores.std())) if len(scores) else (0.0, 0.0)
-
-        def judge(score: float) -> tuple[float, str]:
-            distance = (score - mean) / max(deviation, 1e-6)
-            word = next((word for least, word in WORDS if distance >= least), WEAK)
-            return min(1.0, max(0.0, (score - mean) / max(best - mean, 1e-6))), word
-
-        return judge
-
-    def _sampled(self, index: VideoIndex) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors (s,K) and biases (s,) of windows spread evenly over the index; none of an index in Milvus only."""
-        if not isinstance(index.store, LocalStore):
-            return np.empty((0, index.description.width), np.float32), np.empty(0, np.float32)
-        with index.store.state() as rows:
-            known, *sample = self._sample
-            if known is not rows:
-                step = max(1, -(-sum(len(part.vectors) for part in rows.parts) // SAMPLE))
-                vectors = [np.asarray(part.vectors[::step], np.float32) for part in rows.parts]
-                biases = [part.bias[::step] for part in rows.parts]
-                empty = np.empty((0, index.description.width), np.float32)
-                sample = np.concatenate([empty, *vectors]), np.concatenate([empty[:, 0], *biases])
-                self._sample = (rows, *sample)
-            return tuple(sample)
 
     # --- a video or picture as the query -----------------------------------------------------------------------------
 
@@ -303,15 +316,7 @@ class SearchService:
 
     def browse(self, folder: str | None) -> schemas.Browse:
         """The newest files, the folders, and queries to begin with; nothing of an index that is in Milvus only."""
-        store = self.index.store
-        if not isinstance(store, LocalStore):
-            return schemas.Browse(recent=[], folders=[], examples=[])
-        inside = "" if not folder else folder.rstrip(os.sep) + os.sep
-        found = store.select(RECENT, inside, inside, RECENT_COUNT)
-        titles = distinct_titles([path for path, *_ in found])
-        recent = [place(title, *row) for title, row in zip(titles, found, strict=True)]
-        examples = [text for (text,) in store.select(EXAMPLES, EXAMPLE_COUNT)]
-        return schemas.Browse(recent=recent, folders=folder_tree(store.select(FILES)), examples=examples)
+        return browse(self.index.store, folder)
 
     # --- one moment --------------------------------------------------------------------------------------------------
 
@@ -354,35 +359,3 @@ def span(hit: Hit) -> schemas.Span:
     """The times of a moment."""
     peak = hit.peak or (hit.start, hit.end)
     return schemas.Span(key=hit.key, start=hit.start, end=hit.end, peak=peak, score=hit.score)
-
-
-def place(title: str, path: str, start: float, end: float, key: str, paths: tuple[str, ...] = ()) -> schemas.Place:
-    """A moment of a file, for the page."""
-    folder, name = os.path.split(path)
-    paths = list(paths or (path,))
-    return schemas.Place(key=key, name=name, folder=folder, title=title, start=start, end=end, paths=paths)
-
-
-def folder_tree(files: list[tuple[str, str]]) -> list[schemas.Folder]:
-    """(root, path in it) of all files -> folders below the roots with their counts, at most FOLDER_COUNT."""
-    counts: Counter = Counter()
-    for root, path in files:
-        parts = os.path.dirname(path).split(os.sep) if os.path.dirname(path) else []
-        for depth in range(len(parts) + 1):
-            counts[(root, *parts[:depth])] += 1
-    return [
-        schemas.Folder(path=os.sep.join(parts), depth=len(parts) - 1, files=count)
-        for parts, count in sorted(counts.items())[:FOLDER_COUNT]
-    ]
-
-
-def distinct_titles(paths: list[str]) -> list[str]:
-    """File names; where several files have the same one, with as many folders as tell them apart."""
-    parts = [path.split(os.sep) for path in paths]
-    titles = []
-    for own in parts:
-        for count in range(1, len(own) + 1):
-            if all(other == own or other[-count:] != own[-count:] for other in parts):
-                break
-        titles.append("/".join(own[-count:]))
-    return titles

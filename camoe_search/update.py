@@ -242,7 +242,7 @@ def _copy_settings(options: IndexOptions, old: Description | None) -> dict | Non
     """Where Milvus holds a copy, None if nowhere."""
     if options.milvus is None:
         return None if old is None else old.milvus
-    from .milvus_store import with_id
+    from .milvus_collection import with_id
 
     return with_id(options.milvus, None if old is None else old.milvus)
 

@@ -100,6 +100,7 @@ def write_video(
     pixel_aspect: int = 1,
     format: str | None = None,
     container_options: dict | None = None,
+    title: str | None = None,
 ) -> Path:
     """Write a video file and return its path.
 
@@ -114,6 +115,8 @@ def write_video(
         options = {"g": str(gop), "bf": "2", "sc_threshold": "0", "preset": "veryfast", "crf": "10"}
         options = options if codec == "libx264" else {"g": str(gop)}
     with av.open(str(path), "w", format=format, container_options=container_options or {}) as container:
+        if title is not None:
+            container.metadata["title"] = title
         stream = container.add_stream(codec, rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pixel_format
         time_base = Fraction(1, fps) if times is None and start == 0 else Fraction(1, 1000)

@@ -361,8 +361,8 @@ function playAt(hit, at) {
   video.play().catch(() => {});  // onerror says why
 }
 
-// The moment alone, encoded again by the server.
-function convert(hit, at) {
+// The moment alone as MP4: copied by the server if it can be, and encoded again where that cannot be played either.
+function convert(hit, at, encode = false) {
   const video = $("video");
   const end = Math.max(hit.end, at + 1);
   $("note").textContent = "This browser cannot play the file as it is. The moment is converted …";
@@ -371,9 +371,10 @@ function convert(hit, at) {
     $("note").textContent = "This browser cannot play the file as it is. This is the moment alone; download the file to see all of it.";
   };
   video.onerror = () => {
+    if (!encode) { convert(hit, at, true); return; }
     $("note").textContent = "This browser cannot play the file, and it cannot be converted. Download it, or open it where it is.";
   };
-  video.src = `clip/${hit.key}?start=${at}&end=${end}`;
+  video.src = `clip/${hit.key}?start=${at}&end=${end}&encode=${encode}`;
   video.play().catch(() => {});
 }
 

@@ -63,7 +63,7 @@ def write_film(path, scenes: list[tuple[int, int]], fps: int = 2):
 
 
 def build(videos, folder, encoder, **options) -> VideoIndex:
-    return VideoIndex.build(
+    return VideoIndex.create_or_update(
         [] if videos is None else [str(videos)], folder, encoder, text_encoder=False, num_workers=0, **options
     )
 

@@ -65,7 +65,9 @@ def test_the_copied_files_make_a_package_with_the_extra_and_the_page(source, tmp
 
 
 def test_the_container_s_command_serves_and_is_healthy(some_videos, checkpoint, tmp_path):
-    index = VideoIndex.build([some_videos], tmp_path / "index", str(checkpoint), device="cpu", num_workers=0)
+    index = VideoIndex.create_or_update(
+        [some_videos], tmp_path / "index", str(checkpoint), device="cpu", num_workers=0
+    )
     (tmp_path / "token").write_text(TOKEN)
     with listen("127.0.0.1", 0) as listener:  # a port that is free, instead of the container's
         port = str(listener.getsockname()[1])

@@ -49,7 +49,7 @@ random_numbers, kills, moments, longest = random.Random(0), 0, [], 0.1
 while True:
     child = os.fork()
     if not child:
-        VideoIndex.build([videos], folder, encoder, **options)
+        VideoIndex.create_or_update([videos], folder, encoder, **options)
         os._exit(0)
     if kills < 20:
         time.sleep(random_numbers.uniform(0, longest))
@@ -76,7 +76,7 @@ def test_runs_killed_at_random_moments_end_in_the_index_of_an_unbroken_run(video
     kills, moments = json.loads(done.stdout.splitlines()[-1])
     assert kills >= 3 and moments == sorted(moments) and len(set(moments)) > 2
     torch.set_num_threads(1)  # as in the killed processes
-    VideoIndex.build([videos], tmp_path / "unbroken", encoder, window=1, stride=0.05, **OPTIONS)
+    VideoIndex.create_or_update([videos], tmp_path / "unbroken", encoder, window=1, stride=0.05, **OPTIONS)
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "unbroken")
 
 
@@ -92,14 +92,14 @@ def test_finished_work_is_kept_when_files_come_and_go_after_a_kill(videos, encod
 
     monkeypatch.setattr(type(encoder), "encode_clips", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
-        VideoIndex.build([videos], tmp_path / "index", encoder, **OPTIONS)
+        VideoIndex.create_or_update([videos], tmp_path / "index", encoder, **OPTIONS)
     before = rows_of(tmp_path / "index")
     assert {name for name, _ in before} == {f"clip_{i}.mp4" for i in range(4)}
     write_video(videos / "a_first.mp4", 13)
     (videos / "clip_1.mp4").unlink()
     (videos / "clip_4.mp4").unlink()
     made[:] = [None] * 5
-    index = VideoIndex.build([videos], tmp_path / "index", encoder, prune=True, **OPTIONS)
+    index = VideoIndex.create_or_update([videos], tmp_path / "index", encoder, prune=True, **OPTIONS)
     assert sorted(made[5]) == ["a_first.mp4", "clip_5.mp4"] and len(made) == 6
     after = rows_of(index.folder)
     for key in ("clip_0.mp4", 0), ("clip_2.mp4", 0), ("clip_3.mp4", 0):
@@ -185,7 +185,7 @@ def file_sizes(folder) -> list[int]:
 @pytest.mark.parametrize("share", ["vectors", "database"])
 def test_a_full_disk_is_one_line_and_the_index_is_as_before(videos, checkpoint, encoder, tmp_path, share):
     """A limit of file sizes stands for the disk: writing beyond it fails as it does on a full one."""
-    index = VideoIndex.build([videos / "clip_0.mp4"], tmp_path / "index", encoder, **OPTIONS)
+    index = VideoIndex.create_or_update([videos / "clip_0.mp4"], tmp_path / "index", encoder, **OPTIONS)
     before, hits = rows_of(tmp_path / "index"), index.search("a red star")
     index.close()
     row = 4 * index.description.width
@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_line_and_the_index_is_as_before(videos, checkpoint, 
     assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
     assert rows_of(tmp_path / "index") == before
     assert VideoIndex.load(tmp_path / "index", encoder).search("a red star") == hits
-    assert len(VideoIndex.build([videos], tmp_path / "index", encoder, **OPTIONS)) == 6
+    assert len(VideoIndex.create_or_update([videos], tmp_path / "index", encoder, **OPTIONS)) == 6
 
 
 def run_as_stranger(*arguments) -> tuple[int, str, str]:

@@ -49,8 +49,8 @@ def test_both_roads_say_which_clips_were_taken_around_damage(encoder, sentence_e
 
 
 def test_both_roads_find_the_same_with_and_without_the_bank(encoder, sentence_encoder, videos, tmp_path):
-    native = VideoIndex.build([videos], tmp_path / "native", encoder, **OPTIONS)
-    sentence = VideoIndex.build([videos], tmp_path / "sentence", sentence_encoder, **OPTIONS)
+    native = VideoIndex.create_or_update([videos], tmp_path / "native", encoder, **OPTIONS)
+    sentence = VideoIndex.create_or_update([videos], tmp_path / "sentence", sentence_encoder, **OPTIONS)
     assert sentence.description.experts == ["all"] and native.description.width == sentence.description.width
     assert sentence.info()["query_bank"] == native.info()["query_bank"] is not None
     for correction in ("none", "query_bank", "dynamic"):
@@ -83,7 +83,7 @@ def test_a_plain_dual_encoder_is_indexed_and_searched_by_its_own_cosine(kind, vi
     folder = tiny_backbone(tmp_path / "model", kind)
     exported = kind in ("clip", "siglip")  # others: tests/training/test_backbone_programs.py
     options = {"device": "cpu", "num_workers": 0, "queries": QUERIES, "tau": 0.05, "text_encoder": exported}
-    index = VideoIndex.build([videos], tmp_path / "index", str(folder), **options)
+    index = VideoIndex.create_or_update([videos], tmp_path / "index", str(folder), **options)
     assert index.description.experts == ["mean"] and len(index) == 6
     texts = index.encoder.encode_texts(QUERIES)
     np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)

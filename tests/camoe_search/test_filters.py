@@ -194,11 +194,11 @@ def test_an_index_from_before_is_searched_and_gets_what_it_lacks_when_it_is_upda
 
 def test_what_needs_the_folder_is_an_error_in_milvus():
     from camoe_search.filters import make_filters
-    from camoe_search.milvus_store import _expression
+    from camoe_search.milvus_collection import filter_expression
 
     with pytest.raises(SearchError, match="glob cannot be a filter in Milvus"):
-        _expression(make_filters(glob="*.mp4"))
-    assert _expression(make_filters(min_seconds=2)) == "seconds >= 2.0"
+        filter_expression(make_filters(glob="*.mp4"))
+    assert filter_expression(make_filters(min_seconds=2)) == "seconds >= 2.0"
 
 
 def test_opening_to_write_changes_an_old_index_once(tmp_path):

@@ -10,7 +10,8 @@ from camoe_search.cli import main
 from camoe_search.errors import SearchError
 from camoe_search.files import cut_windows
 from camoe_search.index import VideoIndex
-from camoe_search.milvus_store import MilvusStore, settings
+from camoe_search.milvus_collection import settings
+from camoe_search.milvus_store import MilvusStore
 from camoe_search.schemas import SearchBody
 from camoe_search.service import SearchService
 from camoe_search.writer import IndexWriter, StoredWindow

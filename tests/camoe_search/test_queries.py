@@ -160,7 +160,7 @@ def test_a_pair_has_the_corrected_scores_of_its_moments(tmp_path, correction, dt
     index, queries = VideoIndex(tmp_path / "index"), random_texts(2).numpy()
     singles = index.search_vectors(queries, 99, correction=correction, merge=False)
     first, second = ({(hit.path, hit.start): hit.score for hit in hits} for hits in singles)
-    found = index._search(queries, 20, in_order=True, correction=correction)[0]
+    found = index.search_in_order(queries, 20, correction=correction)
     assert len(found) == 16  # every fifth film has one moment: no pair
     for hit in found:
         expected = (first[hit.path, 0.0] + second[hit.path, 5.0]) / 2
@@ -250,7 +250,7 @@ def test_the_command_line_has_all_of_it(library, tmp_path, encoder, capsys, monk
 
 
 def test_a_picture_is_a_query_for_a_real_model(some_videos, checkpoint, tmp_path):
-    index = VideoIndex.build(
+    index = VideoIndex.create_or_update(
         [some_videos], tmp_path / "index", str(checkpoint), device="cpu", num_workers=0, text_encoder=False
     )
     Image.fromarray(index_picture(40, 64, 48)).save(tmp_path / "picture.png")

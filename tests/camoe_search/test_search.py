@@ -9,6 +9,7 @@ from camoe_search import approximate, exact, segments, writer
 from camoe_search.errors import SearchError
 from camoe_search.exact import Part, best_rows
 from camoe_search.index import VideoIndex
+from camoe_search.results import Filters, Grouping
 from camoe_search.writer import IndexWriter, StoredWindow
 from modeling_camoe.hubs import dynamic_query_bank, hubs_of_bank, query_bank_bias
 from modeling_camoe.retrieval import similarity
@@ -47,6 +48,13 @@ def explicit(correction: str, texts: torch.Tensor, count: int = COUNT, tau: floa
 
 def numbers(hits) -> list[int]:
     return [number(hit) for hit in hits]
+
+
+def test_a_least_score_is_optional_where_windows_are_not_merged(index):
+    """Also where a store is asked directly, as `VideoIndex` never does."""
+    queries, corrected = random_texts(3).numpy(), np.zeros(3, bool)
+    windows = index.store.search(queries, 5, Filters(), corrected)
+    assert index.store.search_moments(queries, 5, Filters(), corrected, False, Grouping(merge=False)) == windows
 
 
 @pytest.mark.parametrize("correction", ["none", "query_bank", "dynamic"])

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from unittest import mock
 
 import av
 import numpy as np
@@ -19,13 +20,15 @@ import uvicorn
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from camoe_search import clip, guard, serve, service
+from camoe_search import browse, clip, guard, schemas, serve
 from camoe_search.cli import main
+from camoe_search.errors import SearchError
 from camoe_search.index import VideoIndex
+from camoe_search.service import SearchService
 from modeling_camoe import CAMoEConfig, CAMoEModel
-from modeling_camoe.frames import Clip, sample_frames
+from modeling_camoe.frames import Clip, VideoDecodingError, sample_frames
 from tests.camoe_search.random_index import random_index
-from tests.video_files import KINDS, indices_of, write_video
+from tests.video_files import KINDS, indices_of, write_audio, write_video
 
 
 QUERY = "a red star spins"
@@ -76,7 +79,7 @@ class Server:
 @pytest.fixture(scope="module")
 def index(some_videos, checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve") / "index"
-    return VideoIndex.build(
+    return VideoIndex.create_or_update(
         [some_videos], folder, str(checkpoint), device="cpu", num_workers=0, window=1, stride=0.5, text_encoder=False
     )
 
@@ -340,7 +343,7 @@ def test_a_fused_search_gives_no_parts_of_its_score(server, index):
 def test_files_of_the_same_name_have_different_titles():
     paths = ["/v/rome/day.mp4", "/v/oslo/day.mp4", "/w/oslo/day.mp4", "/v/night.mp4", "/v/night.mp4"]
     titles = ["rome/day.mp4", "v/oslo/day.mp4", "w/oslo/day.mp4", "night.mp4", "night.mp4"]
-    assert service.distinct_titles(paths) == titles
+    assert browse.distinct_titles(paths) == titles
 
 
 def test_relevance_says_how_far_a_result_is_above_the_average(server):
@@ -386,7 +389,7 @@ def test_browsing_gives_the_newest_files_and_the_folders(server, some_videos, in
 
 def test_folders_are_a_tree():
     files = [("/v", "a.mp4"), ("/v", "x/y/b.mp4"), ("/v", "x/c.mp4"), ("/w", "d.mp4")]
-    tree = [(folder.path, folder.depth, folder.files) for folder in service.folder_tree(files)]
+    tree = [(folder.path, folder.depth, folder.files) for folder in browse.folder_tree(files)]
     assert tree == [("/v", 0, 3), ("/v/x", 1, 2), ("/v/x/y", 2, 1), ("/w", 0, 1)]
 
 
@@ -402,14 +405,38 @@ def test_a_part_of_a_file_is_converted_for_browsers(server, key):
     assert server.ask("GET", "/clip/unknown.0?start=0&end=1")[0] == 404
 
 
-@pytest.mark.parametrize("kind", ["mpeg4.avi", "hevc.mp4", "late.ts", "webm", "mkv"])
+@pytest.mark.parametrize(
+    "kind", ["avi", "mpeg4.avi", "hevc.mp4", "late.ts", "webm", "mkv", "mp4", "one_key_frame.mp4"]
+)
 def test_the_frames_of_a_converted_clip_are_those_asked_for(tmp_path, kind):
     """AVI has no times of reordered frames: a player shows them one frame late."""
-    late = int(kind == "mpeg4.avi")
+    late = int(kind.endswith("avi"))
     path = write_video(tmp_path / (kind if "." in kind else f"film.{kind}"), **KINDS[kind])
     clip.write_clip(str(path), 0.5, 1.5, tmp_path / "clip.mp4")
-    frames = sample_frames(tmp_path / "clip.mp4", 12, size=32).frames
+    frames = sample_frames(Clip(tmp_path / "clip.mp4", 0, 1), 12, size=32).frames
     assert indices_of(frames) == list(range(6 - late, 18 - late))
+
+
+def test_pictures_that_browsers_play_are_copied_and_not_encoded_again(tmp_path):
+    """From the key frame before the clip on; a player skips what comes before the start."""
+    path = write_video(tmp_path / "film.mkv", **KINDS["mkv"])
+    for encode in (False, True):
+        clip.write_clip(str(path), 1.25, 1.75, tmp_path / "clip.mp4", encode)
+        with av.open(str(tmp_path / "clip.mp4")) as written, av.open(str(path)) as film:
+            stored = {bytes(packet) for packet in film.demux(video=0) if packet.size}
+            copied = [bytes(packet) in stored for packet in written.demux(video=0) if packet.size]
+            assert written.streams.audio[0].codec_context.name == "aac"
+        assert not any(copied) if encode else all(copied) and len(copied) >= 6
+
+
+def test_a_clip_is_of_the_film_and_not_of_its_cover_and_odd_tags_do_no_harm(tmp_path):
+    song = write_audio(tmp_path / "song.m4a", seconds=2.0, cover=True)
+    with pytest.raises(VideoDecodingError, match="song.m4a: has no video stream"):
+        clip.write_clip(str(song), 0.0, 1.0, tmp_path / "clip.mp4")
+    film = write_video(tmp_path / "12:30.mkv", title="TITLETITLE")
+    film.write_bytes(film.read_bytes().replace(b"TITLETITLE", b"\xe9t\xe9 \xff\xfe 1998"))
+    clip.write_clip(str(film), 0.5, 1.5, tmp_path / "clip.mp4")
+    assert indices_of(sample_frames(Clip(tmp_path / "clip.mp4", 0, 1), 2, size=32).frames) == [9, 15]
 
 
 def test_the_openapi_document_is_valid(server):
@@ -430,6 +457,49 @@ def test_health_and_metrics(server):
     assert [(sample.labels, sample.value) for sample in families["camoe_moments"].samples] == [({"index": "index"}, 8)]
     labels = [sample.labels for sample in families["camoe_requests"].samples]
     assert {"method": "GET", "route": "/media/{key}", "status": "404"} in labels
+
+
+def test_searches_that_wait_are_answered_together_and_as_if_alone(index):
+    """Of all kinds, mistakes among them; the texts of those that waited are one batch of the model."""
+    kinds = [{}, {"correction": "none"}, {"path": "clip_3"}, {"page": 1}, {"then": "a cat"}, {"words": True}]
+    kinds += [{"not": ["people"]}, {"experts": {"action": 2.0}}, {"group_by": "file"}, {"where": ["year>2000"]}]
+    requests = [schemas.SearchBody(text=f"a star {n}", **kinds[n % len(kinds)]) for n in range(40)]
+    requests += [schemas.SearchBody(text=" "), schemas.SearchBody(text="a", index="index", like="unknown.0")]
+    service, sizes = SearchService("index", index, page_size=3), []
+    alone = [outcome(service.submit(request)) for request in requests]
+    encode, begun, go_on = index.encoder.encode_texts, threading.Event(), threading.Event()
+
+    def counting(texts):
+        sizes.append(len(texts))
+        begun.set()
+        assert go_on.wait(30)
+        return encode(texts)
+
+    with mock.patch.object(index.encoder, "encode_texts", counting):
+        first = service.submit(requests[0])
+        begun.wait(30)
+        futures = [service.submit(request) for request in requests]
+        go_on.set()
+        together = [outcome(future) for future in futures]
+        first.result()
+    assert sizes == [1, 40 + 1 + 1]  # 40 texts, and what comes then and is not wanted, each once
+    for one, other in zip(alone, together, strict=True):
+        if isinstance(one, str):
+            assert one == other
+            continue
+        assert [hit.key for hit in one.hits] == [hit.key for hit in other.hits] and one.more == other.more
+        for name in ("score", "relevance", "correction", "experts"):
+            for mine, its in zip(one.hits, other.hits, strict=True):
+                assert getattr(mine, name) == pytest.approx(getattr(its, name), abs=1e-5)
+    assert len({str(each) for each in alone if isinstance(each, str)}) == 3
+
+
+def outcome(future):
+    """The results, or the message of the refusal."""
+    try:
+        return future.result(30)
+    except SearchError as error:
+        return str(error)
 
 
 def test_two_hundred_searches_at_once_are_answered(server):
@@ -494,7 +564,7 @@ def test_a_new_model_under_a_running_server_is_picked_up(videos, checkpoint, tmp
     """Also one with vectors of another length; searches go on meanwhile and see the old index or the new one."""
     folder = tmp_path / "index"
     options = {"num_workers": 0, "text_encoder": False}
-    VideoIndex.build([videos], folder, str(checkpoint), device="cpu", **options)
+    VideoIndex.create_or_update([videos], folder, str(checkpoint), device="cpu", **options)
     other = changed_checkpoint(checkpoint, tmp_path / "other", projection_dim=8)
     with Server(VideoIndex.load(folder, device="cpu")) as server:
         assert json.loads(server.ask("GET", "/api/about")[2])["model"] == checkpoint.name
@@ -506,7 +576,7 @@ def test_a_new_model_under_a_running_server_is_picked_up(videos, checkpoint, tmp
 
         thread = threading.Thread(target=go_on)
         thread.start()
-        VideoIndex.build([videos], folder, str(other), device="cpu", rebuild=True, **options)
+        VideoIndex.create_or_update([videos], folder, str(other), device="cpu", rebuild=True, **options)
         stop.set()
         thread.join()
         assert {status for status, _ in answers} == {200}, answers
@@ -516,7 +586,7 @@ def test_a_new_model_under_a_running_server_is_picked_up(videos, checkpoint, tmp
         assert json.loads(server.ask("GET", "/api/about")[2])["model"] == "other"
         shutil.rmtree(folder)
         assert server.search(text=QUERY)[0] == 503 and server.ask("GET", "/healthz")[0] == 200
-        VideoIndex.build([videos], folder, str(checkpoint), device="cpu", **options)
+        VideoIndex.create_or_update([videos], folder, str(checkpoint), device="cpu", **options)
         assert len(server.search(text=QUERY)[1]["hits"]) == 6
 
 
@@ -533,7 +603,7 @@ def changed_checkpoint(checkpoint, folder, **changes):
 def test_the_next_search_opens_an_index_that_changed(videos, checkpoint, tmp_path):
     (videos / "clip_0.mp4").rename(videos / "clip_0.dat")  # not a video extension
     paths = [videos, videos / "clip_0.dat"]
-    index = VideoIndex.build(
+    index = VideoIndex.create_or_update(
         paths, tmp_path / "index", str(checkpoint), device="cpu", num_workers=0, text_encoder=False
     )
     with Server(index, page_size=20) as server:
@@ -552,7 +622,7 @@ def test_the_next_search_opens_an_index_that_changed(videos, checkpoint, tmp_pat
 
 
 def test_a_key_stays_valid_when_the_file_moves(videos, checkpoint, tmp_path):
-    index = VideoIndex.build(
+    index = VideoIndex.create_or_update(
         [videos], tmp_path / "index", str(checkpoint), device="cpu", num_workers=0, text_encoder=False
     )
     with Server(index, page_size=20) as server:
@@ -560,7 +630,7 @@ def test_a_key_stays_valid_when_the_file_moves(videos, checkpoint, tmp_path):
         content = server.ask("GET", f"/media/{best['key']}")[2]
         (videos / "sub").mkdir()
         (videos / best["name"]).rename(videos / "sub" / "moved.mp4")
-        VideoIndex.build([videos], tmp_path / "index", index.encoder, num_workers=0, text_encoder=False)
+        VideoIndex.create_or_update([videos], tmp_path / "index", index.encoder, num_workers=0, text_encoder=False)
         assert server.ask("GET", f"/media/{best['key']}")[2] == content
         assert server.search(text=QUERY)[1]["hits"][0]["name"] == "moved.mp4"
 

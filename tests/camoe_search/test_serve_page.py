@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.fixture(scope="module")
 def index(some_videos, checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page") / "index"
-    return VideoIndex.build(
+    return VideoIndex.create_or_update(
         [some_videos], folder, str(checkpoint), device="cpu", num_workers=0, window=1, stride=0.5, text_encoder=False
     )
 

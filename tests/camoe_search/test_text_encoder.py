@@ -35,7 +35,7 @@ def tagged(checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def index(tagged, some_videos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("text") / "index"
-    index = VideoIndex.build([some_videos], folder, str(tagged), device="cpu", num_workers=0)
+    index = VideoIndex.create_or_update([some_videos], folder, str(tagged), device="cpu", num_workers=0)
     assert index.report.text_encoder == ""
     return index
 
@@ -95,20 +95,20 @@ def test_what_the_tagger_was_loaded_without_can_be_imported_later(index):
 
 def test_an_export_that_differs_is_not_kept_and_search_says_why_once(videos, encoder, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(text_encoder, "TOLERANCE", 0.0)
-    index = VideoIndex.build([videos], tmp_path / "index", encoder, num_workers=0)
+    index = VideoIndex.create_or_update([videos], tmp_path / "index", encoder, num_workers=0)
     assert "differ from PyTorch's" in index.report.text_encoder and not (tmp_path / "index" / "text").exists()
     again = VideoIndex.load(tmp_path / "index", device=None)
     with caplog.at_level(logging.WARNING):
         assert again.search(QUERIES[0]) == index.search(QUERIES[0]) == again.search(QUERIES[0])
     notes = [record.message for record in caplog.records if "text tower" in record.message]
     assert len(notes) == 1 and "differ from PyTorch's" in notes[0]
-    report = VideoIndex.build([videos], tmp_path / "index", encoder, num_workers=0).report
+    report = VideoIndex.create_or_update([videos], tmp_path / "index", encoder, num_workers=0).report
     assert report.text_encoder == ""  # said before
 
 
 def test_a_tokenizer_without_a_file_is_named_and_search_loads_the_model_after_one_note(videos, tmp_path, caplog):
     model = tiny_backbone(tmp_path / "siglip", "siglip")
-    index = VideoIndex.build([videos], tmp_path / "index", str(model), device="cpu", num_workers=0)
+    index = VideoIndex.create_or_update([videos], tmp_path / "index", str(model), device="cpu", num_workers=0)
     assert index.report.text_encoder.startswith("a SiglipTokenizer has no tokenizer.json")
     again = VideoIndex.load(tmp_path / "index", device=None)
     with caplog.at_level(logging.WARNING):

@@ -25,7 +25,7 @@ OPTIONS = {"num_workers": 0, "batch_size": 2, "text_encoder": False}
 
 
 def build_index(videos, folder, encoder, **options) -> VideoIndex:
-    return VideoIndex.build([videos], folder, encoder, **OPTIONS | options)
+    return VideoIndex.create_or_update([videos], folder, encoder, **OPTIONS | options)
 
 
 def content(index) -> dict:
@@ -298,7 +298,7 @@ def test_excluded_files_and_folders_are_left_out_and_the_index_remembers(videos,
     write_video(videos / "sub" / "draft.mp4", 10)
     index = build_index(videos, tmp_path / "index", encoder, exclude=[".trash", "clip_1*", "sub/draft.mp4"])
     assert file_names(index) == [f"clip_{i}.mp4" for i in (0, 2, 3, 4, 5)]
-    assert len(VideoIndex.build([], tmp_path / "index", encoder, **OPTIONS)) == 5
+    assert len(VideoIndex.create_or_update([], tmp_path / "index", encoder, **OPTIONS)) == 5
     index = build_index(videos, tmp_path / "index", encoder, exclude=["clip_[23]*"], prune=True)
     assert sorted(file_names(index)) == [
         "clip_0.mp4",
@@ -314,7 +314,7 @@ def test_without_paths_the_known_folders_are_indexed(videos, tmp_path, encoder):
     build_index(videos, tmp_path / "index", encoder)
     write_video(videos / "new.mp4", 12)
     (videos / "clip_0.mp4").unlink()
-    index = VideoIndex.build([], tmp_path / "index", encoder, prune=True, **OPTIONS)
+    index = VideoIndex.create_or_update([], tmp_path / "index", encoder, prune=True, **OPTIONS)
     assert (index.report.added, index.report.dropped) == (1, 1) and len(index) == 6
 
 
@@ -394,7 +394,7 @@ def test_other_settings_are_refused_and_the_index_keeps_its_own(videos, tmp_path
 def test_key_frame_sampling_is_kept_for_later_runs(videos, tmp_path, encoder):
     index = build_index(videos, tmp_path / "index", encoder.name, sampling="keyframe", device="cpu")
     assert index.description.sampling == "keyframe"
-    again = VideoIndex.build([videos], tmp_path / "index", device="cpu", **OPTIONS)
+    again = VideoIndex.create_or_update([videos], tmp_path / "index", device="cpu", **OPTIONS)
     assert again.encoder.processor.video_processor.sampling == "keyframe" and again.report.unchanged == 6
 
 

@@ -53,7 +53,9 @@ def test_two_processes_make_the_same_index_as_one(videos, checkpoint, encoder, t
         "x",
     ]  # the broken file has no moment
 
-    one = VideoIndex.build([videos], tmp_path / "one", encoder, num_workers=0, batch_size=2, text_encoder=False)
+    one = VideoIndex.create_or_update(
+        [videos], tmp_path / "one", encoder, num_workers=0, batch_size=2, text_encoder=False
+    )
     two = VideoIndex.load(tmp_path / "two", encoder).table()
     one = one.table()
     assert two["path"].to_pylist() == one["path"].to_pylist()
