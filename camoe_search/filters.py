@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from datetime import date, datetime
 
-from .database import has_table
+from .database import PATH, has_table
 from .errors import SearchError
 from .queries import parse_condition
 from .results import Condition, Filters
 
 
-PATH = f"roots.path || '{os.sep}' || files.path"
 SHORT_SIDE = "(SELECT min(width, height) FROM pictures WHERE pictures.content = windows.content)"
 CONDITIONS = {
     "path": f"instr(lower({PATH}), lower(?))",  # `lower` is Python's, see database.py
