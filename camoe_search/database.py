@@ -4,7 +4,7 @@
     settings   name -> JSON: `description` (see [`Description`]) and `commit`, which every change of the index raises
     roots      folders that were given to `camoe index`
     contents   what files hold, by hash: encoded once, however many files hold it and wherever they move
-    files      root, relative path, size and time; the content, or the cause why it could not be read
+    files      root, relative path, size and time; the content, or the cause: why it could not be read
     windows    parts of a content; `row` is the place of the vector. Neither row nor cause: not encoded yet
     segments   files of vectors: how many rows are valid, and which of them are dead
     bias       the query bank's correction: float32 values of the rows from `row` on
@@ -43,6 +43,8 @@ FILE = "index.sqlite"
 BUSY_SECONDS = 60.0  # processes of one run take turns to write; each needs milliseconds
 # One statement may name this many rows (SQLite's limit is 32,766 variables from 3.32 on).
 MAX_VARIABLES = 10_000
+# The whole path of a file, in statements that join `files` and `roots`.
+PATH = f"roots.path || '{os.sep}' || files.path"
 
 SCHEMA = """
 CREATE TABLE settings(name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -142,7 +144,7 @@ def connect(folder: str | os.PathLike, write: bool = False) -> sqlite3.Connectio
     if not path.is_file():
         if (Path(folder) / "index.json").is_file():
             raise SearchError(
-                f"{folder} holds an index of an earlier version: make it anew with "
+                f"{folder} holds an index of an earlier version: make it again with "
                 f"`camoe index VIDEOS --model MODEL --index {folder} --rebuild`"
             )
         raise SearchError(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .columns import as_lists, gates
+from .database import PATH
 from .errors import SearchError
 from .local_store import LocalStore
 from .rows import Rows
@@ -14,7 +16,7 @@ from .rows import Rows
 
 # One line per moment and file.
 MOMENTS = f"""
-SELECT windows.row, contents.hash || '.' || windows.number, roots.path || '{os.sep}' || files.path AS path,
+SELECT windows.row, contents.hash || '.' || windows.number, {PATH} AS path,
        windows.start, windows.end, files.size, files.mtime_ns, contents.hash, files.id, windows.id, windows.number
 FROM windows JOIN contents ON contents.id = windows.content JOIN files ON files.content = contents.id
      JOIN roots ON roots.id = files.root
@@ -85,13 +87,6 @@ def _some_vectors(rows: Rows) -> np.ndarray:
     return np.concatenate(found).astype(np.float32) if found else np.empty((0, 1), np.float32)
 
 
-def gates(vectors: np.ndarray, num_experts: int) -> np.ndarray:
-    """(B,K) -> (B,E): a gate is the length of its expert's part, whose vector has length 1."""
-    if not len(vectors):
-        return np.empty((0, num_experts), np.float32)
-    return np.linalg.norm(vectors.reshape(len(vectors), num_experts, -1), axis=2)
-
-
 def table(store: LocalStore):
     """All moments as a pyarrow table, by path and time; columns as `VideoIndex.table` says."""
     import pyarrow as pa
@@ -109,19 +104,12 @@ def table(store: LocalStore):
         return pa.table(
             columns
             | {
-                "vector": _lists(vectors),
-                "gate_weights": _lists(gates(vectors, experts)),
+                "vector": as_lists(vectors),
+                "gate_weights": as_lists(gates(vectors, experts)),
                 "bias": pa.array([rows.bias(row) for row in numbers], pa.float32()),
                 "is_hub": pa.array([row in hubs for row in numbers], pa.bool_()),
             }
         )
-
-
-def _lists(matrix: np.ndarray):
-    import pyarrow as pa
-
-    values = pa.array(np.ascontiguousarray(matrix, np.float32).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(values, matrix.shape[1])
 
 
 def export(store: LocalStore, path: str | os.PathLike):

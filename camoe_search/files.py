@@ -114,6 +114,18 @@ def absolute(path: str | os.PathLike) -> str:
     return os.path.abspath(os.path.expanduser(os.fspath(path)))
 
 
+def exists(path: str) -> bool:
+    return os.path.exists(path)
+
+
+def is_folder(path: str) -> bool:
+    return os.path.isdir(path)
+
+
+def join(folder: str, path: str) -> str:
+    return os.path.join(folder, path)
+
+
 def is_inside(path: str, folder: str) -> bool:
     """Whether an absolute path is a folder's own or in it."""
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)

@@ -10,13 +10,12 @@ import sqlite3
 from collections.abc import Mapping
 from datetime import date, datetime
 
-from .database import has_table
+from .database import PATH, has_table
 from .errors import SearchError
 from .queries import parse_condition
 from .results import FILTER_NAMES, Condition, Filters
 
 
-PATH = f"roots.path || '{os.sep}' || files.path"
 SHORT_SIDE = "(SELECT min(width, height) FROM pictures WHERE pictures.content = windows.content)"
 CONDITIONS = {
     "path": f"instr(lower({PATH}), lower(?))",  # `lower` is Python's, see database.py

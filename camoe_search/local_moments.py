@@ -10,10 +10,10 @@ import re
 
 import numpy as np
 
-from .database import has_table, select_in
+from .database import PATH, has_table, select_in
 from .errors import SearchError
 from .exact import products
-from .filters import PATH, filter_sql
+from .filters import filter_sql
 from .moments import Moment, Timeline, Windows, best_pair, merge_windows, stand_out
 from .results import Filters, Grouping, Hit
 from .rows import Rows

@@ -14,9 +14,9 @@ import numpy as np
 
 from .approximate import Cache, open_cache
 from .bank import read_bank
-from .database import connect, read_description, select_in, snapshot
+from .database import PATH, connect, read_description, select_in, snapshot
 from .exact import best_rows
-from .filters import PATH, filter_sql
+from .filters import filter_sql
 from .local_moments import MomentSearch
 from .results import Filters, Grouping, Hit, single_window, sort_hits
 from .rows import Rows

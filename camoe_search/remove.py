@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .database import transaction, write_lock
+from .database import PATH, transaction, write_lock
 from .errors import SearchError
 from .files import absolute, is_inside, matches
 from .writer import IndexWriter
@@ -14,19 +14,19 @@ from .writer import IndexWriter
 
 # Paths of files, with what is known of them.
 KNOWN = f"""
-SELECT roots.path || '{os.sep}' || files.path, files.id, size, mtime_ns, content, COALESCE(files.cause, contents.cause)
+SELECT {PATH}, files.id, size, mtime_ns, content, COALESCE(files.cause, contents.cause)
 FROM files JOIN roots ON roots.id = files.root LEFT JOIN contents ON contents.id = files.content
 """
 # Files that fit a pattern. SQLite's GLOB is `fnmatch`; it takes milliseconds for 100,000.
 MATCHING = f"""
 SELECT files.id FROM files JOIN roots ON roots.id = files.root
-WHERE roots.path || '{os.sep}' || files.path GLOB replace(?, '[!', '[^')
+WHERE {PATH} GLOB replace(?, '[!', '[^')
 """
 # Files of a root that are a path, or are in it as in a folder.
 INSIDE = "SELECT id FROM files WHERE root = ? AND (path = ? OR path > ? AND path < ?)"
 # Files that are not, or not wholly, in the index, with the cause.
 SKIPPED = f"""
-SELECT roots.path || '{os.sep}' || files.path, windows.start, windows.end,
+SELECT {PATH}, windows.start, windows.end,
        COALESCE(files.cause, contents.cause, windows.cause)
 FROM files JOIN roots ON roots.id = files.root LEFT JOIN contents ON contents.id = files.content
      LEFT JOIN windows ON windows.content = contents.id AND windows.cause IS NOT NULL

@@ -33,7 +33,7 @@ from .segments import SEGMENT_ROWS, append_rows, delete_segments, with_dead
 INSERT = "INSERT INTO windows(row, id, content, number, start, end, whole) VALUES(?, ?, ?, ?, ?, ?, ?)"
 UPDATE = "UPDATE windows SET row = ?, cause = NULL WHERE id = ?"
 BLOCK_ROWS = 4096  # rows scored or moved at a time: (1000, 4096) scores of a query bank are 16 MB
-# A segment with more dead rows than this share is written anew: it wastes memory bandwidth in every search.
+# A segment with more dead rows than this share is written again: it wastes memory bandwidth in every search.
 MAX_DEAD = 0.25
 
 

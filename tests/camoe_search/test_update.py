@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from camoe_search import database, update
+from camoe_search import contents, database, update
 from camoe_search.encoder import CAMoEEncoder
 from camoe_search.errors import SearchError
 from camoe_search.index import VideoIndex
@@ -196,7 +196,7 @@ def test_a_file_that_changes_while_it_is_read_is_skipped_and_listed(videos, tmp_
 def test_unreadable_files_are_read_again_on_demand_only(videos, tmp_path, encoder, monkeypatch, encoded_clips):
     from modeling_camoe.frames import VideoDecodingError
 
-    probe = update.probe_video
+    probe = contents.probe_video
     probed = []
 
     def failing(path):
@@ -205,10 +205,10 @@ def test_unreadable_files_are_read_again_on_demand_only(videos, tmp_path, encode
             raise VideoDecodingError(f"{path}: the share was away")
         return probe(path)
 
-    monkeypatch.setattr(update, "probe_video", failing)
+    monkeypatch.setattr(contents, "probe_video", failing)
     index = build_index(videos, tmp_path / "index", encoder)
     assert len(index) == 5 and "the share was away" in index.report.skipped[0]["cause"]
-    monkeypatch.setattr(update, "probe_video", probe)
+    monkeypatch.setattr(contents, "probe_video", probe)
     assert len(build_index(videos, tmp_path / "index", encoder)) == 5
     encoded_clips.clear()
     index = build_index(videos, tmp_path / "index", encoder, retry=True)
@@ -264,7 +264,7 @@ def test_a_moved_library_costs_no_clip_and_no_hash(videos, tmp_path, encoder, en
     before, hits = content(index), index.search(QUERY)
     encoded_clips.clear()
     videos.rename(tmp_path / "elsewhere")
-    monkeypatch.setattr(update, "content_hash", lambda path: pytest.fail("it read a file"))
+    monkeypatch.setattr(contents, "content_hash", lambda path: pytest.fail("it read a file"))
     index = build_index(tmp_path / "elsewhere", tmp_path / "index", encoder)
     assert index.report.moved == 6 and encoded_clips == [] and index.info()["roots"] == [str(tmp_path / "elsewhere")]
     assert [(hit.key, hit.score) for hit in index.search(QUERY)] == [(hit.key, hit.score) for hit in hits]
