@@ -9,6 +9,9 @@ The output is a `datasets` VideoFolder:
                                        (full: also second_color, second_shape, second_action, relation)
     OUTPUT/validation, OUTPUT/test     the same
 
+Fresh tests of a model that was trained on the set of seed 0: `--seed 1 --split_seed 0 --num_train 0`, also with
+`--twins` (each clip and itself played backwards) or `--other_captions` (another grammar).
+
 Notable features:
 - to find a clip by its caption, a model needs its entities (colour and shape), what they do, and where. Some actions
   differ only in the order of their frames (motion/paths.py): a model that averages frames cannot tell them apart;
@@ -132,14 +135,40 @@ def make_task(clips: list[MotionClip]) -> int:
 
 
 def make_clip_set(
-    folder: Path, preset: str, seed: int, counts: Sequence[int], num_workers: int, overwrite: bool = False
+    folder: Path,
+    preset: str,
+    seed: int,
+    counts: Sequence[int],
+    num_workers: int,
+    overwrite: bool = False,
+    *,
+    split_seed: int | None = None,
+    twins: bool = False,
+    other_captions: bool = False,
 ) -> int:
-    """Make the missing clips of a set, and last its metadata; returns the set's size in bytes."""
+    """Make the missing clips of a set, and last its metadata; returns the set's size in bytes.
+
+    Raises:
+        UserError: twins or other captions of clips with two entities, an odd number of twins; as `plan_split` and
+            `open_folder`.
+    """
+    if twins and (PRESETS[preset].two_entities or any(count % 2 for count in counts)):
+        raise UserError("--twins needs a preset of one entity and even numbers of clips: each has its twin")
+    if other_captions and PRESETS[preset].two_entities:
+        raise UserError("--other_captions are of clips with one entity: choose another preset")
     settings = {"generator_version": GENERATOR_VERSION, "preset": preset, "seed": seed, "counts": list(counts)}
-    plans = [plan_split(PRESETS[preset], split, count, seed) for split, count in zip(SPLITS, counts, strict=True)]
+    settings |= {} if split_seed is None else {"split_seed": split_seed}
+    settings |= {name: True for name, wanted in (("twins", twins), ("other_captions", other_captions)) if wanted}
+    plans = [
+        plan_split(PRESETS[preset], split, count, seed, split_seed, twins)
+        for split, count in zip(SPLITS, counts, strict=True)
+    ]
     open_folder(folder, settings, overwrite)
     splits = [
-        [MotionClip(folder, preset, seed, split, index, combination) for index, combination in enumerate(plan)]
+        [
+            MotionClip(folder, preset, seed, split, index, combination, twins and index % 2 == 1, other_captions)
+            for index, combination in enumerate(plan)
+        ]
         for split, plan in zip(SPLITS, plans, strict=True)
     ]
     clips = [clip for split in splits for clip in split]
@@ -185,6 +214,23 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=whole_number, default=0, metavar="N", help="another seed gives a different set (default: 0)"
     )
+    parser.add_argument(
+        "--split_seed",
+        type=whole_number,
+        metavar="N",
+        help="seed of another set: validation and test show nothing that its training clips show (default: --seed)",
+    )
+    parser.add_argument(
+        "--twins",
+        action="store_true",
+        help="every second clip is the one before it played backwards, with the caption that is then right: only the "
+        "order of their frames differs",
+    )
+    parser.add_argument(
+        "--other_captions",
+        action="store_true",
+        help="captions of another grammar: relative clauses, passives, lists, typos, lower case",
+    )
     for number, split in enumerate(SPLITS):
         defaults = ", ".join(f"{preset.counts[number]:,} in {name}" for name, preset in PRESETS.items())
         parser.add_argument(
@@ -222,7 +268,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "this PyAV has no libx264 encoder: install the official wheel with `pip install --force-reinstall av`"
             )
         size = make_clip_set(
-            options.output, options.preset, options.seed, counts, options.num_workers, options.overwrite
+            options.output,
+            options.preset,
+            options.seed,
+            counts,
+            options.num_workers,
+            options.overwrite,
+            split_seed=options.split_seed,
+            twins=options.twins,
+            other_captions=options.other_captions,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

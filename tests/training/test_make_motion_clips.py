@@ -18,7 +18,8 @@ import make_motion_clips
 import numpy as np
 import pytest
 
-from motion import captions, paths, plan, scenes
+from modeling_camoe.frames import sample_frames
+from motion import captions, other_captions, paths, plan, scenes
 from tests.programs import TRAINING
 
 
@@ -148,6 +149,68 @@ def test_while_is_the_same_whichever_is_named_first():
     assert len(drawn) > 50
     for c in drawn:
         assert (c.color, c.shape, c.action) < (c.second_color, c.second_shape, c.second_action)
+
+
+# Fresh tests of another set
+
+
+def test_a_set_with_the_split_seed_of_another_shows_nothing_of_its_training_clips():
+    preset = plan.PRESETS["demo"]
+    test = plan.plan_split(preset, "test", 400, seed=7, split_seed=0)
+    assert {plan.split_of(c, 0) for c in test} == {"test"}
+    assert {plan.split_of(c, 7) for c in test} == {"train", "validation", "test"}  # by itself it would be another set
+    assert len(set(test) & set(plan.plan_split(preset, "test", 400, seed=0))) < 150
+
+
+def test_a_twin_is_the_clip_before_it_played_backwards_with_the_caption_that_is_then_right(tmp_path):
+    words = ("--seed", 3, "--split_seed", 0, "--num_train", 0, "--num_validation", 0, "--num_test", 6, "--twins")
+    assert make(tmp_path, *words) == 0
+    rows = rows_of(tmp_path, "test")
+    assert len(rows) == 6
+    for row, twin in zip(rows[::2], rows[1::2], strict=True):
+        assert twin["action"] == paths.REVERSALS[row["action"]]
+        assert all(row[name] == twin[name] for name in ("color", "shape", "scene"))
+        assert row["captions"] != twin["captions"] and len(set(row["captions"][0].split())) > 3
+        for each in (row, twin):
+            actions = itertools.chain(*captions.ACTION_WORDS[each["action"]])
+            assert any(words in each["captions"][0].lower() for words in actions)
+        forwards, backwards = (
+            sample_frames(tmp_path / "test" / each["file_name"], num_frames=4).frames for each in (row, twin)
+        )
+        difference = np.abs(np.asarray(forwards, dtype=float) - np.asarray(backwards, dtype=float)[::-1]).mean()
+        same_order = np.abs(np.asarray(forwards, dtype=float) - np.asarray(backwards, dtype=float)).mean()
+        assert difference < same_order
+
+
+@pytest.mark.parametrize(
+    "words", [("--twins", "--preset", "full"), ("--twins", "--num_test", 3), ("--other_captions", "--preset", "full")]
+)
+def test_what_a_set_cannot_have_is_named(tmp_path, capsys, words):
+    assert make(tmp_path, "--num_train", 0, "--num_validation", 0, "--num_test", 2, *words) == 2
+    assert words[0] in capsys.readouterr().err
+
+
+def test_other_captions_name_everything_but_share_no_sentence_with_ours():
+    shapes = collections.Counter()
+    for index, c in enumerate(plan.plan_split(plan.PRESETS["demo"], "train", 100, seed=0)):
+        written = other_captions.write_other_captions(c, np.random.default_rng(index), "small", "slowly")
+        assert len(set(written)) == 5
+        for caption in written:
+            missing = [
+                part
+                for part, words in (
+                    ("color", captions.COLOR_WORDS[c.color]),
+                    ("shape", captions.SHAPE_WORDS[c.shape]),
+                    ("scene", captions.SCENE_PHRASES[c.scene]),
+                )
+                if not _names(caption, words)
+            ]
+            shapes["misspelt"] += bool(missing)
+            assert len(missing) <= 1, caption
+        ours = captions.write_captions(c, np.random.default_rng(index))
+        assert not {text.lower().strip(" .!") for text in written} & {text.lower().strip(" .!") for text in ours}
+    assert 10 < shapes["misspelt"] < 150  # of 500
+    assert set(other_captions.PASSIVE_ACTIONS) == set(captions.ACTION_WORDS)
 
 
 # Captions

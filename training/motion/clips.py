@@ -6,7 +6,7 @@ Every clip has its own random generators, keyed by seed, split and clip, so the 
 
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,8 +17,9 @@ import numpy as np
 from data.files import write_whole
 
 from .captions import write_captions
+from .other_captions import write_other_captions
 from .paths import action_path, relation_paths
-from .plan import CAPTIONS, FORMAT, PIXELS, PRESETS, SPLITS, Combination, Preset
+from .plan import CAPTIONS, FORMAT, PIXELS, PRESETS, SPLITS, Combination, Preset, time_reversal
 from .scenes import draw_frames
 
 
@@ -93,7 +94,7 @@ def draw_clip(combination: Combination, fmt: ClipFormat, rng: np.random.Generato
     return draw_frames(combination.scene, entities, fmt.height, fmt.width, rng)
 
 
-def encode_h264(frames: Iterator[np.ndarray], fmt: ClipFormat) -> bytes:
+def encode_h264(frames: Iterable[np.ndarray], fmt: ClipFormat) -> bytes:
     """The bytes of an mp4 file; the same frames and format give the same bytes."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
@@ -115,6 +116,8 @@ class MotionClip:
     split: str
     index: int
     combination: Combination
+    is_twin: bool = False  # the clip before it, played backwards
+    other_captions: bool = False  # those of other_captions.py
 
     @property
     def video_id(self) -> str:
@@ -125,20 +128,26 @@ class MotionClip:
         return self.folder / self.split / f"{self.video_id}.mp4"
 
     def rng(self, purpose: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, SPLITS.index(self.split), self.index, purpose])
+        index = self.index - self.is_twin  # a twin shares everything with the clip before it but the order
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), index, purpose])
 
     def format(self) -> ClipFormat:
         return draw_format(PRESETS[self.preset], self.rng(FORMAT))
 
     def make(self) -> None:
-        fmt = self.format()
-        write_whole(self.path, encode_h264(draw_clip(self.combination, fmt, self.rng(PIXELS)), fmt))
+        fmt, shown = self.format(), self.combination
+        if self.is_twin:
+            frames = reversed(list(draw_clip(time_reversal(shown), fmt, self.rng(PIXELS))))
+        else:
+            frames = draw_clip(shown, fmt, self.rng(PIXELS))
+        write_whole(self.path, encode_h264(frames, fmt))
 
     def row(self) -> dict:
         """The clip's line in metadata.jsonl."""
         preset, fmt = PRESETS[self.preset], self.format()
         words = fmt.size_word(preset, self.combination), fmt.speed_word(preset, self.combination)
-        captions = write_captions(self.combination, self.rng(CAPTIONS), *words)
+        write = write_other_captions if self.other_captions else write_captions
+        captions = write(self.combination, self.rng(CAPTIONS), *words)
         truth = dataclasses.asdict(self.combination)
         if not preset.two_entities:
             truth = {name: truth[name] for name in ("color", "shape", "action", "scene")}

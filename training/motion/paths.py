@@ -85,6 +85,14 @@ ACTIONS = (
     *("move left", "move right", "rise", "fall", "grow", "shrink", "spin clockwise", "spin counterclockwise"),
     *("bounce", "loop around", "blink", "shake", "sway", "stay still"),
 )
+# Each action that is another one when it is played backwards; the paths of both have one distribution.
+_PAIRS = (
+    ("move left", "move right"),
+    ("rise", "fall"),
+    ("grow", "shrink"),
+    ("spin clockwise", "spin counterclockwise"),
+)
+REVERSALS = dict(_PAIRS) | {second: first for first, second in _PAIRS}
 
 
 def relation_paths(

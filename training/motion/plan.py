@@ -4,7 +4,8 @@
 Notable features:
 - validation and test show combinations that training never shows, and none of them twice;
 - a hash of the seed and the combination decides which split it belongs to, so no split depends on the others, and a
-  smaller set is the beginning of a larger one.
+  smaller set is the beginning of a larger one;
+- a set with the split seed of another one may be a fresh test for a model that was trained on that one.
 """
 
 import bisect
@@ -19,7 +20,7 @@ import numpy as np
 
 from data.errors import UserError
 
-from .paths import ACTIONS, RELATIONS
+from .paths import ACTIONS, RELATIONS, REVERSALS
 from .scenes import COLORS, SCENES, SHAPES
 
 
@@ -142,24 +143,43 @@ def split_of(combination: Combination, seed: int) -> str:
     return "test" if share < TEST_SHARE else "validation" if share < TEST_SHARE + VALIDATION_SHARE else "train"
 
 
-def plan_split(preset: Preset, split: str, count: int, seed: int) -> list[Combination]:
+def plan_split(
+    preset: Preset, split: str, count: int, seed: int, split_seed: int | None = None, twins: bool = False
+) -> list[Combination]:
     """What the clips of one split show; in validation and test no combination appears twice.
+
+    Args:
+        preset: of the set. split, count: which split, and how many clips.
+        seed: of the draws.
+        split_seed: the seed of the set whose training clips never show what is held out here (default: `seed`).
+        twins: every second clip is the time reversal of the one before it. Both are held out from training.
 
     Raises:
         UserError: there are not enough combinations.
     """
+    split_seed = seed if split_seed is None else split_seed
     plan, seen = [], set()
-    for index in range(count):
+    for index in range(0, count, 2 if twins else 1):
         rng = np.random.default_rng([seed, SPLITS.index(split), index, COMBINATION])
         for _ in range(5000):  # some tens are enough unless the combinations run out
             combination = draw_combination(preset, rng)
-            if split_of(combination, seed) == split and combination not in seen:
+            if twins and combination.action not in REVERSALS:
+                continue
+            shown = [combination, time_reversal(combination)] if twins else [combination]
+            homes = {split_of(each, split_seed) for each in shown}
+            fits = "train" not in homes if twins and split != "train" else homes == {split}
+            if fits and not seen.intersection(shown):
                 break
         else:
             raise UserError(
                 f"--num_{split} {count}: this preset has only about {index} different combinations for {split}"
             )
-        plan.append(combination)
+        plan += shown
         if split != "train":
-            seen.add(combination)
+            seen.update(shown)
     return plan
+
+
+def time_reversal(combination: Combination) -> Combination:
+    """What a clip of one entity shows when it is played backwards."""
+    return dataclasses.replace(combination, action=REVERSALS[combination.action])
