@@ -33,7 +33,7 @@ THUMBNAILS = "thumbnails"  # folder beside the vectors
 THUMBNAIL_SIZE = 320  # pixels of the long side
 THUMBNAIL_SLOTS = threading.BoundedSemaphore(4)  # thumbnails decoded at the same time
 UPLOAD, MAX_UPLOADS = "upload-", 64  # vectors that are kept
-TRIES = 3  # of a search during which the index is made anew
+TRIES = 3  # of a search during which the index is rebuilt
 
 
 class UnavailableError(SearchError):
@@ -131,7 +131,7 @@ class SearchService:
                 if problem is not None:
                     raise problem
                 return answer
-        raise UnavailableError(f"the index {self.name} is being made anew: search again")
+        raise UnavailableError(f"the index {self.name} is being rebuilt: search again")
 
     # --- what it answers ---------------------------------------------------------------------------------------------
 

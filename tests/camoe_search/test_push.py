@@ -40,7 +40,7 @@ def test_a_pushed_index_opens_from_the_hub(hub, tmp_path):
     text = random_texts(3).numpy()
     assert VideoIndex.load(REPO).search_vectors(text) == index.search_vectors(text)
 
-    index.remove(["/videos/1", "/videos/2"])  # half of the rows: the segment is written anew
+    index.remove(["/videos/1", "/videos/2"])  # half of the rows: the segment is written again
     index.push_to_hub(REPO, private=False)
     names = set(hub.files(f"datasets/{REPO}"))
     assert {name for name in names if name.startswith("segment")} == {"segment-000002.vectors"}

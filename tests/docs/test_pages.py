@@ -94,7 +94,7 @@ def test_the_lines_for_other_libraries_give_the_same_vectors(workplace, monkeypa
 
     exported = []
     monkeypatch.setattr(export_onnx, "export_onnx", lambda *arguments: exported.append(arguments))
-    VideoIndex.build([workplace / "a.mp4", workplace / "b.mp4"], "my-index", "runs/demo", num_workers=0)
+    VideoIndex.create_or_update([workplace / "a.mp4", workplace / "b.mp4"], "my-index", "runs/demo", num_workers=0)
     names = run_blocks("docs/using-it-from.md")
     assert sorted(names["ranking"].tolist()) == [0, 1]
     assert abs(names["documents"] - names["videos"].numpy()).max() < 1e-5

@@ -140,7 +140,7 @@ def test_a_processor_alone_saves_the_configuration_it_was_made_from(processor, t
     assert CAMoEProcessor.from_pretrained(tmp_path).experts == processor.experts
 
 
-def test_a_model_with_experts_chosen_anew_saves_a_processor_for_these(run_dir, tmp_path):
+def test_a_model_with_experts_chosen_later_saves_a_processor_for_these(run_dir, tmp_path):
     CAMoEModel.from_pretrained(run_dir, experts=REORDERED).save_pretrained(tmp_path)
     assert CAMoEProcessor.from_pretrained(tmp_path).experts == REORDERED
     release_files(tmp_path)

@@ -52,7 +52,7 @@ def test_a_second_run_tags_no_caption_and_reads_the_same(tmp_path, tagged):
     assert second.clips[3].source == "/videos/v3.mp4" and second.clips[3].start == 3.0
 
 
-def test_other_experts_taggers_rules_or_rows_are_tagged_anew(tmp_path, tagged, monkeypatch):
+def test_other_experts_taggers_rules_or_rows_are_tagged_again(tmp_path, tagged, monkeypatch):
     folder = write_table(tmp_path / "data", ROWS)
     read(folder)
     for change in ({"experts": ("fusion",)}, {"limit": 20}, {"tagger": SpacyTagger()}):
