@@ -20,13 +20,22 @@ help:  ## show the targets
 	$(BIN)/python -m pip install --quiet --editable '.[train,search,hub,test]'
 	touch $@
 
-demo: .venv/.ready  ## make motion clips, train a tiny CAMoE on them, score it and search with it (about 10 minutes)
+demo: .venv/.ready  ## draw motion clips, train a tiny CAMoE on them, score it and draw pictures (about 6 minutes)
+	@echo "1 of 4: drawing 3,700 clips of moving shapes into data/motion_demo, with captions; about 1 minute, once"
 	$(BIN)/python training/make_motion_clips.py --preset demo --output data/motion_demo
+	@echo "2 of 4: training CAMoE on 3,000 of them from scratch, into $(DEMO); about 4 minutes"
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --cpu \
 		--num_cpu_threads_per_process 1 \
 		training/run_retrieval.py --config training/recipes/motion_demo.yaml --output_dir $(DEMO)
+	@echo "3 of 4: scoring 500 queries against 500 clips that show combinations it never saw; half a minute"
 	$(BIN)/python training/evaluate_retrieval.py --checkpoint $(DEMO) --dataset_name data/motion_demo --split test
+	@echo "4 of 4: drawing the best clips of some queries, and why; half a minute"
 	$(BIN)/python training/show_retrieval.py --checkpoint $(DEMO) --dataset_name data/motion_demo --split test
+	@printf '%s\n' "" "Done. The numbers are above and in $(DEMO)/eval_results.json, pictures in $(DEMO)/*.png. Next:" \
+		"  $(BIN)/camoe index data/motion_demo/test --model $(DEMO) --index runs/demo_index    # search these clips" \
+		"  $(BIN)/camoe serve --index runs/demo_index                                          # on a page" \
+		"  $(BIN)/python training/explain.py --checkpoint $(DEMO) --query 'a ring moves left' \\" \
+		"      --video data/motion_demo/test/test_00000.mp4 --out explain.png                  # why a score is what it is"
 
 # Two workers, each with one thread (programs that tests start fill the cores); a file stays whole: its fixtures are dear.
 test: .venv/.ready  ## run all tests (no network, no GPU, no display)
