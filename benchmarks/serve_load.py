@@ -19,8 +19,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import uvicorn
+from synthetic_index import random_vectors, write_index
 
-from benchmarks.synthetic_index import random_vectors, write_index
 from camoe_search.index import VideoIndex
 from camoe_search.serve import PAGE_SIZE, listen, make_app
 

@@ -1,20 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the page shows: clips as the model sees them, their ranking for a sentence, and what each expert contributed.
+"""What the page shows: the moments of clips, their ranking for a sentence, and what each expert contributed.
 
-Model, processor and code are loaded from the release repository. T frames, E experts, D dims, N captions.
-The score of a clip is a sum over experts, `gate[e] * <text[e], video[e]>`; its terms are what the page draws.
+Model, processor and code are loaded from the release: score, decoding and encoding are its own (retrieval.py,
+frames.py, encode.py). hubs.py is this project's. T frames, E experts, D dims, K = E*D, N captions, B moments.
 """
 
+import base64
+import io
 import json
 import math
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+
+try:
+    import spaces  # on the Hub's ZeroGPU; before torch, which it changes
+except ImportError:
+    spaces = None
+
 import torch
+from hubs import query_bank_bias
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from PIL import Image
 from transformers import AutoModel, AutoProcessor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from untrusted import MAX_BYTES, RequestError, check_video
@@ -23,31 +34,39 @@ from untrusted import MAX_BYTES, RequestError, check_video
 BANK_SIZE = 256  # captions of query_bank.txt: more slow down the start and hardly change the biases
 DEFAULT_TAU = 0.05  # for releases whose evaluation chose none
 MAX_CHARACTERS = 500  # of a query
+# As `camoe index` cuts: a clip up to WHOLE seconds is one moment, a longer one is cut every STRIDE seconds.
+WHOLE, WINDOW, STRIDE = 30.0, 10.0, 5.0
+BATCH = 8  # moments per forward pass
+STRIP, POSTER = 96, 320  # pixels of the long side of a frame
 
 
 @dataclass(frozen=True)
-class EncodedClip:
-    """A clip and the model's output for it."""
+class Moment:
+    """A part of a clip, or all of it, and the model's output for it."""
 
-    name: str
+    clip: str  # its name
     path: str
-    frames: torch.Tensor  # (T,3,H,W) uint8: exactly what the model saw
+    start: float  # seconds
+    end: float
+    is_part: bool  # the clip has other moments
+    strip: list[str]  # data URLs: the T frames that the model saw
+    poster: str  # the one in the middle, larger
     times: tuple[float, ...]  # (T,) seconds
-    duration: float  # seconds
     video_embeds: torch.Tensor  # (E,D), a unit vector per expert
     gate: torch.Tensor  # (E,), sums to 1
     frame_weights: torch.Tensor  # (E,T), weight of each frame in each expert
-    bias: float | None  # similarity to the whole query bank; None if the release has none
+    vector: torch.Tensor  # (K,)
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A clip in a ranking."""
+    """A moment in a ranking."""
 
-    clip: EncodedClip
+    moment: Moment
     score: float  # the sum of the parts, minus the bias if corrected
-    similarities: torch.Tensor  # (E,), <text, video>
-    parts: torch.Tensor  # (E,), gate * similarity
+    matches: torch.Tensor  # (E,), <text, video>
+    parts: torch.Tensor  # (E,), gate * match
+    bias: float | None  # that was subtracted
 
 
 class Retrieval:
@@ -65,9 +84,14 @@ class Retrieval:
         if torch.cuda.is_available():
             self.model.to("cuda")
         self.processor = AutoProcessor.from_pretrained(model, **pinned)
-        self.probe_video = get_class_from_dynamic_module("frames.probe_video", model, revision=revision)
         self.experts = list(self.model.config.experts)
-        self.bank, self.tau = self._load_bank()
+        names = "frames.Clip frames.probe_video frames.sample_frames encode.encode_texts retrieval.expert_scores"
+        for name in [*names.split(), "retrieval.similarity"]:
+            setattr(self, name.split(".")[1], get_class_from_dynamic_module(name, model, revision=revision))
+        if spaces is not None:  # a ZeroGPU Space has a GPU for the duration of such a call
+            self._run_on_videos = spaces.GPU(self._run_on_videos)
+            self._run_on_texts = spaces.GPU(self._run_on_texts)
+        self._of_examples: dict[str, list[Moment]] = {}
 
     def file(self, name: str) -> Path | None:
         """A file of the release, or None if it has no such file."""
@@ -81,7 +105,8 @@ class Retrieval:
         except EntryNotFoundError:
             return None
 
-    def example_clips(self) -> dict[str, str]:
+    @cached_property
+    def examples(self) -> dict[str, str]:
         """The example clips of the release as {label: path}, in a folder of their own that can be served."""
         listed = self.file("examples.json")
         if listed is None:
@@ -94,67 +119,147 @@ class Retrieval:
             clips[label] = str(shutil.copy(self.file(example["clip"]), folder / example["clip"]))
         return clips
 
-    def encode_clip(self, path: str, name: str | None = None) -> EncodedClip:
-        """Decode and encode a clip.
+    def thumbnail(self, path: str) -> Image.Image:
+        """The frame in the middle of a clip, all of it."""
+        return picture(self.sample_frames(path, 1, size=None).frames[0], POSTER)
+
+    # --- clips -------------------------------------------------------------------------------------------------------
+
+    def moments(self, path: str, name: str | None = None) -> list[Moment]:
+        """Decode a clip, cut it into moments, and encode them. The examples are encoded once for all visitors.
 
         Raises:
             RequestError: the file is not a video, or too large or too long; the message names it.
         """
+        if path in self._of_examples:
+            return self._of_examples[path]
         name = name or Path(path).name
         if Path(path).stat().st_size > MAX_BYTES:
             raise RequestError(f"{name} is larger than {MAX_BYTES // 2**20} MiB")
         content = check_video(Path(path).read_bytes(), name, self.probe_video)
+        windows = cut(self.probe_video(content).duration)
+        moments, problems = [], []
+        for first in range(0, len(windows), BATCH):
+            moments += self._encode(content, path, name, windows[first : first + BATCH], len(windows) > 1, problems)
+        if not moments:
+            raise RequestError(f"{name} cannot be decoded: {problems[0]}")
+        if path in self.examples.values():
+            self._of_examples[path] = moments
+        return moments
+
+    def _encode(self, content: bytes, path: str, name: str, windows: list, is_part: bool, problems: list):
+        """Some windows of a clip as moments; `problems` gets the causes for those that cannot be decoded."""
+        decoder = self.processor.video_processor
         try:
-            decoded = self.processor.video_processor.decode(content)
+            if is_part:
+                decoded = decoder.decode_windows([self.Clip(content, *window) for window in windows])
+            else:  # as everywhere: the whole file, wherever its header says that it ends
+                decoded = [decoder.decode(content)]
+                windows = [(0.0, decoded[0].duration)]
         except ValueError as error:  # it is truncated
-            raise RequestError(f"{name} cannot be decoded: {error}") from error
+            decoded = [error]
+        problems += [sampled for sampled in decoded if isinstance(sampled, ValueError)]
+        good = [n for n, sampled in enumerate(decoded) if not isinstance(sampled, ValueError)]
+        if not good:
+            return []
+        windows, decoded = [windows[n] for n in good], [decoded[n] for n in good]
+        output = self._run_on_videos(decoded)
+        return [
+            Moment(
+                clip=name,
+                path=path,
+                start=start,
+                end=end,
+                is_part=is_part,
+                strip=[data_url(picture(frame, STRIP)) for frame in sampled.frames],
+                poster=data_url(picture(sampled.frames[len(sampled.frames) // 2], POSTER)),
+                times=sampled.times,
+                video_embeds=embeds,
+                gate=gate,
+                frame_weights=weights[:, : len(sampled.frames)],
+                vector=vector,
+            )
+            for (start, end), sampled, embeds, gate, weights, vector in zip(windows, decoded, *output, strict=True)
+        ]
+
+    def _run_on_videos(self, decoded: list) -> tuple[torch.Tensor, ...]:
+        """Experts (B,E,D), gates (B,E), frame weights (B,E,T) and folded vectors (B,K), on the CPU."""
         with torch.inference_mode():
-            inputs = self.processor(videos=[decoded], return_tensors="pt").to(self.model.device)
+            inputs = self.processor(videos=decoded, return_tensors="pt").to(self.model.device)
             output = self.model.get_video_features(**inputs)
-        vector = output.pooler_output.float().cpu()  # (1,E*D)
-        return EncodedClip(
-            name=name,
-            path=path,
-            frames=decoded.frames,
-            times=decoded.times,
-            duration=decoded.duration,
-            video_embeds=output.video_embeds[0].float().cpu(),
-            gate=output.gate_weights[0].float().cpu(),
-            frame_weights=output.frame_weights[0, :, : len(decoded.frames)].float().cpu(),
-            bias=None if self.bank is None else self._bias(vector),
-        )
+        names = ("video_embeds", "gate_weights", "frame_weights", "pooler_output")
+        return tuple(output[name].float().cpu() for name in names)
+
+    # --- sentences ---------------------------------------------------------------------------------------------------
 
     def encode_query(self, query: str) -> tuple[dict[str, str], torch.Tensor]:
         """A sentence -> the text that each expert reads, and their vectors (E,D)."""
         texts = dict(zip(self.experts, self.processor.streams_of([query[:MAX_CHARACTERS]])[0], strict=True))
-        return texts, self._text_embeds([texts])[0]
+        return texts, self._run_on_texts([texts])[0].unflatten(0, (len(self.experts), -1))
 
-    def rank(self, text_embeds: torch.Tensor, clips: list[EncodedClip], is_corrected: bool = False) -> list[Hit]:
-        """Clips by score, best first. `text_embeds` (E,D) as from `encode_query`; `is_corrected` subtracts biases."""
-        hits = []
-        for clip in clips:
-            similarities = (text_embeds * clip.video_embeds).sum(dim=1)  # (E,)
-            parts = clip.gate * similarities
-            score = parts.sum().item() - (clip.bias if is_corrected else 0.0)
-            hits.append(Hit(clip, score, similarities, parts))
-        return sorted(hits, key=lambda hit: -hit.score)
+    def _run_on_texts(self, texts: list) -> torch.Tensor:
+        """Captions -> folded vectors (N,K), on the CPU."""
+        return self.encode_texts(self.model, self.processor, texts)
 
-    def _text_embeds(self, texts: list) -> torch.Tensor:
-        with torch.inference_mode():
-            inputs = self.processor(text=texts, return_tensors="pt").to(self.model.device)
-            return self.model.get_text_features(**inputs).text_embeds.float().cpu()  # (N,E,D)
+    @cached_property
+    def captions(self) -> list[str]:
+        """Of the query bank; none if the release has no bank."""
+        bank = self.file("query_bank.txt")
+        lines = [] if bank is None else bank.read_text(encoding="utf-8").split("\n")[:BANK_SIZE]
+        return [line for line in lines if line.strip()]
 
-    def _load_bank(self) -> tuple[torch.Tensor | None, float]:
-        """Vectors of training captions (N,E*D), and the temperature of the biases."""
-        bank, results = self.file("query_bank.txt"), self.file("eval_results.json")
-        captions = [] if bank is None else bank.read_text(encoding="utf-8").split("\n")[:BANK_SIZE]
-        captions = [caption for caption in captions if caption.strip()]
-        if not captions:
-            return None, DEFAULT_TAU
+    @cached_property
+    def bank(self) -> tuple[torch.Tensor, float]:
+        """Vectors of the captions (N,K), and the temperature of the biases."""
+        results = self.file("eval_results.json")
         settings = {} if results is None else json.loads(results.read_text(encoding="utf-8")).get("settings", {})
-        return self._text_embeds(captions).flatten(1), settings.get("tau") or DEFAULT_TAU
+        return self._run_on_texts(self.captions), settings.get("tau") or DEFAULT_TAU
 
-    def _bias(self, vector: torch.Tensor) -> float:
-        """tau * log mean exp over the bank of (score / tau), of one clip (1,E*D)."""
-        scores = (self.bank @ vector.T)[:, 0]  # (N,)
-        return self.tau * (torch.logsumexp(scores / self.tau, dim=0).item() - math.log(len(scores)))
+    # --- ranking -----------------------------------------------------------------------------------------------------
+
+    def rank(self, text_embeds: torch.Tensor, moments: list[Moment], is_corrected: bool = False) -> list[Hit]:
+        """Moments by score, best first; those that overlap a better one of their clip are left out.
+
+        Args:
+            text_embeds: (E,D) as from `encode_query`.
+            is_corrected: subtract each moment's bias, its similarity to the whole query bank.
+        """
+        if not moments:
+            return []
+        embeds, gates = torch.stack([m.video_embeds for m in moments]), torch.stack([m.gate for m in moments])
+        parts = self.expert_scores(text_embeds[None], embeds, gates)[0]  # (B,E)
+        matches = self.expert_scores(text_embeds[None], embeds, torch.ones_like(gates))[0]
+        scores, biases = parts.sum(dim=1), [None] * len(moments)
+        if is_corrected:
+            bank, tau = self.bank
+            bias = query_bank_bias(self.similarity(bank, torch.stack([m.vector for m in moments])), tau)
+            scores, biases = scores - bias, bias.tolist()
+        hits: list[Hit] = []
+        for n in scores.argsort(descending=True, stable=True).tolist():
+            moment = moments[n]
+            of_clip = [hit.moment for hit in hits if hit.moment.path == moment.path]
+            if not any(moment.start < other.end and other.start < moment.end for other in of_clip):
+                hits.append(Hit(moment, scores[n].item(), matches[n], parts[n], biases[n]))
+        return hits
+
+
+def cut(duration: float) -> list[tuple[float, float]]:
+    """The moments of a clip of so many seconds, as (start, end); the last one ends where the clip ends."""
+    if duration <= WHOLE:
+        return [(0.0, duration)]
+    steps = math.ceil((duration - WINDOW) / STRIDE - 1e-9)
+    return [(start, start + WINDOW) for start in [*(STRIDE * n for n in range(steps)), duration - WINDOW]]
+
+
+def picture(frame: torch.Tensor, size: int) -> Image.Image:
+    """(3,H,W) uint8 -> a picture whose long side has at most `size` pixels."""
+    image = Image.fromarray(frame.permute(1, 2, 0).numpy())
+    image.thumbnail((size, size))
+    return image
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture as part of a page."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

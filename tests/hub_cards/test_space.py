@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Space: what it computes, and its page in a browser, run from the Hub in an environment without this project."""
 
+import itertools
 import json
 import math
 import socket
@@ -8,13 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import clip_search
 import numpy as np
 import pytest
 import torch
-from clip_search import Retrieval
+from clip_search import Retrieval, cut
 from draw import draw_gallery, draw_ranking
 from fake_hub import FakeHub
 from huggingface_hub import SpaceCard, constants
@@ -23,7 +26,9 @@ from release_space import main
 from run_elsewhere import environment
 from untrusted import RequestError
 
+from camoe_search.files import cut_windows
 from modeling_camoe import CAMoEModel, CAMoEPipeline, CAMoEProcessor
+from modeling_camoe.frames import Clip
 from tests.video_files import write_video
 
 
@@ -63,30 +68,48 @@ def retrieval(release):
     return Retrieval(str(release))
 
 
+def ranked(retrieval, query, paths, is_corrected=False):
+    moments = [moment for path in paths for moment in retrieval.moments(str(path))]
+    return retrieval.rank(retrieval.encode_query(query)[1], moments, is_corrected)
+
+
 def test_the_parts_add_up_to_the_score_of_the_pipeline(retrieval, clips, expected):
-    seen = [retrieval.encode_clip(str(path)) for path in clips]
-    texts, embeds = retrieval.encode_query(QUERY)
+    texts, _ = retrieval.encode_query(QUERY)
     assert list(texts) == ["fusion", "entity", "action", "scene"]
     assert texts["fusion"] == QUERY and texts["entity"].startswith("red star")
-    hits = retrieval.rank(embeds, seen)
-    assert [hit.clip.name for hit in hits] == list(expected)
+    hits = ranked(retrieval, QUERY, clips)
+    assert [hit.moment.clip for hit in hits] == list(expected)
     for hit in hits:
-        assert hit.score == pytest.approx(expected[hit.clip.name], abs=1e-5)
+        assert hit.score == pytest.approx(expected[hit.moment.clip], abs=1e-5)
         assert hit.score == pytest.approx(hit.parts.sum().item(), abs=1e-6)
-        assert hit.clip.gate.sum().item() == pytest.approx(1, abs=1e-5)
-        assert hit.clip.frames.shape == (3, 3, 32, 32) and hit.clip.frame_weights.shape == (4, 3)
+        assert (hit.moment.gate * hit.matches).tolist() == pytest.approx(hit.parts.tolist(), abs=1e-6)
+        assert hit.moment.gate.sum().item() == pytest.approx(1, abs=1e-5)
+        assert len(hit.moment.strip) == 3 and hit.moment.frame_weights.shape == (4, 3)
 
 
 def test_the_bias_follows_the_formula_of_the_card(retrieval, release, clips):
-    clip = retrieval.encode_clip(str(clips[0]))
     captions = (release / "query_bank.txt").read_text().splitlines()
     tau = json.loads((release / "eval_results.json").read_text())["settings"]["tau"]
-    embeds = [retrieval.encode_query(caption)[1] for caption in captions]
-    scores = torch.tensor([retrieval.rank(e, [clip])[0].score for e in embeds])
+    scores = torch.tensor([ranked(retrieval, caption, clips[:1])[0].score for caption in captions])
     bias = tau * (torch.logsumexp(scores / tau, dim=0).item() - math.log(len(captions)))
-    assert clip.bias == pytest.approx(bias, abs=1e-5)
-    plain, corrected = (retrieval.rank(embeds[0], [clip], flag)[0].score for flag in (False, True))
-    assert plain - corrected == pytest.approx(bias, abs=1e-5)
+    plain, corrected = (ranked(retrieval, captions[0], clips[:1], flag)[0] for flag in (False, True))
+    assert corrected.bias == pytest.approx(bias, abs=1e-5) and plain.bias is None
+    assert plain.score - corrected.score == pytest.approx(bias, abs=1e-5)
+
+
+def test_a_long_clip_is_cut_into_moments_as_by_search(retrieval, tmp_path):
+    for seconds in (3.0, 30.0, 30.5, 35.0, 64.2, 600.0):
+        assert cut(seconds) == pytest.approx(cut_windows(seconds))
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 48, 64, 3), dtype=np.uint8)
+    path = write_video(tmp_path / "long.mp4", 88, 2, gop=4, pictures=[pictures[i // 20] for i in range(88)])
+    moments = retrieval.moments(str(path))
+    assert [(moment.start, moment.end) for moment in moments] == cut_windows(44.0)
+    hits = retrieval.rank(retrieval.encode_query(QUERY)[1], moments)
+    spans = sorted((hit.moment.start, hit.moment.end) for hit in hits)
+    assert len(spans) > 1 and all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+    whole = Clip(str(path), hits[0].moment.start, hits[0].moment.end)
+    pipe = CAMoEPipeline(retrieval.model, processor=retrieval.processor, device="cpu")
+    assert hits[0].score == pytest.approx(pipe(texts=QUERY, videos=[whole])[0]["score"], abs=1e-5)
 
 
 def test_a_release_without_bank_and_examples_works_without_them(release, clips, tmp_path):
@@ -94,29 +117,41 @@ def test_a_release_without_bank_and_examples_works_without_them(release, clips, 
         if path.name not in ("query_bank.txt", "examples.json"):
             (tmp_path / path.name).symlink_to(path)
     retrieval = Retrieval(str(tmp_path))
-    assert retrieval.bank is None and retrieval.example_clips() == {}
-    assert retrieval.encode_clip(str(clips[0])).bias is None
+    assert retrieval.captions == [] and retrieval.examples == {}
+    assert len(ranked(retrieval, QUERY, clips)) == 3
+
+
+def test_a_gpu_that_is_lent_is_asked_for_where_the_model_runs(release, clips, monkeypatch):
+    asked = []
+
+    def lend(function):
+        return lambda *arguments: asked.append(function.__name__) or function(*arguments)
+
+    monkeypatch.setattr(clip_search, "spaces", SimpleNamespace(GPU=lend))
+    retrieval = Retrieval(str(release))
+    assert len(ranked(retrieval, QUERY, clips[:1], True)) == 1
+    assert asked == ["_run_on_videos", "_run_on_texts", "_run_on_texts"]  # the clip, the query, the bank
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"hello" * 100, "is not a video"), (b"", "is not a video")])
 def test_the_error_names_a_file_that_is_not_a_video(retrieval, tmp_path, content, message):
     (tmp_path / "broken.mp4").write_bytes(content)
     with pytest.raises(RequestError, match=f"broken.mp4 {message}"):
-        retrieval.encode_clip(str(tmp_path / "broken.mp4"))
+        retrieval.moments(str(tmp_path / "broken.mp4"))
 
 
 def test_a_large_file_is_refused_without_reading_it(retrieval, tmp_path):
     with open(tmp_path / "large.mp4", "wb") as file:
         file.truncate(2**31)  # sparse: nothing is stored on disk
     with pytest.raises(RequestError, match="large.mp4 is larger than 64 MiB"):
-        retrieval.encode_clip(str(tmp_path / "large.mp4"))
+        retrieval.moments(str(tmp_path / "large.mp4"))
 
 
 def test_visitors_text_is_escaped(retrieval, clips):
     evil = "<script>alert(1)</script>"
-    clip = retrieval.encode_clip(str(clips[0]), name=evil)
+    moments = retrieval.moments(str(clips[0]), name=evil)
     texts, embeds = retrieval.encode_query(f"a dog {evil}")
-    page = draw_gallery([clip], [evil]) + draw_ranking(texts, retrieval.rank(embeds, [clip], True), True)
+    page = draw_gallery([moments], [evil]) + draw_ranking(texts, retrieval.rank(embeds, moments, True))
     assert "<script" not in page and page.count("&lt;script&gt;") >= 4
 
 
@@ -147,7 +182,9 @@ def test_a_space_names_its_model_and_is_one_commit(hub, monkeypatch):
         "app.py",
         "clip_search.py",
         "draw.py",
+        "hubs.py",
         "look.css",
+        "ranking.html",
         "untrusted.py",
         "requirements.txt",
     }
@@ -211,6 +248,7 @@ def _answers(port: int) -> bool:
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium")
 def test_a_visitor_uploads_clips_and_sees_the_ranking(address, retrieval, clips, expected, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
+    expect = playwright.expect
     (tmp_path / "broken.mp4").write_bytes(b"hello" * 100)
     elsewhere = []
 
@@ -225,8 +263,15 @@ def test_a_visitor_uploads_clips_and_sees_the_ranking(address, retrieval, clips,
         )
         browser.route("**/*", guard)
         page = browser.new_page()
+        page.set_viewport_size({"width": 390, "height": 844})
         page.goto(address)
-        page.get_by_text("Upload or pick some clips").wait_for()
+        example = page.locator("#examples button").first
+        assert "✓ example_1.mp4" in example.inner_text()  # chosen at the beginning
+        box, results = (page.locator(name).bounding_box()["y"] for name in ("#query", "#ranking"))
+        assert box < results < page.locator("input[type=file]").locator("..").bounding_box()["y"]  # on a phone
+        page.set_viewport_size({"width": 1280, "height": 800})
+        example.click()  # taken out
+        expect(example).not_to_contain_text("✓")
         page.set_input_files("input[type=file]", [*map(str, clips), str(tmp_path / "broken.mp4")])
         page.locator(".tile").nth(2).wait_for()
         assert page.locator(".tile").count() == 3
@@ -239,21 +284,21 @@ def test_a_visitor_uploads_clips_and_sees_the_ranking(address, retrieval, clips,
         scores = [float(text) for text in page.locator(".hit .score").all_inner_texts()]
         assert scores == pytest.approx(list(expected.values()), abs=6e-4)
         legend = page.locator(".legend li").all_inner_texts()
-        texts, embeds = retrieval.encode_query(QUERY)
+        texts, _ = retrieval.encode_query(QUERY)
         assert legend == [f"{expert} reads “{text}”" for expert, text in texts.items()]
         best = page.locator(".hit[open]")
         assert best.count() == 1 and best.locator(".strip img").count() == 3
         parts = [float(text[1:]) for text in best.locator("tbody td:nth-child(4)").all_inner_texts()]
         assert sum(parts[:4]) == pytest.approx(parts[4], abs=3e-3) and parts[4] == scores[0]
-        video = page.request.get(f"{address}/{best.locator('video').get_attribute('src')}")
+        video = page.request.get(f"{address}/{best.locator('video').get_attribute('src').split('#')[0]}")
         assert video.status == 200 and video.body() in [path.read_bytes() for path in clips]
 
         page.get_by_label("query bank").check()  # now minus the bias, which the table shows
         best.locator("tr.sum", has_text="bias").wait_for()
-        hits = retrieval.rank(embeds, [retrieval.encode_clip(str(path)) for path in clips], True)
-        assert page.locator(".hit .name").all_inner_texts() == [hit.clip.name for hit in hits]
+        hits = ranked(retrieval, QUERY, clips, True)
+        assert page.locator(".hit .name").all_inner_texts() == [hit.moment.clip for hit in hits]
 
-        page.get_by_label("example_1.mp4").check()  # a clip that came with the release
+        example.click()  # in again: a clip that came with the release
         page.locator(".hit").nth(3).wait_for()
         assert page.locator(".tile").count() == 4
 
