@@ -19,6 +19,16 @@ surface form: CLIP was trained on it.
 - A bare "is" tells nothing that happens: then `action` has no words.
 - A stream without words reads the whole caption, so no text is ever empty. A stream's phrases are joined by ", ".
 
+How a stream's words become its text is part of the tagger's name, after a colon ("en_core_web_sm:phrases"):
+
+    a man in a red shirt is playing the violin on a stage
+    words    man, red shirt, violin               playing               on a stage    (the default)
+    phrases  man in a red shirt, violin           playing the violin    on a stage
+    masked   a man in a red shirt the violin      is playing            on a stage
+
+`phrases` keeps a verb with its object and a noun with its modifiers. `masked` is the caption in its order without the
+words of the other streams. docs/ablations.md compares them.
+
 Only spaCy's part-of-speech tagger runs; a parser would double the time. Its tags become streams in
 english_streams.py.
 """
@@ -30,7 +40,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .english_streams import streams_from_tags
+from .english_streams import SENTENCES, streams_from_tags
 from .english_tags import Word
 
 
@@ -55,24 +65,39 @@ class SpacyTagger:
 
     Args:
         model: name or path of an English spaCy model. "en_core_web_sm" may also be the copy of it on PyPI.
+        sentences: "words", "phrases" or "masked": how the words of a stream become its text.
 
     Raises:
+        ValueError: `sentences` is something else.
         ImportError: at the first caption, if spaCy or the model is not installed (naming the pip command).
     """
 
-    def __init__(self, model: str = "en_core_web_sm"):
+    def __init__(self, model: str = "en_core_web_sm", sentences: str = "words"):
+        if sentences not in SENTENCES:
+            raise ValueError(f"`sentences` is {sentences!r}; choose from {SENTENCES}.")
         self.model = model
+        self.sentences = sentences
         self._nlp = None
+
+    @classmethod
+    def named(cls, name: str) -> "SpacyTagger":
+        """ "en_core_web_sm" or "en_core_web_sm:phrases" -> the tagger."""
+        model, colon, sentences = name.rpartition(":")
+        return cls(model, sentences) if colon and sentences in SENTENCES else cls(name)
+
+    @property
+    def name(self) -> str:
+        """What a processor saves."""
+        return self.model if self.sentences == "words" else f"{self.model}:{self.sentences}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model}
+        return {"model": self.model, "sentences": self.sentences}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.model = state["model"]
-        self._nlp = None
+        self.__init__(**state)
 
     def __repr__(self) -> str:
-        return f"SpacyTagger({self.model!r})"
+        return f"SpacyTagger({self.name!r})"
 
     def __call__(self, caption: str) -> dict[str, str]:
         return self.tag_batch([caption])[0]
@@ -82,7 +107,7 @@ class SpacyTagger:
         if self._nlp is None:
             self._nlp = _load_spacy(self.model)
         docs = self._nlp.pipe(map(_truncate, captions), batch_size=batch_size)
-        return [_streams_of(doc) for doc in docs]
+        return [_streams_of(doc, self.sentences) for doc in docs]
 
 
 Tagger = Callable[[str], Mapping[str, str]]
@@ -109,9 +134,9 @@ def _truncate(caption: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _streams_of(doc: Any) -> dict[str, str]:
+def _streams_of(doc: Any, sentences: str) -> dict[str, str]:
     try:
-        return streams_from_tags(_words_of(doc))
+        return streams_from_tags(_words_of(doc), sentences)
     except Exception:  # a data set of 180,000 captions must not end at one that the rules did not foresee
         logger.warning(
             "The caption rules failed on %r: every expert reads the whole caption.", doc.text, exc_info=True
@@ -135,8 +160,8 @@ def _words_of(doc: Any) -> list[Word]:
 
 
 @functools.lru_cache(maxsize=8)
-def _spacy_tagger(model: str) -> SpacyTagger:
-    return SpacyTagger(model)  # one per process: loading a model takes a second
+def _spacy_tagger(name: str) -> SpacyTagger:
+    return SpacyTagger.named(name)  # one per process: loading a model takes a second
 
 
 def resolve_tagger(tagger: str | Tagger | None) -> Tagger | None:
@@ -162,7 +187,7 @@ def tagger_name(tagger: str | Tagger | None) -> str:
     if tagger is None or isinstance(tagger, str):
         return tagger or "none"
     if isinstance(tagger, SpacyTagger):
-        return tagger.model
+        return tagger.name
     return CUSTOM + getattr(tagger, "__qualname__", type(tagger).__qualname__)
 
 
@@ -185,8 +210,9 @@ def caption_streams(
         captions: N captions. A mapping is an already tagged caption: text by expert or by stream; experts that it
             leaves out or leaves empty read its "fusion" or "caption".
         experts: E names.
-        tagger: a spaCy model's name, any callable caption -> {expert or stream: text}, or None ("none"): then every
-            expert reads the whole caption. If it has a method `tag_batch(captions)`, that is called instead.
+        tagger: a spaCy model's name, also with ":phrases" or ":masked"; any callable caption -> {expert or stream:
+            text}; or None ("none"): then every expert reads the whole caption. If it has a method
+            `tag_batch(captions)`, that is called instead.
         streams: {expert: stream} for experts that are not named after their stream.
 
     Raises:

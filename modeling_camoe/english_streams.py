@@ -2,7 +2,7 @@
 """English grammar of caption streams: part-of-speech tags -> the texts of entity, action and scene.
 
 Three steps: `repair_tags` (english_tags.py), finding noun and prepositional phrases, and `streams_from_tags`, which
-assigns each phrase to a stream. captions.py says what the streams mean.
+assigns each phrase to a stream. captions.py says what the streams mean, and what the `SENTENCES` are.
 
 There is no parse: captions are simple enough to be read from left to right by their parts of speech.
 """
@@ -51,6 +51,7 @@ from .english_tags import (
 )
 
 
+SENTENCES = ("words", "phrases", "masked")
 LEADING_PREPOSITIONS = GOAL_PREPOSITIONS | MOTION_PREPOSITIONS
 
 Span = tuple[int, int]  # words[start:end]
@@ -150,11 +151,16 @@ def _prepositional_phrase(words: Sequence[Word], start: int, verb: str) -> _Phra
 # -- streams -------------------------------------------------------------------------------------------------------
 
 
-def streams_from_tags(words: Sequence[Word]) -> dict[str, str]:
-    """Texts of the streams entity, action and scene for a caption's tagged words; "" for a stream without words."""
+def streams_from_tags(words: Sequence[Word], sentences: str = "words") -> dict[str, str]:
+    """Texts of the streams entity, action and scene for a caption's tagged words; "" for a stream without words.
+
+    Args:
+        words: of the caption.
+        sentences: of `SENTENCES`, how a stream's words become its text.
+    """
     reader = _Reader(repair_tags(words))
     reader.read()
-    return reader.streams()
+    return {"words": reader.streams, "phrases": reader.phrases, "masked": reader.masked}[sentences]()
 
 
 class _Reader:
@@ -172,6 +178,8 @@ class _Reader:
         self.actions: list[list[Span]] = []  # verbs, each with what goes with it
         self.scenes: list[Span] = []
         self.goals: list[Span] = []  # "into the crowd": a scene if there is no other
+        self.objects: list[tuple[int, Span]] = []  # the action's number and a noun phrase right after it
+        self.modifiers: set[int] = set()  # where a preposition joins two noun phrases: "a man in a red shirt"
 
     def read(self) -> None:
         """Apply the first rule that matches at each word, and skip words that match none."""
@@ -201,6 +209,42 @@ class _Reader:
             "action": ", ".join(actions),
             "scene": ", ".join(map(self.text, scenes)),
         }
+
+    def phrases(self) -> dict[str, str]:
+        """The same with what belongs together: a verb with its object, a noun with its modifiers."""
+        entities = []
+        for start, end in self.entities:
+            if entities and entities[-1][1] in self.modifiers and entities[-1][1] < start:
+                start = entities.pop()[0]
+            entities.append((start, end))
+        actions = [[*group, *(span for of, span in self.objects if of == n)] for n, group in enumerate(self.actions)]
+        texts = self.streams()
+        if self.entities:
+            texts["entity"] = ", ".join(map(self.text, map(self.without_determiner, entities)))
+        if self.actions:
+            texts["action"] = ", ".join(" ".join(map(self.text, sorted(group))) for group in actions)
+        return texts
+
+    def masked(self) -> dict[str, str]:
+        """The caption in its order, for each stream without the words of the others.
+
+        A word that belongs to none ("is", "and") goes with the one after it: "is playing", "and a dog".
+        """
+        spans = {
+            "entity": self.entities or self.recordings,
+            "action": [span for group in self.actions for span in group],
+            "scene": self.scenes or self.goals,
+        }
+        numbers = {name: {n for start, end in own for n in range(start, end)} for name, own in spans.items()}
+        kept: dict[str, list[str]] = {name: [] for name in numbers}
+        open_words: list[str] = []
+        for n, word in enumerate(self.words):
+            owners = [name for name, own in numbers.items() if n in own]
+            open_words += [word.text] if any(map(str.isalnum, word.text)) else []
+            for name in owners:
+                kept[name] += open_words
+            open_words = [] if owners else open_words
+        return {name: " ".join(texts) for name, texts in kept.items()}
 
     def text(self, span: Span) -> str:
         start, end = span
@@ -279,6 +323,8 @@ class _Reader:
             self.goals.append((i, phrase.end))
         if not phrase.kind:
             return phrase.end
+        if phrase.kind == "thing" and word.lower not in CONJUNCTIONS and self.entities and self.entities[-1][1] == i:
+            self.modifiers.add(i)
         # The preposition goes with its verb ("jumps over", "talks to"), and its noun phrase is read next.
         if (self.is_action(i - 1) and word.lower not in CONJUNCTIONS) or (phrase.kind == "goal" and self.verb):
             self.add_action(i, phrase.noun)
@@ -287,6 +333,8 @@ class _Reader:
     def read_noun_phrase(self, i: int) -> int:
         end = _noun_phrase(self.words, i)
         if end > i:
+            if self.is_action(i - 1):  # "playing the violin", "talks to his teacher"
+                self.objects.append((len(self.actions) - 1, (i, end)))
             self.add(self.entities, i, end, joining=("of",))
             if self.words[end - 1].lower in RECORDINGS:
                 self.recordings.append(self.entities.pop())

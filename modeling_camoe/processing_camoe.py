@@ -52,8 +52,9 @@ class CAMoEProcessor(SavesProcessor, ProcessorMixin):
         tokenizer: the text tower's own.
         config: the model's [`CAMoEConfig`]; by default, a fresh one. Experts, streams and statistics cannot be changed
             there afterwards: make another processor.
-        tagger: what splits a caption into streams: the name of a spaCy model, "none" (every expert reads the whole
-            caption), or any callable caption -> {expert: text}. A callable is not saved: set it again after loading
+        tagger: what splits a caption into streams: the name of a spaCy model, with ":phrases" or ":masked" after it
+            for other texts of the same words (captions.py), "none" (every expert reads the whole caption), or any
+            callable caption -> {expert: text}. A callable is not saved: set it again after loading
             (`processor.tagger = ...`), before the processor reads captions.
         max_length: tokens read of each text, including the start and end tokens. 32 by default, or what the text tower
             takes if that is less.

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from modeling_camoe import captions as captions_module
 from modeling_camoe import english_tags
-from modeling_camoe.captions import MAX_WORDS, STREAMS, SpacyTagger, caption_streams, resolve_tagger
-from modeling_camoe.english_streams import streams_from_tags
+from modeling_camoe.captions import MAX_WORDS, STREAMS, SpacyTagger, caption_streams, resolve_tagger, tagger_name
+from modeling_camoe.english_streams import SENTENCES, streams_from_tags
 from modeling_camoe.english_tags import Word
 
 
@@ -76,6 +76,52 @@ CAPTIONS = {
 def test_words_go_to_their_streams(caption, tagger):
     streams = tagger(caption)
     assert (streams["entity"], streams["action"], streams["scene"]) == CAPTIONS[caption]
+
+
+# caption: (entity, action, scene) as phrases, and masked
+SENTENCE_CAPTIONS = {
+    "a man in a red shirt is playing the violin on a stage": (
+        ("man in a red shirt, violin", "playing the violin", "on a stage"),
+        ("a man in a red shirt the violin", "is playing", "on a stage"),
+    ),
+    "a blue ring is being chased by a red star": (
+        ("blue ring, red star", "chased by a red star", ""),
+        ("a blue ring a red star", "is being chased by", ""),
+    ),
+    "On the beach, a small red star is moving to the left.": (
+        ("small red star", "moving to the left", "On the beach"),
+        ("a small red star", "is moving to the left", "On the beach"),
+    ),
+    "a man picks the ball up quickly": (
+        ("man, ball", "picks the ball up quickly", ""),
+        ("a man the ball", "picks up quickly", ""),
+    ),
+    "a boy is riding horses while a dog runs in the park": (
+        ("boy, horses, dog", "riding horses, runs", "in the park"),
+        ("a boy horses while a dog", "is riding runs", "in the park"),
+    ),
+    "a girl is on a stage": (("girl", "", "on a stage"), ("a girl", "", "is on a stage")),
+    "a spinning star": (("spinning star", "spinning", ""), ("a spinning star", "", "")),
+}
+
+
+@pytest.mark.parametrize("caption", SENTENCE_CAPTIONS)
+def test_a_streams_words_become_phrases_or_what_is_left_of_the_caption(caption):
+    for sentences, expected in zip(("phrases", "masked"), SENTENCE_CAPTIONS[caption], strict=True):
+        assert tuple(resolve_tagger(f"en_core_web_sm:{sentences}")(caption).values()) == expected
+
+
+def test_phrases_do_not_change_captions_of_one_thing_and_what_it_does(tagger):
+    captions = ["a red star spins on the beach", "in a forest, the blue ring is moving up and down"]
+    assert resolve_tagger("en_core_web_sm:phrases").tag_batch(captions) == tagger.tag_batch(captions)
+
+
+def test_a_tagger_is_saved_under_a_name_that_says_how_it_writes_its_texts():
+    assert tagger_name(SpacyTagger(sentences="masked")) == "en_core_web_sm:masked"
+    assert tagger_name(SpacyTagger.named("en_core_web_sm:words")) == "en_core_web_sm"
+    assert SpacyTagger.named("C:/models/en").model == "C:/models/en"
+    with pytest.raises(ValueError, match="`sentences` is 'phrase'"):
+        SpacyTagger(sentences="phrase")
 
 
 def test_colours_and_shapes_actions_and_places_of_motion_captions_do_not_mix(tagger):
@@ -188,9 +234,10 @@ REPEATABLE = {"derandomize": True, "database": None, "deadline": None}
 @settings(max_examples=1000, **REPEATABLE)
 @given(st.lists(st.tuples(st.sampled_from(LISTED_WORDS), st.sampled_from(TAGS)), max_size=12))
 def test_any_words_with_any_tags_become_streams_of_these_words(pairs):
-    streams = streams_from_tags([Word.of(*pair) for pair in pairs])
-    assert set(streams) == {"entity", "action", "scene"}
-    assert set(" ".join(streams.values()).replace(",", " ").split()) <= {word for word, _ in pairs}
+    for sentences in SENTENCES:
+        streams = streams_from_tags([Word.of(*pair) for pair in pairs], sentences)
+        assert set(streams) == {"entity", "action", "scene"}
+        assert set(" ".join(streams.values()).replace(",", " ").split()) <= {word for word, _ in pairs}
 
 
 @settings(max_examples=200, **REPEATABLE)
@@ -206,10 +253,10 @@ def test_any_text_becomes_a_text_for_every_expert_without_the_fallback(caption):
 def test_every_expert_reads_the_whole_caption_where_a_rule_fails(monkeypatch, caplog):
     rules = captions_module.streams_from_tags
 
-    def fail_at_cats(words):
+    def fail_at_cats(words, sentences):
         if words[1].text == "cat":
             raise IndexError("list index out of range")
-        return rules(words)
+        return rules(words, sentences)
 
     monkeypatch.setattr(captions_module, "streams_from_tags", fail_at_cats)
     with caplog.at_level(logging.WARNING, logger=captions_module.__name__):

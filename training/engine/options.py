@@ -70,7 +70,9 @@ class TrainOptions:
         None, "train LoRA matrices instead of CLIP's weights: fields of peft's LoraConfig, e.g. --lora.r 16"
     )
     tagger: str | None = option(
-        "en_core_web_sm", "spaCy model that tags captions; none: every expert reads the whole caption"
+        "en_core_web_sm",
+        "spaCy model that tags captions, also with :phrases or :masked after its name; none: every expert reads the "
+        "whole caption",
     )
     num_frames: int = option(12, "frames per clip")
     max_words: int = option(32, "tokens per text, at most what the text tower takes (CLIP: 77)")
