@@ -137,6 +137,8 @@ def damage(folder):
         (None, ("--batch_size", 5), "was written with batch_size 4, now it is 5"),
         (None, ("--learning_rate", 2e-3), "was written with learning_rate 0.001, now it is 0.002"),
         (None, ("--num_train_epochs", 4), "was written with num_train_epochs 3, now it is 4"),
+        (None, ("--model.dual_softmax_temp", 3), "was written with model {}, now it is {'dual_softmax_temp': 3}"),
+        (None, ("--tagger", "none"), "was written with tagger en_core_web_sm, now it is none"),
         (None, ("--model.experts", "[fusion]"), "one of another model does not fit"),
         (None, ("--resume_from_checkpoint", "/nowhere"), "/nowhere is not a training checkpoint; give 'latest'"),
     ],

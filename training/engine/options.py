@@ -194,7 +194,7 @@ class TrainOptions:
         *("num_train_epochs", "max_train_steps", "learning_rate", "clip_learning_rate", "layer_decay", "weight_decay"),
         *("warmup_ratio", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon", "ema_decay"),
         *("num_frames", "frames_per_second", "max_words", "train_sampling", "captions_per_video"),
-        "mask_same_captions",
+        *("mask_same_captions", "model", "streams", "tagger", "lora"),
     )
 
     def fixed(self) -> dict:
