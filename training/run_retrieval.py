@@ -51,7 +51,7 @@ from engine.dry_run import choose_prefetch, describe_run, frame_shape, free_memo
 from engine.lora import add_lora
 from engine.optimizer import make_optimizer
 from engine.options import TrainOptions
-from engine.recipe import exit_on_user_error, flat_options, parse_options, save_recipe
+from engine.recipe import exit_on_user_error, flat_options, parse_options
 from engine.start import build_model, build_processor
 from engine.telemetry import peak_rate
 from engine.trainer import Terminated, Trainer
@@ -259,8 +259,6 @@ def main():
     scheduler = get_cosine_schedule_with_warmup(optimizer, math.ceil(options.warmup_ratio * total_steps), total_steps)
     model, optimizer = prepare_training(accelerator, model, optimizer, options.batch_size // accelerator.num_processes)
     accelerator.init_trackers("camoe", config=flat_options(options))
-    if accelerator.is_main_process:
-        save_recipe(options, output_dir / "recipe.yaml")
 
     if options.streaming:
         bank = bank_of(splits["train"].first_captions(options.query_bank_size))

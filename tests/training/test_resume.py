@@ -146,10 +146,12 @@ def damage(folder):
 def test_a_checkpoint_that_does_not_fit_is_one_line_with_remedy(clips, half_done, change, arguments, message):
     if change is not None:
         change(half_done)
+    recipe = (half_done / "recipe.yaml").read_bytes()
     run = start(clips, half_done, *RESUME, *arguments)
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 2 and "Traceback" not in errors
     assert message in errors.strip().splitlines()[-1]
+    assert (half_done / "recipe.yaml").read_bytes() == recipe  # what is there was made with it
 
 
 # Makes the loss of step 13 (and of step 14, when skipping) not a number.

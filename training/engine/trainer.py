@@ -31,6 +31,7 @@ from .distributed import full_model
 from .gradient_cache import accumulated_backward, cached_backward
 from .lora import unwrap_peft
 from .optimizer import Average
+from .recipe import save_recipe
 from .telemetry import PairCost, Telemetry
 
 
@@ -96,6 +97,8 @@ class Trainer:
         resumed = None
         if self.options.resume_from_checkpoint is not None:
             resumed = self.checkpoints.load(self.accelerator, self.options.resume_from_checkpoint)
+        if self.accelerator.is_main_process:  # not of a resume that was refused
+            save_recipe(self.options, self.output_dir / "recipe.yaml")
         self._open_logs()
         previous = signal.signal(signal.SIGTERM, self._on_sigterm)
         self.bar = tqdm(
