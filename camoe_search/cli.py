@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from . import missing_package
+from .cli_encode import add_commands
 from .cli_search import FILTERS, SEARCH_HELP, add_query_options, add_result_options
 from .errors import SearchError
 
@@ -233,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
 
     export = command("export", _export, "write an index as .parquet or .jsonl (or .csv, without vectors)")
     export.add_argument("output", metavar="FILE", help="the extension decides the format")
+    add_commands(commands)
     return parser
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from datetime import date, datetime
 
+from .addresses import is_address
 from .database import PATH, has_table
 from .errors import SearchError
 from .queries import parse_condition
@@ -82,7 +83,7 @@ def _whole_pattern(pattern: str) -> str:
     """As SQLite's GLOB compares it with whole paths."""
     if pattern.startswith("~"):
         pattern = os.path.expanduser(pattern)
-    if not pattern.startswith(("*", os.sep)):
+    if not pattern.startswith(("*", os.sep)) and not is_address(pattern):
         pattern = "*" + os.sep + pattern
     return pattern.replace("[!", "[^")
 
