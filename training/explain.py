@@ -219,8 +219,8 @@ def _note(explanation: Explanation) -> str:
     note = "Bars: an expert's gate (from the clip alone) times the cosine of its text and its video embedding. "
     if explanation.frame_effects is None:
         return note + "The clip has a single frame, so none can be left out."
-    note += "Cells: how much the score falls, in thousandths (+12.0 is 0.012), when one frame is left out. Green frames count "
-    note += "for the query, red ones against it; near zero may mean that other frames show the same."
+    note += "Cells: how much the score falls, in thousandths (+12.0 is 0.012), when one frame is left out. "
+    note += "Green frames count for the query, red ones against it; near zero may mean that others show the same."
     if explanation.strongest_frame() is None:
         note += f" Here no single frame decides: leaving one out costs less than {NOTABLE:.0%} of the score."
     return note
