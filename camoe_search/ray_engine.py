@@ -45,11 +45,13 @@ class PartEncoder:
                 self.encoder = self.job.load()
             part = Part(rows[NAME][0].as_py(), rows.drop_columns([NAME, KEPT]), rows[KEPT][0].as_py())
             (report,) = self.job.encode([part], self.encoder)
-            return pa.table(
-                {"report": [json.dumps(dataclasses.asdict(report))], "failure": pa.array([None], pa.string())}
-            )
+            return _answer(json.dumps(dataclasses.asdict(report)), None)
         except SearchError as error:  # the disk is full, say: no other part would do better
-            return pa.table({"report": [""], "failure": pa.array([str(error)], pa.string())})
+            return _answer(None, str(error))
+
+
+def _answer(report: str | None, failure: str | None) -> pa.Table:
+    return pa.table({"report": pa.array([report], pa.string()), "failure": pa.array([failure], pa.string())})
 
 
 def encode_with_ray(job: "Job", parts: list[Part]) -> Iterator[EncodeReport]:

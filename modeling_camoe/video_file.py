@@ -82,6 +82,7 @@ def open_video(source, threads=1):
     Raises:
         VideoDecodingError: for whatever goes wrong with the file, also inside of the `with` statement.
     """
+    pyav()  # if it is missing, that comes before anything that is wrong with the file
     name, source = describe_source(source), without_local_prefix(source)
     with closing(RemoteFile(source)) if is_address(source) else nullcontext() as remote:
         source = source if remote is None else remote
