@@ -65,8 +65,8 @@ class AblationOptions:
     table: str | None = option(None, "YAML file of the rows, e.g. training/recipes/ablations.yaml")
     recipes: list | None = option(None, "instead of a table: recipes of one experiment, the last wins")
     methods: list = option([], "with --recipes: recipes that go on top of them, each one more row")
-    train: dict = option({}, "with --recipes: options of run_retrieval.py for every row, e.g. --train.batch_size 256")
-    evaluate: dict = option({}, "with --recipes: options of evaluate_retrieval.py, e.g. --evaluate.split test_1k")
+    train: dict = option({}, "options of run_retrieval.py for every row that sets no other: --train.batch_size 256")
+    evaluate: dict = option({}, "options of evaluate_retrieval.py, e.g. --evaluate.split test_1k")
     only: list | None = option(None, "names of the rows to run; the page still shows all rows")
     seeds: list | None = option(None, "seeds to run (default: the table's; with --recipes 0, 1 and 2)")
     dry_run: bool = option(False, "print what is done and what would run, and stop")
@@ -146,7 +146,10 @@ def table_of(options: AblationOptions) -> dict:
     if (options.table is None) == (options.recipes is None):
         raise UserError("give either --table, a file of rows, or --recipes")
     if options.table is not None:
-        return read_table(options.table)
+        table = read_table(options.table)
+        for name in ("train", "evaluate"):
+            table[name] = {**(table.get(name) or {}), **getattr(options, name)}
+        return table
     evaluate = dict(options.evaluate)
     for recipe in (*options.recipes, *options.methods):
         try:

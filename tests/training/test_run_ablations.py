@@ -2,6 +2,9 @@
 """The ablation runner: what it runs, what it does not run again, and what it writes."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,7 +22,9 @@ from engine.options import TrainOptions
 from engine.recipe import parse_options
 from evaluation.compare_runs import RunRanks
 from evaluation.protocol import Ranks
+from tests.benchmark_files import write_msrvtt, write_videos
 from tests.programs import run_program
+from tests.tiny_backbones import tiny_backbone
 
 
 TABLE = """
@@ -342,3 +347,57 @@ def test_a_wrong_test_or_comparison_is_named(project, added, words):
     with pytest.raises(UserError) as error:
         run_ablations.read_table("table.yaml")
     assert words in str(error.value)
+
+
+def test_the_table_of_msrvtt_has_every_method_with_both_losses_and_three_seeds(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    path = "training/recipes/reproduce_msrvtt.yaml"
+    runs = run_ablations.plan(run_ablations.read_table(path), path)
+    assert len(runs) == 31 and {one.seed for one in runs} == {0, 1, 2}
+    options = {one.name: parse_options(TrainOptions, [*one.train, "--output_dir", "x"]) for one in runs}
+    assert {one.frames_per_second for one in options.values()} == {1}
+    for name, one in options.items():
+        assert one.model["dual_softmax_temp"] == (100 if name.endswith("dual softmax loss") else None)
+        assert one.train_split == "train_7k"
+        assert one.validation_split == (None if name == "zero-shot" else "validation_7k")
+    assert options["motion, one text"].model["frame_aggregation"] == {"fusion": "motion"}
+    assert options["motion, one text"].model["temporal_num_layers"] == 4
+    assert options["CAMoE"].model == {"dual_softmax_temp": None}
+
+
+@pytest.mark.slow
+def test_msrvtt_goes_from_its_public_files_to_one_table(tmp_path):
+    root = Path(__file__).parents[2]
+    names = write_msrvtt(tmp_path / "annotations")
+    write_videos(tmp_path / "videos", names)
+    clip = tiny_backbone(tmp_path / "clip", "clip")
+    (tmp_path / "recipes").mkdir()
+    small = {"model_name_or_path": str(clip), "frame_cache": str(tmp_path / "frames"), "num_workers": 0}
+    small |= {"batch_size": 2, "num_train_epochs": 1, "num_frames": 2, "max_words": 16}
+    words = [
+        str(root / "training/recipes/reproduce_msrvtt.sh"),
+        str(tmp_path / "annotations"),
+        str(tmp_path / "videos"),
+    ]
+    words += [word for name, value in small.items() for word in (f"--train.{name}", str(value))]
+    words += ["--evaluate.num_workers", "0", "--evaluate.frame_cache", "null", "--seeds", "[0]"]
+    for name in ("runs_dir", "results_dir", "page", "chart"):
+        suffix = {"page": ".md", "chart": ".png"}.get(name, "")
+        words += [f"--{name}", str(tmp_path / f"{name}{suffix}")]
+    words += ["--only", '["meanP", "CAMoE, dual softmax loss"]']
+    environment = os.environ | {"PYTHON": sys.executable, "DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+
+    def run_script(*more):
+        return subprocess.run([*words, *more], env=environment, capture_output=True, text=True, timeout=500)
+
+    dry = run_script("--dry_run")
+    assert dry.returncode == 0, dry.stderr
+    assert dry.stdout.count("would run: ") == 2 and not (tmp_path / "runs_dir").exists()
+    done = run_script()
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "page.md").read_text()
+    scored = [line.split("|") for line in page.splitlines() if line.startswith(("| meanP | 1 |", "| CAMoE, dual"))]
+    assert len([cells for cells in scored if len(cells) > 9]) == 2
+    assert "T→V sinkhorn" in page and "| CAMoE | not run |" in page
+    results = json.loads((tmp_path / "results_dir/msr_vtt.json").read_text())
+    assert results["runs"]["meanp_seed0"]["tests"]["test"]["num_videos"] == 2
