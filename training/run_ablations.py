@@ -148,26 +148,41 @@ def table_of(options: AblationOptions) -> dict:
     if options.table is not None:
         table = read_table(options.table)
         for name in ("train", "evaluate"):
-            table[name] = {**(table.get(name) or {}), **getattr(options, name)}
+            table[name] = {**(table.get(name) or {}), **by_entry(getattr(options, name))}
         return table
+    if not options.recipes:
+        raise UserError("--recipes is empty: give at least one, e.g. --recipes '[training/recipes/msrvtt_7k.yaml]'")
     evaluate = dict(options.evaluate)
     for recipe in (*options.recipes, *options.methods):
         try:
             values = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"cannot read the recipe {recipe}: {error}") from error
-        if "dataset_name" in values:
+        if isinstance(values, dict) and "dataset_name" in values:
             evaluate.setdefault("dataset_name", values["dataset_name"])
     evaluate["dataset_name"] = options.train.get("dataset_name", evaluate.get("dataset_name"))
     plain = {"name": Path(options.recipes[-1]).stem}
+    names = [plain["name"], *(Path(method).stem for method in options.methods)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"two of --recipes and --methods are named {twice}.yaml: a row has the name of its file")
     return {
         "title": plain["name"],
         "base": options.recipes,
-        "train": options.train,
+        "train": by_entry(options.train),
         "evaluate": evaluate,
         "seeds": options.seeds or [0, 1, 2],
         "rows": [plain, *({"name": Path(method).stem, "base": [method]} for method in options.methods)],
     }
+
+
+def by_entry(options: dict) -> dict:
+    """{"model": {"gate": "uniform"}} -> {"model.gate": "uniform"}, which leaves other entries as they are."""
+    entries = {}
+    for name, value in options.items():
+        parts = value if isinstance(value, dict) else {None: value}
+        entries |= {name if key is None else f"{name}.{key}": part for key, part in parts.items()}
+    return entries
 
 
 def plan(table: dict, path: str | None) -> list[Run]:
@@ -425,6 +440,8 @@ def main():
         for run in runs
         if (options.only is None or run.name in options.only) and (options.seeds is None or run.seed in options.seeds)
     ]
+    if not wanted:
+        raise UserError("no row has one of these --seeds: give --table's, or add them to it")
     missing = [run for run in wanted if runner.result_of(run) is None]
     print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are done")
     if options.dry_run:

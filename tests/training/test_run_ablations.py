@@ -257,6 +257,34 @@ def test_any_recipe_makes_a_table_with_a_row_for_each_method(project, monkeypatc
         run(monkeypatch, "--recipes", "[bench.yaml]")
 
 
+def test_an_entry_given_to_every_row_leaves_the_other_entries_of_a_recipe_as_they_are(project):
+    Path("meanp.yaml").write_text("dataset_name: x\nclip_config: {}\nmodel: {experts: [fusion], gate: uniform}\n")
+    words = ["--recipes", "[meanp.yaml]", "--train.model.dual_softmax_temp", "100", "--train.batch_size", "8"]
+    table = run_ablations.table_of(parse_options(run_ablations.AblationOptions, words))
+    options = parse_options(TrainOptions, [*run_ablations.plan(table, None)[0].train, "--output_dir", "x"])
+    assert options.model == {"experts": ["fusion"], "gate": "uniform", "dual_softmax_temp": 100}
+    assert options.batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--recipes", "[]"), "--recipes is empty"),
+        (("--recipes", "[bench.yaml]", "--methods", "[other/bench.yaml]"), "two of .* are named bench.yaml"),
+        (("--recipes", "[empty.yaml]", "--seeds", "[]"), "no row has one of these --seeds"),
+        (("--table", "table.yaml", "--seeds", "[7]"), "no row has one of these --seeds"),
+    ],
+)
+def test_a_wrong_choice_of_recipes_or_seeds_is_one_line(project, monkeypatch, words, message):
+    Path("other").mkdir()
+    for name in ("bench.yaml", "other/bench.yaml"):
+        Path(name).write_text("dataset_name: data/bench\n")
+    Path("empty.yaml").write_text("# every option is a default\n")
+    monkeypatch.setattr("sys.argv", ["run_ablations.py", *words, "--dry_run"])
+    with pytest.raises(UserError, match=message):
+        run_ablations.main()
+
+
 def ranks_with(above: np.ndarray, order: np.ndarray) -> RunRanks:
     """Ranks of both directions, two captions a video, the queries in another order."""
     directions = ("text_to_video", "video_to_text")

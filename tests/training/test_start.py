@@ -53,6 +53,14 @@ def test_more_frames_than_the_checkpoint_has_positions_for_are_an_error_of_one_l
         start(checkpoint, num_frames=100, max_words=20)
 
 
+def test_a_checkpoint_of_more_frames_than_the_run_takes_keeps_its_positions(tmp_path):
+    model, processor = tiny_model_and_processor(num_frames=3, max_frames=100)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    processor, model = start(str(tmp_path), num_frames=5, max_words=20)
+    assert processor.video_processor.num_frames == 5 and model.config.max_frames == 100
+
+
 def test_an_expert_without_a_stream_is_an_error_of_one_line(checkpoint):
     with pytest.raises(UserError, match="Unknown expert 'colour'"):
         start(checkpoint, model={"experts": ["colour"]}, max_words=20)

@@ -41,10 +41,13 @@ def load_checkpoint(path: str):
 def build_processor(options, captions: Iterable[str]) -> CAMoEProcessor:
     """The processor for these options, with the model's configuration; from scratch, its tokenizer is trained on the
     captions."""
-    changes = {"max_frames": max(64, options.num_frames), **options.model}
-    if options.streams is not None:
-        changes["streams"] = options.streams
     try:
+        start = options.model_name_or_path
+        stored = {} if start is None else PreTrainedConfig.get_config_dict(start)[0]
+        # Of a CAMoE checkpoint its own number, which its weights have, unless the frames are more.
+        changes = {"max_frames": max(stored.get("max_frames", 64), options.num_frames), **options.model}
+        if options.streams is not None:
+            changes["streams"] = options.streams
         if options.model_name_or_path is None:
             return _processor_from_scratch(options, captions, changes)
         # Of a CAMoE checkpoint, too: what the recipe records is what the run does.
