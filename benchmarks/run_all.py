@@ -12,6 +12,7 @@ no failure: it is a line of the table.
 import argparse
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -111,22 +112,26 @@ def draw(results: dict[str, list[Line]]):
 
     lines = [line for of in results.values() for line in of if line.met is not None and line.ratio > 0]
     shares = [line.ratio / line.goal if line.at_least else line.goal / line.ratio for line in lines]
-    picture, axes = pyplot.subplots(figsize=(9, 0.9 + 0.24 * len(lines)))
-    colours = ["#2a7f62" if line.met else "#c8553d" for line in lines]
-    axes.barh(range(len(lines)), [share - 1 for share in shares], left=1, color=colours, height=0.7)
+    lowest, highest = 0.4, 12
+    picture, axes = pyplot.subplots(figsize=(9, 1.1 + 0.27 * len(lines)), layout="constrained")
+    for y, (line, share) in enumerate(zip(lines, shares, strict=True)):
+        colour, shown = "#2a7f62" if line.met else "#c8553d", min(max(share, lowest), highest)
+        axes.plot((1, shown), (y, y), color=colour, linewidth=4, solid_capstyle="butt", alpha=0.5)
+        axes.plot(shown, y, marker="o" if shown == share else ">" if share > 1 else "<", color=colour, markersize=6)
     labels = [f"{line.name} / {line.peer_name}" if line.peer_name else line.name for line in lines]
-    axes.set_yticks(range(len(lines)), labels, fontsize=7)
-    axes.invert_yaxis()
+    labels = [textwrap.shorten(label, 62, placeholder=" …") for label in labels]
+    axes.set_yticks(range(len(lines)), labels, fontsize=9)
+    axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     ticks = [0.5, 0.7, 1, 1.5, 2, 4, 10]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=9)
     axes.minorticks_off()
-    axes.set_xlim(0.45, 12)
-    axes.set_xlabel("times the goal; right of 1 it is met", fontsize=8)
+    axes.set_xlim(lowest * 0.95, highest * 1.05)
+    axes.set_xlabel("times the goal: right of 1 it is met (arrows: beyond the axis)", fontsize=9)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    picture.tight_layout()
+    axes.tick_params(axis="y", length=0)
     CHART.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(CHART, dpi=110)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What there is to see before a search: the newest files, the folders, queries to begin with."""
 
+import itertools
 import os
 from collections import Counter
 
@@ -10,13 +11,17 @@ from .local_store import LocalStore
 
 
 RECENT_COUNT, EXAMPLE_COUNT, FOLDER_COUNT = 12, 4, 300
-# The newest files that have a moment, in folders whose path begins as given: path, start, end, key.
-RECENT = f"""
+# The newest files, and those in folders whose path begins as given.
+NEWEST = "SELECT id FROM files WHERE content IS NOT NULL ORDER BY mtime_ns DESC, id"
+NEWEST_INSIDE = f"""
+SELECT files.id FROM files JOIN roots ON roots.id = files.root
+WHERE content IS NOT NULL AND substr({PATH}, 1, length(?)) = ? ORDER BY mtime_ns DESC, files.id"""
+# The first moment of a file, if it has one: path, start, end, key.
+FIRST = f"""
 SELECT {PATH}, windows.start, windows.end, contents.hash || '.' || windows.number
 FROM files JOIN contents ON contents.id = files.content JOIN roots ON roots.id = files.root
-     JOIN windows ON windows.id = (
-         SELECT min(id) FROM windows AS other WHERE other.content = contents.id AND other.row IS NOT NULL)
-WHERE substr({PATH}, 1, length(?)) = ? ORDER BY files.mtime_ns DESC, files.id LIMIT ?"""
+     JOIN windows ON windows.content = contents.id
+WHERE files.id = ? AND windows.row IS NOT NULL ORDER BY windows.id LIMIT 1"""
 FILES = "SELECT roots.path, files.path FROM files JOIN roots ON roots.id = files.root WHERE files.content IS NOT NULL"
 EXAMPLES = "SELECT DISTINCT text FROM bank WHERE length(text) BETWEEN 8 AND 60 ORDER BY query LIMIT ?"
 
@@ -29,8 +34,10 @@ def browse(store, folder: str | None) -> schemas.Browse:
     """
     if not isinstance(store, LocalStore):
         return schemas.Browse(recent=[], folders=[], examples=[])
-    inside = "" if not folder else folder.rstrip(os.sep) + os.sep
-    found = store.select(RECENT, inside, inside, RECENT_COUNT)
+    inside = folder.rstrip(os.sep) + os.sep if folder else None
+    files = store.select(NEWEST) if inside is None else store.select(NEWEST_INSIDE, inside, inside)
+    first = (moment for (file,) in files for moment in store.select(FIRST, file))
+    found = list(itertools.islice(first, RECENT_COUNT))
     titles = distinct_titles([path for path, *_ in found])
     recent = [place(title, *row) for title, row in zip(titles, found, strict=True)]
     examples = [text for (text,) in store.select(EXAMPLES, EXAMPLE_COUNT)]
@@ -47,10 +54,11 @@ def place(title: str, path: str, start: float, end: float, key: str, paths: tupl
 def folder_tree(files: list[tuple[str, str]]) -> list[schemas.Folder]:
     """(root, path in it) of all files -> folders below the roots with their counts, at most FOLDER_COUNT."""
     counts: Counter = Counter()
-    for root, path in files:
-        parts = os.path.dirname(path).split(os.sep) if os.path.dirname(path) else []
+    # Folder by folder, since there are far fewer than files.
+    for (root, folder), count in Counter((root, path.rpartition(os.sep)[0]) for root, path in files).items():
+        parts = folder.split(os.sep) if folder else []
         for depth in range(len(parts) + 1):
-            counts[(root, *parts[:depth])] += 1
+            counts[(root, *parts[:depth])] += count
     return [
         schemas.Folder(path=os.sep.join(parts), depth=len(parts) - 1, files=count)
         for parts, count in sorted(counts.items())[:FOLDER_COUNT]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `camoe`: index, search, serve, remove, calibrate, optimize, info, export.
+"""The command `camoe`: index, search, serve, remove, calibrate, optimize, info, export, encode, load, push.
 
 Torch and the models are imported when a command needs them: `camoe --help` answers at once, and so do commands that
 load no model. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130.
@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None):
     # Libraries that load models and data sets show bars: a search should print results only.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        COMMANDS[options.command](options)
+        run = COMMANDS[options.command] if options.command in COMMANDS else options.run  # cli_encode.py has its own
+        run(options)
     except BrokenPipeError:  # `camoe search … | head` stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@
 import argparse
 import json
 
+from .cli_encode import add_commands
 from .cli_search import SEARCH_HELP, add_query_options, add_result_options
 
 
@@ -129,6 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     export = command("export", "write an index as .parquet or .jsonl (or .csv, without vectors)")
     export.add_argument("output", metavar="FILE", help="the extension decides the format")
+    add_commands(commands)
     return parser
 
 

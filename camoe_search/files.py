@@ -4,7 +4,8 @@
 Notable features:
 - symbolic links are followed, but every folder is entered once, so that a cycle of links ends;
 - a file is unchanged if its path, size and modification time are; otherwise its content hash decides;
-- a short video is one window, a long one is cut into several.
+- a short video is one window, a long one is cut into several;
+- what begins like `s3://` is an address, whose files fsspec lists and opens (addresses.py).
 """
 
 import fnmatch
@@ -15,6 +16,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from . import addresses
+from .addresses import is_address
 from .errors import SearchError
 
 
@@ -33,7 +36,7 @@ HASH_BLOCKS = 8
 class VideoFile:
     """A file as it was when it was found."""
 
-    path: str  # absolute
+    path: str  # absolute, or an address
     size: int  # bytes
     mtime_ns: int
 
@@ -54,7 +57,7 @@ def find_videos(paths, exclude: Sequence[str] = ()) -> Scan:
     A file that is given by name is taken whatever its extension; inside folders, VIDEO_EXTENSIONS decide.
 
     Args:
-        paths: files and folders.
+        paths: files and folders, or their addresses.
         exclude: patterns ("*.part", ".trash", "raw/*") that are compared with the name of each file and folder, and
             with its path from the folder that was given.
 
@@ -77,6 +80,23 @@ def find_videos(paths, exclude: Sequence[str] = ()) -> Scan:
         else:
             found.setdefault(os.path.realpath(path), VideoFile(path, status.st_size, status.st_mtime_ns))
 
+    def walk_address(root: str):
+        """The videos below a folder at an address, or the one file there."""
+        files = addresses.list_files(root) if addresses.is_folder(root) else {root: None}
+        if None in files.values() and not addresses.exists(root):
+            raise SearchError(f"{root} does not exist: give folders or files of videos")
+        for address, status in files.items():
+            names = address[len(root) + 1 :].split("/")
+            below = ["/".join(names[: n + 1]) for n in range(len(names))]
+            if any(is_excluded(name, path) for name, path in zip(names, below, strict=True)):
+                continue
+            extension = os.path.splitext(address)[1].lower()
+            if status is None or extension in VIDEO_EXTENSIONS:
+                size, mtime_ns = status or addresses.stat(address)
+                found.setdefault(address, VideoFile(address, size, mtime_ns))
+            else:
+                other_extensions[extension or names[-1]] += 1
+
     def note_unreadable(error: OSError):  # a folder that cannot be listed
         skipped.append({"path": error.filename, "cause": f"{error.filename}: {error.strerror}"})
 
@@ -85,6 +105,9 @@ def find_videos(paths, exclude: Sequence[str] = ()) -> Scan:
 
     paths = [absolute(path) for path in paths]
     for root in paths:
+        if is_address(root):
+            walk_address(root)
+            continue
         if os.path.isfile(root):
             add(root)
             continue
@@ -111,19 +134,26 @@ def find_videos(paths, exclude: Sequence[str] = ()) -> Scan:
 
 
 def absolute(path: str | os.PathLike) -> str:
-    return os.path.abspath(os.path.expanduser(os.fspath(path)))
+    """An absolute path, also of a `file://` address; other addresses as they are."""
+    path = os.fspath(path)
+    if is_address(path):
+        return path.rstrip("/")
+    for prefix in ("file://", "local://"):
+        path = path[len(prefix) :] if path.lower().startswith(prefix) else path
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def exists(path: str) -> bool:
-    return os.path.exists(path)
+    return addresses.exists(path) if is_address(path) else os.path.exists(path)
 
 
 def is_folder(path: str) -> bool:
-    return os.path.isdir(path)
+    return addresses.is_folder(path) if is_address(path) else os.path.isdir(path)
 
 
-def join(folder: str, path: str) -> str:
-    return os.path.join(folder, path)
+def relative(path: str, folder: str) -> str:
+    """The path of a file from a folder that it is in, to which `os.path.join` gives the file again."""
+    return path[len(folder.rstrip(os.sep)) + 1 :]
 
 
 def is_inside(path: str, folder: str) -> bool:
@@ -140,6 +170,8 @@ def matches(path: str, pattern: str) -> bool:
 def is_unchanged(video: VideoFile) -> bool:
     """Whether the file is still as it was when it was found."""
     try:
+        if is_address(video.path):
+            return addresses.stat(video.path) == (video.size, video.mtime_ns)
         status = os.stat(video.path)
     except OSError:
         return False
@@ -151,11 +183,13 @@ def content_hash(path: str) -> str:
 
     Of files above HASH_BLOCKS megabytes it reads that many blocks, the first and the last among them. Videos that
     differ have other headers, sizes and compressed bytes throughout; what this could miss is a file changed by hand
-    between the blocks without a change of its size.
+    between the blocks without a change of its size. For a file at an address see `addresses.content_hash`.
 
     Raises:
         OSError: it cannot be read.
     """
+    if is_address(path):
+        return addresses.content_hash(path)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.blake2b(str(size).encode(), digest_size=16)

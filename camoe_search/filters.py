@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Mapping
 from datetime import date, datetime
 
+from .addresses import is_address
 from .database import PATH, has_table
 from .errors import SearchError
 from .queries import parse_condition
@@ -80,7 +81,7 @@ def _whole_pattern(pattern: str) -> str:
     """As SQLite's GLOB compares it with whole paths."""
     if pattern.startswith("~"):
         pattern = os.path.expanduser(pattern)
-    if not pattern.startswith(("*", os.sep)):
+    if not pattern.startswith(("*", os.sep)) and not is_address(pattern):
         pattern = "*" + os.sep + pattern
     return pattern.replace("[!", "[^")
 

@@ -16,7 +16,7 @@
 | `bias` | the query bank's correction, 0 without a bank |
 | `content_hash` | of the file; passes through where it is given |
 | `damaged` | whether frames were taken around damage |
-| `error` | why there is no vector, naming the file; null where there is one |
+| `error` | why there is no vector, naming the file; null where there is one. What is given is not tried again |
 
 It keeps no state and writes no file. What is wrong with a row is that row's `error`; only what concerns all rows (the
 model, memory) is raised. Rows keep their order. K entries a folded vector, E experts, b rows of a batch.
@@ -68,7 +68,9 @@ def iter_encode(
     """
     paths = table["path"].to_pylist()
     starts, ends = (table[name].to_pylist() if name in table.column_names else [None] * len(table) for name in TIMES)
-    errors = {row: error for row, error in enumerate(map(_mistake, paths, starts, ends)) if error}
+    given = table["error"].to_pylist() if "error" in table.column_names else [None] * len(table)
+    errors = {row: given[row] or _mistake(paths[row], starts[row], ends[row]) for row in range(len(table))}
+    errors = {row: error for row, error in errors.items() if error}
     rows = [row for row in range(len(table)) if row not in errors]
     clips = [Clip(paths[row], starts[row], ends[row]) for row in rows]
     first = 0

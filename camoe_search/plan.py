@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
+from .addresses import is_address
 from .contents import Content, examine, probe
 from .database import Description, transaction
 from .errors import SearchError
-from .files import Scan, VideoFile, absolute, exists, find_videos, is_folder, is_inside, join
+from .files import Scan, VideoFile, absolute, exists, find_videos, is_folder, is_inside, relative
 from .prepare import IndexOptions
 from .remove import KNOWN
 from .writer import IndexWriter
@@ -98,7 +99,7 @@ def pending_windows(writer: IndexWriter) -> list[Window]:
     for id, start, end, whole, content, digest, file, root, path, size, mtime_ns in rows:
         if id in windows:
             continue
-        path = join(root, path)
+        path = os.path.join(root, path)
         if path not in there:
             there[path] = exists(path)
         if there[path]:
@@ -119,6 +120,8 @@ def _scan(writer: IndexWriter, paths, options: IndexOptions) -> Scan:
     scan = find_videos(paths, writer.description.exclude)
     folders = [path for path in paths if is_folder(path)]
     alone = [v.path for v in scan.videos if not any(is_inside(v.path, root) for root in [*folders, *roots])]
+    folders += sorted({os.path.dirname(path) for path in alone if is_address(path)})
+    alone = [path for path in alone if not is_address(path)]
     if alone:
         folders.append(os.path.dirname(alone[0]) if len(alone) == 1 else os.path.commonpath(alone))
     with transaction(writer.connection) as connection:
@@ -190,7 +193,7 @@ def _follow_moved_roots(writer: IndexWriter, videos: list[VideoFile], known: dic
 def _relative_to_root(roots: dict[str, int], path: str) -> tuple[int, str]:
     """The root of a file, the innermost one, and its path from there."""
     root = max((root for root in roots if is_inside(path, root)), key=len)
-    return roots[root], os.path.relpath(path, root)
+    return roots[root], relative(path, root)
 
 
 def _register(
@@ -258,7 +261,7 @@ def _moved_file(connection, content: int | None) -> int | None:
         "SELECT files.id, roots.path, files.path FROM files JOIN roots ON roots.id = root WHERE content = ?",
         (content,),
     )
-    return next((file for file, root, path in files if not exists(join(root, path))), None)
+    return next((file for file, root, path in files if not exists(os.path.join(root, path))), None)
 
 
 def _forget_missing(writer: IndexWriter, plan: Plan):

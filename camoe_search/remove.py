@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .database import PATH, transaction, write_lock
 from .errors import SearchError
-from .files import absolute, is_inside, matches
+from .files import absolute, is_inside, matches, relative
 from .writer import IndexWriter
 
 
@@ -67,7 +67,7 @@ def _find_files(connection, roots: dict[str, int], pattern: str) -> set[int]:
         if is_inside(path, wanted):
             found += connection.execute("SELECT id FROM files WHERE root = ?", (root,))
         elif is_inside(wanted, path):
-            inner = os.path.relpath(wanted, path)
+            inner = relative(wanted, path)
             found += connection.execute(INSIDE, (root, inner, inner + os.sep, inner + chr(ord(os.sep) + 1)))
     if any(character in wanted for character in "*?["):
         found += connection.execute(MATCHING, (wanted,))

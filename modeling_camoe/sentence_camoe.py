@@ -23,7 +23,7 @@ from torch import nn
 from transformers import AutoModel, AutoProcessor
 
 from .frames import VIDEO_EXTENSIONS
-from .video_inputs import IMAGE_EXTENSIONS, is_address
+from .video_inputs import IMAGE_EXTENSIONS, is_web_address
 
 
 DECODER_THREADS = 4  # decoding releases Python's global lock
@@ -138,7 +138,7 @@ def _video_of(item, task: str | None):
         return None if modality == "text" else item
     if not isinstance(item, str):
         return item
-    if is_address(item) or item.startswith("data:"):
+    if is_web_address(item) or item.startswith("data:"):
         return item
     has_suffix = os.path.splitext(item)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
     return item if has_suffix and (task == "document" or os.path.isfile(item)) else None

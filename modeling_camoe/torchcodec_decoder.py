@@ -36,7 +36,8 @@ def decode_with_torchcodec(video, targets, make_picture):
         try:
             if _is_mirrored(video):
                 raise ValueError("it turns pictures, but does not mirror them")
-            source = video.source if isinstance(video.source, bytes) else os.fspath(video.source)
+            source = os.fspath(video.source) if isinstance(video.source, str | os.PathLike) else video.source
+            source = source.reader() if hasattr(source, "reader") else source
             decoder = VideoDecoder(source, stream_index=video.stream.index, num_ffmpeg_threads=video.threads)
             make_picture.get_pixel_aspect = lambda: float(decoder.metadata.pixel_aspect_ratio or 1)
             is_turned = round(decoder.metadata.rotation or 0) % 180 == 90

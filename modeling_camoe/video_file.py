@@ -13,19 +13,22 @@ import io
 import math
 import multiprocessing
 import os
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 
 import torch
 
 from .timeline import IndexEntry, KeyIndex, Memory, memory_of, read_timeline
+from .video_address import RemoteFile
 from .video_source import (
     EncryptedVideoError,
     VideoDecodingError,
     describe_source,
     first_bytes,
+    is_address,
     is_encrypted,
     missing_bytes_of_matroska,
     pyav,
+    without_local_prefix,
 )
 
 
@@ -70,7 +73,7 @@ def open_video(source, threads=1):
     Opens a video for as long as a `with` statement lasts, within one call: a decoder must not live through a fork.
 
     Args:
-        source: path or bytes.
+        source: path, address or bytes.
         threads: of the decoder; 0: one per core; None: whatever suits the video and the process.
 
     Yields:
@@ -79,23 +82,35 @@ def open_video(source, threads=1):
     Raises:
         VideoDecodingError: for whatever goes wrong with the file, also inside of the `with` statement.
     """
-    av = pyav()
-    name = describe_source(source)
-    try:
-        with closing(VideoFile(source, threads)) as video:
-            yield video
-    except ImportError:
-        raise
-    except VideoDecodingError as error:
-        if isinstance(error, EncryptedVideoError) or not is_encrypted(source):
+    pyav()  # if it is missing, that comes before anything that is wrong with the file
+    name, source = describe_source(source), without_local_prefix(source)
+    with closing(RemoteFile(source)) if is_address(source) else nullcontext() as remote:
+        source = source if remote is None else remote
+        try:
+            with closing(VideoFile(source, threads, name)) as video:
+                yield video
+        except ImportError:
             raise
+        except Exception as error:
+            _raise_named(error, name, source)
+        if remote is not None and remote.error is not None:  # FFmpeg took it for the end of the file
+            raise remote.error
+
+
+def _raise_named(error, name, source):
+    """Raise what went wrong as an error that names the file."""
+    if isinstance(source, RemoteFile) and source.error is not None:  # FFmpeg took it for damage
+        raise source.error
+    if isinstance(error, VideoDecodingError):
+        if isinstance(error, EncryptedVideoError) or not is_encrypted(source):
+            raise error
         raise EncryptedVideoError(name) from error
-    except av.FFmpegError as error:
+    if isinstance(error, pyav().FFmpegError):
         raise VideoDecodingError(
             f"{name}: damaged or incomplete ({error.strerror}); encode or download it again"
         ) from error
-    except Exception as error:  # PyAV meets things in files that it did not expect
-        raise VideoDecodingError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
+    # PyAV meets things in files that it did not expect.
+    raise VideoDecodingError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
@@ -106,13 +121,14 @@ class VideoFile:
     An open video file: container, video stream and its decoder, and the clock of the stream.
 
     Args:
-        source: path or bytes.
+        source: path, bytes or a [`RemoteFile`].
         threads: of the decoder, as in [`open_video`].
+        name: for messages.
     """
 
-    def __init__(self, source, threads=1):
+    def __init__(self, source, threads, name):
         self.source = source
-        self.name = describe_source(source)
+        self.name = name
         self.wanted_threads = threads
         head = first_bytes(source, self.name)
         self.options = OPEN_QUICKLY if head[4:8] in MP4_BOXES else {}
@@ -172,8 +188,12 @@ class VideoFile:
 
     def _open_container(self, options):
         av = pyav()
-        # An absolute path, because "12:30.mp4" would be taken for a protocol called "12".
-        file = io.BytesIO(self.source) if isinstance(self.source, bytes) else os.path.abspath(self.source)
+        if isinstance(self.source, bytes):
+            file = io.BytesIO(self.source)
+        elif isinstance(self.source, RemoteFile):
+            file = self.source.reader()
+        else:  # an absolute path, because "12:30.mp4" would be taken for a protocol called "12"
+            file = os.path.abspath(self.source)
         try:
             return av.open(file, options=options, metadata_errors="replace")
         except av.FFmpegError as error:
@@ -324,7 +344,7 @@ class VideoFile:
     def _remembered_span(self):
         """Of a Matroska file that must be read through: at its second window it need not be."""
         memory = Memory()
-        if not isinstance(self.source, bytes):
+        if isinstance(self.source, str | os.PathLike):
             path = os.path.abspath(self.source)
             status = os.stat(path)
             memory = memory_of(path, status.st_size, status.st_mtime_ns)

@@ -11,9 +11,9 @@ class exists twice, and an object of one copy is not an instance of the other.
 """
 
 import base64
+import importlib.util
 import io
 import os
-import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch
 from huggingface_hub.utils import get_session
 from transformers.image_utils import is_pil_image, load_image
 
-from .frames import Clip, SampledFrames, VideoDecodingError, VideoInfo, describe_source
+from .frames import VIDEO_EXTENSIONS, Clip, SampledFrames, VideoDecodingError, VideoInfo, describe_source
 
 
 # A file with such a name is a clip of one frame. (A GIF is a video.)
@@ -33,6 +33,8 @@ IMAGE_MARKS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*")
 DOWNLOAD_TIMEOUT = 60
 # A downloaded video is held in memory. A larger one has to be saved as a file first, which is read bit by bit.
 MAX_DOWNLOAD_BYTES = 1 << 30
+# Above this many bytes, the ranges that a few frames need are less than the whole. Below, one request is faster.
+MIN_RANGED_BYTES = 8 << 20
 
 # Floats above 1 are taken for 0..255 only if one of them is above this. Between lie white after CLIP's normalisation
 # (2.1) and pictures from 0 to 1 that bicubic resizing has overshot: taken for 0..255, they would be black.
@@ -75,7 +77,7 @@ def as_videos(videos) -> list:
     )
 
 
-def is_address(name) -> bool:
+def is_web_address(name) -> bool:
     """Whether a string is an http(s) address and nothing else."""
     return isinstance(name, str) and name.startswith(("http://", "https://")) and not any(map(str.isspace, name))
 
@@ -118,10 +120,7 @@ def describe_video(video) -> str:
     if _is_clip(video):
         return describe_video(video.source)
     if isinstance(video, str | os.PathLike | bytes):
-        name = describe_source(video)
-        if is_address(name):  # a query or a password before the host is a secret
-            return re.sub(r"//[^/]*@", "//", re.split(r"[?#]", name)[0])
-        return name[:500]  # data: is long
+        return describe_source(video)[:500]  # data: is long
     if hasattr(video, "read"):
         return str(getattr(video, "name", "an open file"))
     shape = getattr(video, "shape", None)
@@ -178,8 +177,9 @@ def _read(video, index):
 
 def _read_name(name: str):
     """A path, an address, or a data: address with base64."""
-    if is_address(name):
-        return _read_bytes(_download(name), describe_video(name))
+    if is_web_address(name):
+        content = _download(name)
+        return name if content is None else _read_bytes(content, describe_video(name))
     if name.startswith("data:"):
         return _read_bytes(_decode_data_address(name), name[:40])
     return _picture(name, name) if _suffix(name) in IMAGE_EXTENSIONS else name
@@ -200,11 +200,14 @@ def _read_bytes(content: bytes, name: str):
     return _picture(io.BytesIO(content), name) if is_picture else content
 
 
-def _download(address: str) -> bytes:
+def _download(address: str) -> bytes | None:
+    """What is at an address; None for a large video whose server gives ranges of it: the decoder reads those."""
     name, content = describe_video(address), bytearray()
     try:
         with get_session().stream("GET", address, timeout=DOWNLOAD_TIMEOUT) as response:
             response.raise_for_status()
+            if _is_better_in_ranges(response.headers) and _suffix(address) in VIDEO_EXTENSIONS:
+                return None
             for part in response.iter_bytes():
                 content += part
                 if len(content) > MAX_DOWNLOAD_BYTES:
@@ -219,6 +222,12 @@ def _download(address: str) -> bytes:
             f"{name}: more than {MAX_DOWNLOAD_BYTES >> 20} MiB, the limit for an address; save it as a file first"
         )
     return bytes(content)
+
+
+def _is_better_in_ranges(headers) -> bool:
+    size = headers.get("content-length", "")
+    is_large = size.isdecimal() and int(size) > MIN_RANGED_BYTES
+    return is_large and headers.get("accept-ranges") == "bytes" and importlib.util.find_spec("aiohttp") is not None
 
 
 def _picture(file, name: str) -> np.ndarray:
@@ -309,4 +318,4 @@ def sample_decoder(decoder, num_frames: int, fps: float | None) -> tuple[Sampled
     return SampledFrames(batch.data[distinct], tuple(times[i] for i in distinct), end - begin), info
 
 
-__all__ = ["as_uint8", "as_videos", "describe_video", "is_address", "is_one_video", "read_video"]
+__all__ = ["as_uint8", "as_videos", "describe_video", "is_web_address", "is_one_video", "read_video"]

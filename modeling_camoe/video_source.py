@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a video is read from (a path, bytes, a window of either), how messages name it, and what its bytes tell without
-FFmpeg: that it is no video at all, that it is encrypted, that its end is missing.
+What a video is read from (a path, an address, bytes, a window of one of them), how messages name it, and what its
+bytes tell without FFmpeg: that it is no video at all, that it is encrypted, that its end is missing.
 """
 
 import os
@@ -33,6 +33,10 @@ NO_VIDEOS = {
 # Bytes in which to look for signs of encryption.
 MAX_HEADER = 2**16
 
+# At least two letters before the colon: C://clip.mp4 is a file. "::" joins a member to its archive.
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+LOCAL = re.compile(r"(?:file|local)://(?!.*::)", re.IGNORECASE | re.DOTALL)
+
 # What an encrypted file has in its header: an MP4 boxes, a Matroska file elements, an ASF file identifiers.
 ENCRYPTED = re.compile(
     rb"encv|pssh|tenc|\x50\x35.{1,8}\x47\xe1|\xfb\xb3\x11\x22\x23\xbd\xd2\x11|\x14\xe6\x8a\x29\x22\x26\x17\x4c",
@@ -55,7 +59,7 @@ class EncryptedVideoError(VideoDecodingError):
 class Clip:
     """What to decode: a whole video or a window of it."""
 
-    source: str | os.PathLike | bytes  # path, or the file's bytes
+    source: str | os.PathLike | bytes  # path, address that fsspec opens (s3://, https://, ...), or the file's bytes
     start: float | None = None  # seconds; None: from the beginning
     end: float | None = None  # seconds; None: to the end
 
@@ -70,9 +74,28 @@ def as_clip(source: str | os.PathLike | bytes | Clip) -> Clip:
 
 
 def describe_source(source: str | os.PathLike | bytes | Clip) -> str:
-    """A short name for messages: the path, or how many bytes were given."""
+    """A short name for messages: the path or address, or how many bytes were given."""
     source = as_clip(source).source
-    return f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source)
+    return f"<{len(source)} bytes>" if isinstance(source, bytes) else without_secrets(os.fspath(source))
+
+
+def is_address(source) -> bool:
+    """Whether a source is an address that fsspec opens, rather than a path or bytes."""
+    return isinstance(source, str) and bool(ADDRESS.match(source)) and not LOCAL.match(source)
+
+
+def without_local_prefix(source):
+    """A source as it is, but the address of a local file (`file:///clips/a.mp4`) as its path."""
+    match = LOCAL.match(source) if isinstance(source, str) else None
+    return source[match.end() :] if match else source
+
+
+def without_secrets(name: str) -> str:
+    """An address as messages show it: a password before the host is a secret, and so is what a query may hold."""
+    if not is_address(name):
+        return name
+    shown = re.sub(r"//[^/@]*@", "//", name)
+    return re.split(r"[?#]", shown)[0] if name.lower().startswith("http") else shown
 
 
 def pyav():
@@ -91,6 +114,8 @@ def first_bytes(source, name):
     """The first bytes. Tells in words, before FFmpeg comes in, what is wrong with a path or with what it holds."""
     if isinstance(source, bytes):
         head = source[:1024]
+    elif hasattr(source, "read_at"):
+        head = source.read_at(0, 1024)
     else:
         try:
             if not stat.S_ISREG(os.stat(source).st_mode) and not os.path.isdir(source):
@@ -98,8 +123,7 @@ def first_bytes(source, name):
             with open(source, "rb") as file:
                 head = file.read(1024)
         except FileNotFoundError as error:
-            remedy = "; only files can be decoded: download it first" if "://" in name else ""
-            raise VideoDecodingError(f"{name}: no such file{remedy}") from error
+            raise VideoDecodingError(f"{name}: no such file") from error
         except (OSError, ValueError) as error:  # ValueError: a null byte in a path
             raise VideoDecodingError(f"{name}: cannot be read ({getattr(error, 'strerror', error)})") from error
     if not head:
@@ -118,7 +142,9 @@ def first_bytes(source, name):
 
 def is_encrypted(source):
     """Whether the reason why a file cannot be decoded may be that it is encrypted."""
-    if not isinstance(source, bytes):
+    if hasattr(source, "read_at"):
+        source = source.read_at(0, MAX_HEADER)
+    elif not isinstance(source, bytes):
         if not os.path.isfile(source):
             return False
         with open(source, "rb") as file:
@@ -130,6 +156,8 @@ def missing_bytes_of_matroska(source):
     """How many bytes a Matroska file lacks at its end, by the size that its segment states; 0 if it states none."""
     if isinstance(source, bytes):
         head, size = source[:4096], len(source)
+    elif hasattr(source, "read_at"):
+        head, size = source.read_at(0, 4096), source.size
     else:
         size = os.path.getsize(source)
         with open(source, "rb") as file:

@@ -43,8 +43,8 @@ EFFECTS = LinearSegmentedColormap.from_list("effects", [AGAINST, "#ffffff", FOR]
 NOTABLE = 0.01
 
 # The picture's columns and rows, in inches.
-MARGIN, TEXT_WIDTH, BAR_WIDTH = 0.15, 2.6, 3.0
-FRAMES_WIDTH, NARROWEST_STRIP, LARGEST_FRAME = 12.0, 4.0, 1.5
+MARGIN, TEXT_WIDTH, BAR_WIDTH = 0.15, 2.1, 2.5
+FRAMES_WIDTH, NARROWEST_STRIP, LARGEST_FRAME = 5.4, 4.0, 1.3
 HEAD_HEIGHT, TIMES_HEIGHT, ROW_HEIGHT, FOOT_HEIGHT = 0.55, 0.32, 0.62, 0.75
 
 
@@ -197,18 +197,20 @@ def draw(explanation: Explanation, frames: torch.Tensor, path: Path):
     top = HEAD_HEIGHT + cell + TIMES_HEIGHT
     page = Page(right + BAR_WIDTH, top + rows * ROW_HEIGHT + FOOT_HEIGHT)
 
-    title = textwrap.shorten(explanation.query, int(6.5 * right), placeholder=" …")
-    page.text(MARGIN, 0.36, f"“{title}”", fontsize=17, fontweight="bold")
-    page.text(right, 0.36, f"score {explanation.score:.3f}", fontsize=17, fontweight="bold", color=FOR)
-    page.text(right, top - 0.12, "what each expert adds", fontsize=9, color=GREY)
+    title = textwrap.shorten(explanation.query, int(7.5 * right), placeholder=" …")
+    page.text(MARGIN, 0.36, f"“{title}”", fontsize=14, fontweight="bold")
+    page.text(right, 0.36, f"score {explanation.score:.3f}", fontsize=14, fontweight="bold", color=FOR)
+    page.text(right, top - 0.05, "what each expert adds", fontsize=10, color=GREY)
+    if explanation.frame_effects is not None:
+        page.text(MARGIN, top - 0.05, "what each frame adds, × 1000", fontsize=10, color=GREY)
     _draw_strip(page.area(TEXT_WIDTH, HEAD_HEIGHT, strip, cell), explanation, frames)
     _draw_texts(page.area(MARGIN, top, TEXT_WIDTH - MARGIN, rows * ROW_HEIGHT), explanation)
     if explanation.frame_effects is not None:
         _draw_effects(page.area(TEXT_WIDTH, top, strip, rows * ROW_HEIGHT), explanation, cell)
     _draw_contributions(page.area(right, top, BAR_WIDTH - MARGIN, rows * ROW_HEIGHT), explanation)
-    note = "\n".join(textwrap.wrap(_note(explanation), int(10.5 * page.width)))
+    note = "\n".join(textwrap.wrap(_note(explanation), int(10 * page.width)))
     page.text(MARGIN, page.height - MARGIN, note, fontsize=9, color=GREY, va="bottom")
-    page.figure.savefig(path, dpi=110)
+    page.figure.savefig(path, dpi=160)
     plt.close(page.figure)
 
 
@@ -217,10 +219,8 @@ def _note(explanation: Explanation) -> str:
     note = "Bars: an expert's gate (from the clip alone) times the cosine of its text and its video embedding. "
     if explanation.frame_effects is None:
         return note + "The clip has a single frame, so none can be left out."
-    note += (
-        "Cells, in thousandths: how much the score falls when one frame is left out (measured). Green frames count "
-    )
-    note += "for the query, red ones against it; near zero may mean that other frames show the same."
+    note += "Cells: how much the score falls, in thousandths (+12.0 is 0.012), when one frame is left out. "
+    note += "Green frames count for the query, red ones against it; near zero may mean that others show the same."
     if explanation.strongest_frame() is None:
         note += f" Here no single frame decides: leaving one out costs less than {NOTABLE:.0%} of the score."
     return note

@@ -2,24 +2,29 @@
 """Train and score the rows of an ablation table, then write the table and its chart.
 
     python training/run_ablations.py --table training/recipes/ablations.yaml [--only "[full]"] [--dry_run]
+    python training/run_ablations.py --table training/recipes/ablations.yaml --score
     python training/run_ablations.py --recipes '[training/recipes/msrvtt_7k.yaml]' --seeds '[0, 1, 2]' \
         --methods '[training/recipes/clip4clip_meanp.yaml]' --evaluate.split test_1k --page docs/msrvtt.md
 
 A table names base recipes, options for every row, seeds, and what each row changes; `--recipes` makes one of any
-recipe: a row for it, and a row for it with each of the methods on top. Every row is trained with run_retrieval.py and
-scored with evaluate_retrieval.py, once per seed: first all rows with the first seed, and so on.
+recipe: a row for it, and a row for it with each of the methods on top. Every row is trained with run_retrieval.py,
+once per seed: first all rows with the first seed, and so on. It is scored with evaluate_retrieval.py right after or,
+where the table has `tests`, when `--score` asks for it: all trained runs on all tests, the temperatures of the
+corrections chosen on validation data, once. A look at a test before everything is chosen is then a decision.
 Notable features:
-- a finished run is not run again unless its options in the table changed; its results are one JSON file in
-  `results_dir`, small enough to be committed, and the table is made from these files alone;
+- a finished run is not run again unless its options in the table changed; the results, ranks of single queries among
+  them, are one JSON file a table, small enough to be committed, and the page is made from it alone;
 - a run that was killed continues from its last checkpoint: run the same command again;
-- the table in `page` stands between two markers, and the text around it is kept; rows without a run say "not run";
-- means and deviations over seeds, and paired tests, query by query, against the first row;
+- the tables in `page` stand between two markers, and the text around them is kept; rows without a run say "not run";
+- means and deviations over seeds, and paired tests, query by query, of the rows that the table `compares`, or of all
+  with the first;
 - every job has a GPU of its own (`--devices`), so eight GPUs train eight rows at a time.
 
-`--report` writes the table and the chart again without running anything. On a cluster, or to share a machine,
+`--report` writes the page and the chart again without running anything. On a cluster, or to share a machine,
 `--launcher "srun -n 1"` puts a command before every program, and `--jobs` sets how many run at a time.
 """
 
+import dataclasses
 import json
 import os
 import queue
@@ -34,15 +39,23 @@ from pathlib import Path
 
 import torch
 import yaml
+from accelerate import Accelerator
+from evaluate_retrieval import EvaluationOptions, choose_temperatures
 
 from data.errors import UserError
 from engine.ablation_report import draw_chart, write_page
+from engine.ablation_results import AblationResults
+from engine.checkpoint_inputs import CheckpointInputs
 from engine.recipe import exit_on_user_error, option, parse_options
+from evaluation.compare_runs import RANKS_FILE, RunRanks
+from evaluation.scoring import score_retrieval
+from modeling_camoe.retrieval import similarity
 
 
 PROGRAMS = Path(__file__).parent
-TABLE_FIELDS = {"title", "base", "train", "evaluate", "seeds", "rows"}
+TABLE_FIELDS = {"title", "base", "train", "evaluate", "tests", "seeds", "rows", "compares"}
 ROW_FIELDS = {"name", "group", "note", "base", "train", "seeds"}
+TEST_FIELDS = {"name", "note", "dataset_name", "split", "shared_columns", "twins"}
 
 
 @dataclass
@@ -52,17 +65,18 @@ class AblationOptions:
     table: str | None = option(None, "YAML file of the rows, e.g. training/recipes/ablations.yaml")
     recipes: list | None = option(None, "instead of a table: recipes of one experiment, the last wins")
     methods: list = option([], "with --recipes: recipes that go on top of them, each one more row")
-    train: dict = option({}, "with --recipes: options of run_retrieval.py for every row, e.g. --train.batch_size 256")
-    evaluate: dict = option({}, "with --recipes: options of evaluate_retrieval.py, e.g. --evaluate.split test_1k")
+    train: dict = option({}, "options of run_retrieval.py for every row that sets no other: --train.batch_size 256")
+    evaluate: dict = option({}, "options of evaluate_retrieval.py, e.g. --evaluate.split test_1k")
     only: list | None = option(None, "names of the rows to run; the page still shows all rows")
     seeds: list | None = option(None, "seeds to run (default: the table's; with --recipes 0, 1 and 2)")
     dry_run: bool = option(False, "print what is done and what would run, and stop")
+    score: bool = option(False, "train nothing: score the trained runs on the table's tests, each once")
     report: bool = option(False, "run nothing: write the page and the chart from the existing results")
     launcher: str | None = option(None, "command put before every program, e.g. 'taskset -c 0'")
     devices: list | None = option(None, 'GPUs, each for a job of its own; \'["0,1", "2,3"]\': two each (default: all)')
     jobs: int | None = option(None, "runs at a time (default: one a device)")
     runs_dir: str = option("runs/ablations", "folder for checkpoints and logs")
-    results_dir: str = option("docs/ablations", "folder for the results, one JSON file per run")
+    results_dir: str = option("training/results", "folder for the results, one JSON file a table")
     page: str = option("docs/ablations.md", "page that holds the table")
     chart: str = option("docs/images/ablations.png", "bar chart of the results")
 
@@ -79,8 +93,12 @@ class Run:
     @property
     def key(self) -> str:
         """A file name: "single gate" -> "single_gate_seed0"."""
-        plain = "".join(letter if letter.isalnum() else "_" for letter in self.name.lower())
-        return f"{plain.strip('_')}_seed{self.seed}"
+        return f"{file_name(self.name)}_seed{self.seed}"
+
+
+def file_name(name: str) -> str:
+    """ "Single gate" -> "single_gate"."""
+    return "".join(letter if letter.isalnum() else "_" for letter in name.lower()).strip("_")
 
 
 def read_table(path: str) -> dict:
@@ -104,7 +122,15 @@ def read_table(path: str) -> dict:
     unknown = sorted(set(table) - TABLE_FIELDS)
     if unknown:
         raise UserError(f"the table {path} has {unknown}: a table may have {sorted(TABLE_FIELDS)}")
+    for test in table.get("tests") or []:
+        unknown = sorted(set(test) - TEST_FIELDS)
+        if unknown or not test.get("name") or not test.get("dataset_name"):
+            what = unknown or "no name or dataset_name"
+            raise UserError(f"a test of {path} has {what}: a test may have {sorted(TEST_FIELDS)}")
     names = [row["name"] for row in table["rows"]]
+    for pair in table.get("compares") or []:
+        if not {pair.get("row"), pair.get("with")} <= set(names):
+            raise UserError(f"`compares` of {path} has {pair}: `row` and `with` are names of rows")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise UserError(f"two rows of {path} are named {twice!r}: give each its own name")
@@ -120,7 +146,10 @@ def table_of(options: AblationOptions) -> dict:
     if (options.table is None) == (options.recipes is None):
         raise UserError("give either --table, a file of rows, or --recipes")
     if options.table is not None:
-        return read_table(options.table)
+        table = read_table(options.table)
+        for name in ("train", "evaluate"):
+            table[name] = {**(table.get(name) or {}), **by_entry(getattr(options, name))}
+        return table
     if not options.recipes:
         raise UserError("--recipes is empty: give at least one, e.g. --recipes '[training/recipes/msrvtt_7k.yaml]'")
     evaluate = dict(options.evaluate)
@@ -148,7 +177,7 @@ def table_of(options: AblationOptions) -> dict:
 
 
 def by_entry(options: dict) -> dict:
-    """{"model": {"gate": "uniform"}} -> {"model.gate": "uniform"}, which leaves a recipe's other entries as they are."""
+    """{"model": {"gate": "uniform"}} -> {"model.gate": "uniform"}, which leaves other entries as they are."""
     entries = {}
     for name, value in options.items():
         parts = value if isinstance(value, dict) else {None: value}
@@ -201,12 +230,14 @@ class Runner:
     """Runs the training and the evaluation of each run.
 
     Args:
-        options: [`AblationOptions`].
+        options: [`AblationOptions`]. table: from `table_of`.
     """
 
-    def __init__(self, options: AblationOptions):
+    def __init__(self, options: AblationOptions, table: dict):
         self.options = options
-        self.results = Path(options.results_dir)
+        self.table = table
+        self.results = AblationResults(Path(options.results_dir) / f"{file_name(table['title'])}.json")
+        self.lock = threading.Lock()  # of the results
         self.devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         names = devices_of(options)
         self.jobs = options.jobs or max(1, len(names))
@@ -217,16 +248,11 @@ class Runner:
 
     def result_of(self, run: Run) -> dict | None:
         """The results of a finished run; None if there are none, or its options in the table changed."""
-        try:
-            result = json.loads((self.results / f"{run.key}.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise UserError(f"{self.results / run.key}.json cannot be read: {error}; delete it") from error
-        return result if (result["train"], result["evaluate"]) == (run.train, run.evaluate) else None
+        result = self.results.runs.get(run.key)
+        return result if result and (result["train"], result["evaluate"]) == (run.train, run.evaluate) else None
 
     def run(self, run: Run):
-        """Train and score one run, and write its results."""
+        """Train one run, score it unless the table has tests for that, and keep its results."""
         folder = Path(self.options.runs_dir) / run.key
         folder.mkdir(parents=True, exist_ok=True)
         options_file = folder / "ablation.json"
@@ -237,28 +263,29 @@ class Runner:
         device = self.devices.get()
         try:
             self._call("run_retrieval.py", [*run.train, *output], folder, device)
-            self._call("evaluate_retrieval.py", ["--checkpoint", str(folder), *run.evaluate], folder, device)
+            if not self.table.get("tests"):
+                self._call("evaluate_retrieval.py", ["--checkpoint", str(folder), *run.evaluate], folder, device)
         finally:
             self.devices.put(device)
         training = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-        scores = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
         result = {
             "row": run.name,
             "seed": run.seed,
-            "key": run.key,
             "train": run.train,
             "evaluate": run.evaluate,
             "steps": training["steps"],
             "seconds_per_step": training["seconds"] / max(1, training["steps"]),
             "parameters": training["parameters"],
             "head_parameters": training["head_parameters"],
-            **{name: scores[name] for name in ("num_texts", "num_videos", "settings", "results")},
-            "best_clip_shares": scores.get("best_clip_shares", {}),
+            "validation": training.get("best"),
         }
-        self.results.mkdir(parents=True, exist_ok=True)
-        partial = self.results / f".{run.key}.json"
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.results / f"{run.key}.json")
+        with self.lock:
+            self.results.add(run.key, result)
+            if not self.table.get("tests"):
+                scores = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
+                kept = ("num_texts", "num_videos", "settings", "results", "best_clip_shares")
+                scores = {name: scores[name] for name in kept if name in scores}
+                self.results.add_test(run.key, "test", scores, RunRanks.load(folder / RANKS_FILE))
 
     def _call(self, program: str, words: list[str], folder: Path, device: str | None):
         """Run one of our programs on a device; its output goes to a log.
@@ -315,12 +342,94 @@ class Runner:
             raise UserError(f"{len(failures)} of {len(runs)} runs failed, the first: {failures[0]}")
 
 
+class TestInputs(CheckpointInputs):
+    """A checkpoint whose validation data and banks are of one data set, and its tests of others.
+
+    Args:
+        options: [`EvaluationOptions`] of the data set with the validation and training splits. tests: of a table.
+    """
+
+    def __init__(self, options: EvaluationOptions, accelerator: Accelerator, tests: list[dict]):
+        super().__init__(options, accelerator)
+        home, captions = options.dataset_name, []
+        self.tests, self.abouts = {}, {}
+        for test in tests:
+            split, shared = test.get("split", "test"), test.get("shared_columns", [])
+            changes = {"dataset_name": test["dataset_name"], "split": split, "shared_columns": shared}
+            self.options = dataclasses.replace(options, validation_split=None, **changes)
+            self.about = {}
+            self.tests[test["name"]], self.abouts[test["name"]] = self.test(), self.about
+            captions += self.test_captions
+        self.test_captions = captions  # none of them may be in the bank
+        self.options = dataclasses.replace(options, dataset_name=home)
+        self.own = super().validation()
+
+    def validation(self):
+        return self.own
+
+
+def score_on_tests(checkpoint: Path, table: dict) -> dict[str, tuple[dict, RunRanks]]:
+    """Name of a test -> what eval_results.json would hold of it, and the ranks.
+
+    Args:
+        checkpoint: of a trained run. table: with `tests`, and in `evaluate` the data set with the splits that choose
+            temperatures and make the banks.
+    """
+    words = ["--checkpoint", str(checkpoint), *arguments(table.get("evaluate") or {})]
+    options = parse_options(EvaluationOptions, words)
+    inputs = TestInputs(options, Accelerator(), table["tests"])
+    options.corrections = options.corrections or inputs.default_corrections()
+    banks = inputs.banks(inputs.own[0]) if any("query_bank" in name for name in options.corrections) else {}
+    chosen, _ = choose_temperatures(options, inputs, banks, {})
+    common = {"scale": inputs.scale, "corrections": options.corrections, **chosen, **banks}
+    scored = {}
+    for test in table["tests"]:
+        data, about = inputs.tests[test["name"]], inputs.abouts[test["name"]]
+        results = score_retrieval(**data.data(), bootstrap=0, **common)
+        kept = {name: getattr(results, name) for name in ("num_texts", "num_videos", "settings", "results")}
+        if "best_clip_shares" in about:
+            kept["best_clip_shares"] = about["best_clip_shares"]
+        if test.get("twins"):
+            kept["right_of_twins"] = right_of_twins(data.text_vectors, data.video_vectors)
+        scored[test["name"]] = kept, RunRanks(results.ranks, results.groups, data.keys_of(results.groups))
+    return scored
+
+
+def right_of_twins(text_vectors: torch.Tensor, video_vectors: torch.Tensor) -> dict[str, float]:
+    """How often (%) a text prefers its video to that video's twin, and a video its text; 50 is chance.
+
+    Args:
+        text_vectors, video_vectors: (N,K) both; rows 2n and 2n + 1 are twins.
+    """
+    scores = similarity(text_vectors, video_vectors)
+    numbers = torch.arange(len(scores))
+    own, twins = scores.diagonal(), numbers ^ 1
+    return {
+        "text_to_video": 100 * (own > scores[numbers, twins]).float().mean().item(),
+        "video_to_text": 100 * (own > scores[twins, numbers]).float().mean().item(),
+    }
+
+
+def score_all(runner: Runner, runs: list[Run]):
+    """Score the trained runs on the tests of the table that they have not been scored on."""
+    if not runner.table.get("tests"):
+        raise UserError("--score is for a table with `tests`; elsewhere a run is scored when it was trained")
+    names = {test["name"] for test in runner.table["tests"]}
+    for run in runs:
+        result = runner.result_of(run)
+        if result is None or names <= result["tests"].keys():
+            continue
+        print(f"scoring {run.name}, seed {run.seed}", flush=True)
+        for name, (scores, ranks) in score_on_tests(Path(runner.options.runs_dir) / run.key, runner.table).items():
+            runner.results.add_test(run.key, name, scores, ranks)
+
+
 def main():
     options = parse_options(AblationOptions, description=__doc__)
     if options.jobs is not None and options.jobs < 1:
         raise UserError(f"option 'jobs' must be at least 1, got {options.jobs}")
     table = table_of(options)
-    runner = Runner(options)
+    runner = Runner(options, table)
     runs = plan(table, options.table)
     names = {run.name for run in runs}
     for name in options.only or []:
@@ -341,13 +450,14 @@ def main():
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the program as Ctrl-C does
     try:
-        if not options.report:
+        if options.score:
+            score_all(runner, wanted)
+        elif not options.report:
             runner.run_all(missing)
     finally:
-        results = {(run.name, run.seed): runner.result_of(run) for run in runs}
-        done = {key: result for key, result in results.items() if result is not None}
-        draw_chart(table, done, Path(options.chart))
-        write_page(table, done, Path(options.page), options)
+        done = {(run.name, run.seed): run.key for run in runs if runner.result_of(run) is not None}
+        draw_chart(table, runner.results, done, Path(options.chart))
+        write_page(table, runner.results, done, Path(options.page), options)
         print(f"wrote {options.page} and {options.chart}: {len(done)} of {len(runs)} runs")
 
 

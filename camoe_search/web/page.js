@@ -6,6 +6,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const CORRECTIONS = { none: "count as they are", query_bank: "count less", dynamic: "count less where one is first" };
 const NUMBERS = ["min_seconds", "max_seconds"];
 const TEXTS = ["path", "after", "before"];
+const TEXT_ONLY = { words: undefined, then: undefined };  // options that go with a text, not with a moment or picture
 const HOVER = 350;  // milliseconds until a card plays
 
 let about = null;
@@ -44,6 +45,8 @@ function readForm() {
   for (const name of NUMBERS) if ($(name).value !== "") query[name] = Number($(name).value);
   if ($("by_file").checked) query.group_by = "file";
   if ($("words").checked) query.words = true;
+  if ($("then").value.trim()) query.then = $("then").value;
+  if ($("not").value.trim()) query.not = [$("not").value];
   if (about.indexes.length > 1) query.index = $("index").value;
   return query;
 }
@@ -60,6 +63,8 @@ function showForm(query) {
   for (const name of [...TEXTS, ...NUMBERS]) $(name).value = query[name] ?? "";
   $("by_file").checked = query.group_by === "file";
   $("words").checked = Boolean(query.words);
+  $("then").value = query.then ?? "";
+  $("not").value = query.not?.[0] ?? "";
   markUsed();
 }
 
@@ -81,7 +86,7 @@ function navigate(query) {
 // The same query with the current options.
 function searchAgain() {
   markUsed();
-  if (shownQuery.like) navigate({ ...readForm(), like: shownQuery.like, of: shownQuery.of });
+  if (shownQuery.like) navigate({ ...readForm(), ...TEXT_ONLY, like: shownQuery.like, of: shownQuery.of });
   else if (shownQuery.text) navigate({ ...readForm(), text: shownQuery.text });
   else showStart();
 }
@@ -89,7 +94,7 @@ function searchAgain() {
 function findSimilar(hit) {
   showForm({ ...readForm(), text: "" });
   const of = `${hit.title} at ${formatTime(hit.start)}`;
-  navigate({ ...readForm(), words: undefined, like: hit.key, of, before: true });
+  navigate({ ...readForm(), ...TEXT_ONLY, like: hit.key, of, before: true });
   scrollTo({ top: 0, behavior: "smooth" });
 }
 
@@ -136,7 +141,8 @@ async function search(query) {
   $("hits").classList.add("waiting");
   $("start").hidden = true;
   showStatus("Searching …");
-  document.title = `${query.text ?? `Like ${query.of ?? "a moment"}`} – CAMoE search`;
+  const what = query.text ?? `Like ${query.of ?? "a moment"}`;
+  document.title = `${query.then ? `${what}, then ${query.then}` : what} – CAMoE search`;
   const { of, before, open, at, ...asked } = query;
   try {
     const found = await fetchJson("api/search", asked);
@@ -199,7 +205,7 @@ async function searchWithFile(file) {
     const answer = await fetch(`api/uploads${index}`, { method: "POST", headers: { "Content-Type": type }, body: file });
     const { key } = await readJson(answer);
     showForm({ ...readForm(), text: "" });
-    await navigate({ ...readForm(), words: undefined, like: key, of: file.name });
+    await navigate({ ...readForm(), ...TEXT_ONLY, like: key, of: file.name });
   } catch (error) {
     showStatus(why(error), true);
   }
@@ -338,7 +344,7 @@ function openPlayer(hit, at = hit.peak?.[0] ?? hit.start) {
   $("later").disabled = number < 0 || number + 1 >= shownHits.length;
   playAt(hit, at);
   showTimeline(hit, hit.moments?.length ? hit.moments : [hit]);
-  if (shownQuery.text || shownQuery.like) loadTimeline(hit);
+  if ((shownQuery.text || shownQuery.like) && !shownQuery.then) loadTimeline(hit);
   history.replaceState(null, "", place({ ...shownQuery, open: hit.key, at }));
   if (document.activeElement?.disabled || document.activeElement === document.body) $("video").focus();
 }
@@ -398,8 +404,8 @@ function showTimeline(hit, moments) {
 
 // All moments of the file that stand out for this query.
 async function loadTimeline(hit) {
-  const { text, like, experts, correction, index } = shownQuery;
-  const query = { text, like, experts, correction, index, group_by: "file", path: `${hit.folder}/${hit.name}` };
+  const { text, like, not, experts, correction, index } = shownQuery;
+  const query = { text, like, not, experts, correction, index, group_by: "file", path: `${hit.folder}/${hit.name}` };
   try {
     const { hits } = await fetchJson("api/search", query);
     const file = hits.find((other) => other.key.split(".")[0] === hit.key.split(".")[0]);
@@ -540,7 +546,7 @@ async function start() {
     showStatus(why(error), true);
     return;
   }
-  for (const name of [...TEXTS, ...NUMBERS, "by_file", "words"]) $(name).onchange = searchAgain;
+  for (const name of [...TEXTS, ...NUMBERS, "by_file", "words", "then", "not"]) $(name).onchange = searchAgain;
   $("index").onchange = async () => {
     const text = $("text").value;
     await showIndex($("index").value);

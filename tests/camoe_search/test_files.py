@@ -3,10 +3,12 @@
 
 import os
 
+import fsspec
 import pytest
 
 from camoe_search.errors import SearchError
 from camoe_search.files import content_hash, cut_windows, find_videos
+from camoe_search.index import VideoIndex
 
 
 def names(scan):
@@ -68,3 +70,61 @@ def test_the_content_hash_depends_on_the_content_alone(tmp_path):
         (tmp_path / name).write_bytes(content)
     a, b, c = (content_hash(tmp_path / name) for name in "abc")
     assert a == b != c
+
+
+# --- addresses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(some_videos):
+    """The clips of a folder in fsspec's memory, as `memory://films`."""
+    system = fsspec.filesystem("memory")
+    for path in some_videos.iterdir():
+        system.pipe_file(f"/films/{path.name}", path.read_bytes())
+    system.pipe_file("/films/raw/clip_9.mp4", b"no video at all" * 100)
+    system.pipe_file("/films/notes.txt", b"text")
+    yield system
+    system.rm("/films", recursive=True)
+
+
+def test_a_folder_at_an_address_is_indexed_as_a_folder_is(bucket, some_videos, encoder, tmp_path):
+    options = {"num_workers": 0, "text_encoder": False}
+    index = VideoIndex.build(["memory://films"], tmp_path / "remote", encoder, **options)
+    local = VideoIndex.build([some_videos], tmp_path / "local", encoder, **options)
+    ours, theirs = index.table(), local.table()
+    assert ours["path"].to_pylist() == [f"memory://films/{p.name}" for p in sorted(some_videos.iterdir())]
+    assert ours["vector"].equals(theirs["vector"])
+    assert index.report.not_videos == {".txt": 1}
+    assert [entry["path"] for entry in index.skipped()] == ["memory://films/raw/clip_9.mp4"]
+
+    again = VideoIndex.build([], tmp_path / "remote", encoder, **options)
+    assert (again.report.unchanged, again.report.encoded) == (7, 0)
+    bucket.pipe_file("/films/clip_0.mp4", (some_videos / "clip_1.mp4").read_bytes())
+    bucket.rm("/films/clip_2.mp4")
+    again = VideoIndex.build([], tmp_path / "remote", encoder, prune=True, exclude=["raw"], **options)
+    assert (again.report.changed, again.report.dropped, again.report.encoded) == (1, 2, 0)
+    assert again.skipped() == []
+    remote = again.search(glob="memory://films/clip_3*", query="a dog")
+    assert [hit.path for hit in remote] == ["memory://films/clip_3.mp4"]
+    assert again.remove(["memory://films/clip_3.mp4"]) == 1 and len(again) == 4
+
+
+def test_one_file_at_an_address_and_one_that_is_not_there(bucket, encoder, tmp_path):
+    index = VideoIndex.build(["memory://films/clip_4.mp4"], tmp_path / "i", encoder, num_workers=0, text_encoder=False)
+    assert index.table()["path"].to_pylist() == ["memory://films/clip_4.mp4"]
+    with pytest.raises(SearchError, match="memory://films/none.mp4 does not exist"):
+        index.add(["memory://films/none.mp4"])
+    with pytest.raises(SearchError, match="tape://films cannot be opened: Protocol not known"):
+        index.add(["tape://films"])
+
+
+def test_what_an_address_holds_is_known_by_its_content(bucket, some_videos):
+    same, other = content_hash("memory://films/clip_1.mp4"), content_hash("memory://films/clip_2.mp4")
+    bucket.pipe_file("/films/copy.mp4", (some_videos / "clip_1.mp4").read_bytes())
+    assert content_hash("memory://films/copy.mp4") == same != other
+    large = bytes(range(256)) * 40_000
+    bucket.pipe_file("/films/large.mp4", large)
+    bucket.pipe_file("/films/large_2.mp4", large[:-1] + b"x")
+    assert content_hash("memory://films/large.mp4") != content_hash("memory://films/large_2.mp4")
+    with pytest.raises(OSError):
+        content_hash("memory://films/none.mp4")

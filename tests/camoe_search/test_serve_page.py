@@ -224,6 +224,27 @@ def test_the_player_opens_at_the_second_with_the_timeline_of_the_file(page, inde
     expect(page.locator("#player_title")).to_contain_text("clip_5.mp4")
 
 
+def test_what_comes_later_and_what_is_unwanted_have_fields(page, index):
+    page.click("#options summary")
+    page.fill("#text", QUERY)
+    page.fill("#not", "people")
+    search_with(page, lambda: page.press("#not", "Enter"))
+    expect_hits(page, index.search(QUERY, k=3, negative="people"))
+    page.fill("#then", "a cat sleeps")
+    search_with(page, lambda: page.press("#then", "Enter"))
+    (hit,) = expected = index.search(QUERY, k=3, negative="people", then="a cat sleeps")
+    expect_hits(page, expected)
+    expect(page).to_have_title(f"{QUERY}, then a cat sleeps – CAMoE search")
+    page.locator("#hits .open").click()
+    expect(page.locator("#timeline button")).to_have_count(2)
+    page.keyboard.press("Escape")
+    page.reload()
+    expect(page.locator("#hits .card")).to_have_count(1)
+    assert [page.input_value(name) for name in ("#text", "#then", "#not")] == [QUERY, "a cat sleeps", "people"]
+    search_with(page, lambda: page.locator("#hits .similar").click())
+    expect(page.locator("#status")).to_contain_text(f"Moments like {os.path.basename(hit.path)}")
+
+
 @pytest.mark.parametrize("codec", ["libx265", "mpeg4"])
 def test_a_file_that_the_browser_cannot_play_is_converted(page, tmp_path, codec):
     options = {"preset": "ultrafast", "x265-params": "log-level=none"} if codec == "libx265" else {}

@@ -238,7 +238,7 @@ def _write(path, content):
 
 BROKEN = {
     "missing": (lambda folder: folder / "missing.mp4", "no such file"),
-    "url": (lambda folder: "https://example.org/a.mp4", "download it first"),
+    "url": (lambda folder: "https://127.0.0.1:9/a.mp4", "cannot be read"),
     "folder": (lambda folder: folder, "cannot be read"),
     "empty": (lambda folder: _write(folder / "empty.mp4", b""), "the file is empty"),
     "text": (lambda folder: _write(folder / "text.mp4", b"not a video at all\n" * 50), "no video"),

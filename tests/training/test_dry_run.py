@@ -137,7 +137,10 @@ def start(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted(RECIPES.glob("*.yaml")) if path.stem != "ablations"])
+TABLES = ("ablations", "reproduce_msrvtt")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(RECIPES.glob("*.yaml")) if path.stem not in TABLES])
 def test_every_recipe_says_what_its_run_takes(name, start, tmp_path):
     given = ["--config", str(RECIPES / f"{name}.yaml"), "--dataset_name", str(tmp_path), "--output_dir", "runs/x"]
     if name != "motion_demo":

@@ -140,7 +140,7 @@ def train_and_score(data, folder, recipe, split, *options) -> dict:
     validation = options[:2] if options[:1] == ("--validation_split",) else ()
     trained = run_program(
         "run_retrieval.py", "--config", RECIPES / f"{recipe}.yaml", "--config", folder / "tiny.yaml",
-        "--dataset_name", data, "--output_dir", folder / recipe, *validation,
+        "--dataset_name", data, "--output_dir", folder / recipe, "--frame_cache", folder / "frames", *validation,
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert json.loads((folder / recipe / "all_results.json").read_text())["steps"] == 2

@@ -2,6 +2,9 @@
 """The ablation runner: what it runs, what it does not run again, and what it writes."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,15 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import run_ablations
+import torch
 import yaml
 
 from data.errors import UserError
 from engine import ablation_report
+from engine.ablation_results import AblationResults
 from engine.options import TrainOptions
 from engine.recipe import parse_options
-from evaluation.compare_runs import RANKS_FILE, RunRanks
+from evaluation.compare_runs import RunRanks
 from evaluation.protocol import Ranks
+from tests.benchmark_files import write_msrvtt, write_videos
 from tests.programs import run_program
+from tests.tiny_backbones import tiny_backbone
 
 
 TABLE = """
@@ -54,6 +61,11 @@ else:
     (folder / "eval_results.json").write_text(json.dumps({
         "num_texts": 5, "num_videos": 5, "settings": {}, "best_clip_shares": {"color": 99.0},
         "results": {"none": both, "dual_softmax": both, "query_bank": both}}))
+    import numpy as np
+    from safetensors.numpy import save_file
+    arrays = {f"{name}/{direction}": np.arange(5) for name in ("groups", "keys") for direction in both}
+    ranks = {f"{name}/{direction}": np.zeros((2, 5), int) for name in ("none", "dual_softmax") for direction in both}
+    save_file({**arrays, **ranks}, folder / "eval_ranks.safetensors")
 """
 
 
@@ -75,6 +87,11 @@ def run(monkeypatch, *words):
     run_ablations.main()
 
 
+def runs_in(project, name="parts") -> dict:
+    """The runs of a table's results."""
+    return json.loads((project / f"training/results/{name}.json").read_text())["runs"]
+
+
 def calls(folder: str) -> list[str]:
     return Path("runs/ablations", folder, "calls.txt").read_text().splitlines()
 
@@ -87,23 +104,25 @@ def test_each_row_is_trained_and_scored_with_its_own_options_and_seed(project, m
         "--output_dir runs/ablations/mean_pool_seed1 --resume_from_checkpoint latest"
     )
     assert evaluate == "--checkpoint runs/ablations/mean_pool_seed1 --dataset_name clips --bank 5"
-    result = json.loads((project / "docs/ablations/full_seed0.json").read_text())
+    result = runs_in(project)["full_seed0"]
     assert (result["seconds_per_step"], result["head_parameters"]) == (0.25, 56)
+    assert result["tests"]["test"]["results"]["none"]["text_to_video"]["R@1"] == 30.0
 
 
 def test_the_page_holds_means_over_seeds_and_keeps_the_text_around_the_table(project, monkeypatch):
     run(monkeypatch)
     page = project / "docs/ablations.md"
     assert page.read_text().startswith("# Parts\n")
-    assert "| mean pool | 2 | 20.5 ± 0.7 (20.0–21.0) | 20.5 ± 0.7 (20.0–21.0) |" in page.read_text()
-    assert "| full | 99.0 ± 0.0 (99.0–99.0) | 1,234 | 56 | 0.25 ± 0.00 (0.25–0.25) |" in page.read_text()
+    assert "| mean pool | 2 | 20.5 ± 0.7 | 20.5 ± 0.7 |" in page.read_text()
+    assert "| 60.0 ± 0.0 | 99.0 ± 0.0 |" in page.read_text()  # R@5, right color
+    assert "| full | 1,234 | 56 | 0.25 ± 0.00 |" in page.read_text()
     assert "- **full**: everything on" in page.read_text()
     assert (project / "docs/images/ablations.png").stat().st_size > 5000
     page.write_text("# Mine\n\nBefore.\n" + page.read_text().removeprefix("# Parts\n").rstrip() + "\n\nAfter.\n")
     run(monkeypatch, "--report")
     text = page.read_text()
     assert text.startswith("# Mine\n\nBefore.\n") and text.endswith("\n\nAfter.\n")
-    assert text.count("| mean pool | 2 |") == 2  # one per direction
+    assert text.count("| mean pool | 2 |") == 1
 
 
 def test_a_finished_run_is_not_run_again_unless_the_table_changed_it(project, monkeypatch):
@@ -125,7 +144,7 @@ def test_only_chosen_rows_run_and_the_others_are_listed_as_not_run(project, monk
 
 def test_a_dry_run_runs_nothing(project, monkeypatch, capsys):
     run(monkeypatch, "--dry_run")
-    assert not Path("runs").exists() and not Path("docs").exists()
+    assert not any(Path(folder).exists() for folder in ("runs", "docs", "training"))
     assert "would run: full, seed 1: run_retrieval.py --config base.yaml" in capsys.readouterr().out
 
 
@@ -135,7 +154,7 @@ def test_a_failed_run_is_named_with_its_last_line_and_the_others_continue(projec
     (folder / "fail").touch()
     with pytest.raises(UserError, match="1 of 4 runs failed, the first: mean pool, seed 0: .*the disk is full"):
         run(monkeypatch)
-    assert (project / "docs/ablations/full_seed1.json").exists()
+    assert "full_seed1" in runs_in(project) and "mean_pool_seed0" not in runs_in(project)
     assert "| mean pool | 1 |" in (project / "docs/ablations.md").read_text()
 
 
@@ -143,8 +162,9 @@ def test_a_stopped_runner_ends_its_program_and_starts_no_other(project, monkeypa
     (project / "programs/run_retrieval.py").write_text(
         "import pathlib, time; pathlib.Path('started.txt').touch(); time.sleep(60)"
     )
-    runner = run_ablations.Runner(parse_options(run_ablations.AblationOptions, ["--table", "table.yaml"]))
-    runs = run_ablations.plan(run_ablations.read_table("table.yaml"), "table.yaml")
+    table = run_ablations.read_table("table.yaml")
+    runner = run_ablations.Runner(parse_options(run_ablations.AblationOptions, ["--table", "table.yaml"]), table)
+    runs = run_ablations.plan(table, "table.yaml")
     thread = threading.Thread(target=runner.run_all, args=(runs,))
     thread.start()
     while not Path("started.txt").exists():
@@ -153,13 +173,13 @@ def test_a_stopped_runner_ends_its_program_and_starts_no_other(project, monkeypa
     thread.join(timeout=10)
     assert not thread.is_alive()
     assert [path.name for path in Path("runs/ablations").iterdir()] == ["mean_pool_seed0"]
-    assert not Path("docs/ablations").exists()
+    assert not Path("training/results").exists()
 
 
 def test_a_launcher_goes_before_every_program(project, monkeypatch):
     run(monkeypatch, "--launcher", "env LAUNCHED=1 sh -c 'echo launched > launched.txt; exec \"$@\"' -", "--jobs", "2")
     assert (project / "launched.txt").read_text() == "launched\n"
-    assert len(list((project / "docs/ablations").glob("*.json"))) == 4
+    assert len(runs_in(project)) == 4  # of two jobs, in one file
 
 
 @pytest.mark.parametrize(
@@ -184,8 +204,8 @@ def test_an_unknown_row_is_an_error_that_lists_the_names(project, monkeypatch):
         run(monkeypatch, "--only", "[ful]")
 
 
-def test_spread_is_the_mean_with_deviation_lowest_and_highest():
-    assert ablation_report.spread([27.4, 29.8]) == "28.6 ± 1.7 (27.4–29.8)"
+def test_spread_is_the_mean_with_deviation():
+    assert ablation_report.spread([27.4, 29.8]) == "28.6 ± 1.7"
     assert ablation_report.spread([28.6]) == "28.6"
 
 
@@ -198,10 +218,12 @@ def test_the_rows_of_the_repository_are_runs_that_the_trainer_understands(monkey
     options = {one.name: parse_options(TrainOptions, [*one.train, "--output_dir", "x"]) for one in runs}
     assert options["mean pool, one text"].model["frame_aggregation"] == {"fusion": "mean"}
     same = {"batch_size", "num_train_epochs", "num_frames", "learning_rate", "clip_config"}
-    assert all(len({str(getattr(one, name)) for one in options.values()}) == 1 for name in same)
-    longer = {name: one for name, one in options.items() if name.endswith(" steps")}
-    assert all(name.endswith(f", {one.max_train_steps} steps") for name, one in longer.items())
-    assert len({one.max_train_steps for name, one in options.items() if name not in longer}) == 1
+    same_size = [one for name, one in options.items() if not name.endswith("as many parameters")]
+    assert all(len({str(getattr(one, name)) for one in same_size}) == 1 for name in same)
+    assert len({one.max_train_steps for one in options.values()}) == 1
+    assert all(one.spatial_start and one.validation_split == "validation" for one in options.values())
+    assert {one.model.get("dual_softmax_temp") for one in options.values()} == {None, 10, 100, 1000}
+    assert len(run_ablations.read_table(path)["tests"]) == 5
 
 
 def test_the_program_explains_itself(tmp_path):
@@ -263,27 +285,147 @@ def test_a_wrong_choice_of_recipes_or_seeds_is_one_line(project, monkeypatch, wo
         run_ablations.main()
 
 
-def test_rows_are_compared_with_the_first_one_query_by_query_over_all_seeds(tmp_path):
+def ranks_with(above: np.ndarray, order: np.ndarray) -> RunRanks:
+    """Ranks of both directions, two captions a video, the queries in another order."""
+    directions = ("text_to_video", "video_to_text")
+    ranks = {direction: Ranks(above[order], np.zeros_like(above)) for direction in directions}
+    groups, keys = (dict.fromkeys(directions, column[order]) for column in (np.arange(200) // 2, np.arange(200) - 100))
+    return RunRanks({"none": ranks}, groups, keys)
+
+
+def test_rows_are_compared_query_by_query_over_all_seeds(tmp_path):
     table = {"rows": [{"name": "base"}, {"name": "better"}, {"name": "same"}]}
-    results = {}
+    results, done = AblationResults(tmp_path / "results.json"), {}
     for seed in range(3):
-        generator = np.random.default_rng(seed)
-        above = generator.integers(0, 4, size=200)
+        above = np.random.default_rng(seed).integers(0, 4, size=200)
+        order = np.random.default_rng(7).permutation(200)
         for name, ranks in (("base", above), ("better", np.maximum(above - 1, 0)), ("same", above)):
-            key = f"{name}_seed{seed}"
-            results[name, seed] = {"key": key}
-            directions = ("text_to_video", "video_to_text")
-            ours = {direction: Ranks(ranks, np.zeros_like(ranks)) for direction in directions}
-            order = generator.permutation(200)
-            shuffled = {d: Ranks(r.above[order], r.equal[order]) for d, r in ours.items()}
-            groups, keys = (
-                dict.fromkeys(directions, column[order]) for column in (np.arange(200) // 2, np.arange(200))
-            )
-            (tmp_path / key).mkdir()
-            RunRanks({"none": shuffled}, groups, keys).save(tmp_path / key / RANKS_FILE)
-    lines = ablation_report.paired_table(table, results, tmp_path).splitlines()
-    (better,) = [line for line in lines if line.startswith("| better | 3 |")]
-    (same,) = [line for line in lines if line.startswith("| same | 3 |")]
+            done[name, seed] = f"{name}_seed{seed}"
+            results.add(done[name, seed], {})
+            results.add_test(done[name, seed], "test", {}, ranks_with(ranks, order))
+    lines = ablation_report.paired_table(table, AblationResults(results.path), done, ["test"]).splitlines()
+    (better,) = [line for line in lines if line.startswith("| better | better − base | 3 |")]
+    (same,) = [line for line in lines if line.startswith("| same | same − base | 3 |")]
     share = np.mean([np.random.default_rng(s).integers(0, 4, size=200) == 1 for s in range(3)])
-    assert f"{100 * share:+.1f} [" in better and ", p 0.0" in better
-    assert "+0.0 [+0.0, +0.0], p 1.000" in same
+    assert f"{100 * share:+.1f}\\*\\* [" in better
+    assert "| +0.0 [+0.0, +0.0] |" in same
+    table["compares"] = [{"what": "one", "row": "same", "with": "better"}]
+    line = ablation_report.paired_table(table, results, done, ["test"]).splitlines()[-1]
+    assert line.startswith(f"| one | same − better | 3 | {-100 * share:+.1f}")
+
+
+def test_results_are_packed_without_loss_and_of_one_set_of_queries(tmp_path):
+    results = AblationResults(tmp_path / "results.json")
+    above = np.random.default_rng(0).integers(0, 500, size=200)
+    ranks = ranks_with(above, np.arange(200))
+    ranks.ranks["none"]["text_to_video"].equal[3] = 2
+    results.add("a_seed0", {"row": "a"})
+    results.add_test("a_seed0", "test", {"num_texts": 200}, ranks)
+    found = AblationResults(results.path).ranks("a_seed0", "test")
+    assert found.ranks["none"]["text_to_video"].equal.tolist() == [0, 0, 0, 2] + [0] * 196
+    np.testing.assert_array_equal(found.ranks["none"]["video_to_text"].above, above)
+    for name in ("groups", "keys"):
+        np.testing.assert_array_equal(getattr(found, name)["text_to_video"], getattr(ranks, name)["text_to_video"])
+    ranks.keys["text_to_video"] = ranks.keys["text_to_video"] + 1
+    with pytest.raises(UserError, match="results of other queries as 'test'"):
+        results.add_test("a_seed0", "test", {}, ranks)
+    results.path.write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        AblationResults(results.path)
+
+
+def test_a_text_is_right_of_twins_where_it_prefers_its_video():
+    texts, videos = torch.eye(4), torch.eye(4)
+    assert run_ablations.right_of_twins(texts, videos) == {"text_to_video": 100.0, "video_to_text": 100.0}
+    swapped = videos[[1, 0, 2, 3]]
+    assert run_ablations.right_of_twins(texts, swapped) == {"text_to_video": 50.0, "video_to_text": 50.0}
+
+
+def test_a_table_with_tests_is_scored_when_it_is_asked_for_and_each_run_once(project, monkeypatch):
+    tests = "tests: [{name: fresh, dataset_name: clips}]\ncompares: [{row: full, with: mean pool}]\n"
+    (project / "table.yaml").write_text(TABLE + tests)
+    run(monkeypatch, "--seeds", "[0]")
+    assert [len(calls(f"{name}_seed0")) for name in ("full", "mean_pool")] == [1, 1]  # trained only
+    scored = []
+
+    def score(folder, table):
+        scored.append(folder.name)
+        metrics = dict.fromkeys(("text_to_video", "video_to_text"), {"R@1": 12.5, "R@5": 50.0})
+        return {"fresh": ({"results": {"none": metrics}}, ranks_with(np.arange(200) % 3, np.arange(200)))}
+
+    monkeypatch.setattr(run_ablations, "score_on_tests", score)
+    for _ in range(2):
+        run(monkeypatch, "--score")
+    assert scored == ["mean_pool_seed0", "full_seed0"]
+    page = (project / "docs/ablations.md").read_text()
+    assert "### Fresh" in page and "| full | 1 | 12.5 | 12.5 | 50.0 |" in page
+    assert "| full | full − mean pool | 1 | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] |" in page
+
+
+@pytest.mark.parametrize(
+    ("added", "words"),
+    [
+        ("tests: [{name: fresh}]", "no name or dataset_name"),
+        ("tests: [{name: fresh, dataset_name: x, splits: y}]", "['splits']: a test may have"),
+        ("compares: [{row: full, with: half}]", "`row` and `with` are names of rows"),
+    ],
+)
+def test_a_wrong_test_or_comparison_is_named(project, added, words):
+    (project / "table.yaml").write_text(f"{TABLE}{added}\n")
+    with pytest.raises(UserError) as error:
+        run_ablations.read_table("table.yaml")
+    assert words in str(error.value)
+
+
+def test_the_table_of_msrvtt_has_every_method_with_both_losses_and_three_seeds(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    path = "training/recipes/reproduce_msrvtt.yaml"
+    runs = run_ablations.plan(run_ablations.read_table(path), path)
+    assert len(runs) == 31 and {one.seed for one in runs} == {0, 1, 2}
+    options = {one.name: parse_options(TrainOptions, [*one.train, "--output_dir", "x"]) for one in runs}
+    assert {one.frames_per_second for one in options.values()} == {1}
+    for name, one in options.items():
+        assert one.model["dual_softmax_temp"] == (100 if name.endswith("dual softmax loss") else None)
+        assert one.train_split == "train_7k"
+        assert one.validation_split == (None if name == "zero-shot" else "validation_7k")
+    assert options["motion, one text"].model["frame_aggregation"] == {"fusion": "motion"}
+    assert options["motion, one text"].model["temporal_num_layers"] == 4
+    assert options["CAMoE"].model == {"dual_softmax_temp": None}
+
+
+@pytest.mark.slow
+def test_msrvtt_goes_from_its_public_files_to_one_table(tmp_path):
+    root = Path(__file__).parents[2]
+    names = write_msrvtt(tmp_path / "annotations")
+    write_videos(tmp_path / "videos", names)
+    clip = tiny_backbone(tmp_path / "clip", "clip")
+    (tmp_path / "recipes").mkdir()
+    small = {"model_name_or_path": str(clip), "frame_cache": str(tmp_path / "frames"), "num_workers": 0}
+    small |= {"batch_size": 2, "num_train_epochs": 1, "num_frames": 2, "max_words": 16}
+    words = [
+        str(root / "training/recipes/reproduce_msrvtt.sh"),
+        str(tmp_path / "annotations"),
+        str(tmp_path / "videos"),
+    ]
+    words += [word for name, value in small.items() for word in (f"--train.{name}", str(value))]
+    words += ["--evaluate.num_workers", "0", "--evaluate.frame_cache", "null", "--seeds", "[0]"]
+    for name in ("runs_dir", "results_dir", "page", "chart"):
+        suffix = {"page": ".md", "chart": ".png"}.get(name, "")
+        words += [f"--{name}", str(tmp_path / f"{name}{suffix}")]
+    words += ["--only", '["meanP", "CAMoE, dual softmax loss"]']
+    environment = os.environ | {"PYTHON": sys.executable, "DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+
+    def run_script(*more):
+        return subprocess.run([*words, *more], env=environment, capture_output=True, text=True, timeout=500)
+
+    dry = run_script("--dry_run")
+    assert dry.returncode == 0, dry.stderr
+    assert dry.stdout.count("would run: ") == 2 and not (tmp_path / "runs_dir").exists()
+    done = run_script()
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "page.md").read_text()
+    scored = [line.split("|") for line in page.splitlines() if line.startswith(("| meanP | 1 |", "| CAMoE, dual"))]
+    assert len([cells for cells in scored if len(cells) > 9]) == 2
+    assert "T→V sinkhorn" in page and "| CAMoE | not run |" in page
+    results = json.loads((tmp_path / "results_dir/msr_vtt.json").read_text())
+    assert results["runs"]["meanp_seed0"]["tests"]["test"]["num_videos"] == 2

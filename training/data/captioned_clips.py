@@ -292,12 +292,14 @@ def check_video_column(columns: list[str], column: str):
 
 def _source_of(value, root: str | None, row: int, column: str) -> str | bytes:
     if isinstance(value, dict):  # Video(decode=False)
-        value = value["path"] if value.get("path") and os.path.exists(value["path"]) else value.get("bytes")
+        path, content = value.get("path"), value.get("bytes")
+        is_there = path and (os.path.exists(path) or (content is None and "://" in path))
+        value = path if is_there else content
     if not value:
         raise UserError(f"row {row} of the data set has no video in column {column!r}")
     if isinstance(value, bytes):
         return value
-    return os.path.join(root, value) if root and not os.path.isabs(value) else value
+    return os.path.join(root, value) if root and not (os.path.isabs(value) or "://" in value) else value
 
 
 def tag_captions(

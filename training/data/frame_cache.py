@@ -23,6 +23,7 @@ import torch
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from modeling_camoe.frames import Clip, SampledFrames
+from modeling_camoe.video_source import is_address
 
 
 # Raised when our decoder takes or scales frames differently: stored frames are then not read any more.
@@ -219,7 +220,7 @@ def clip_identity(clip: Clip) -> list:
     if isinstance(clip.source, bytes):
         file = [hashlib.sha256(clip.source).hexdigest()]
     else:
-        file = [os.path.abspath(clip.source)]
+        file = [clip.source if is_address(clip.source) else os.path.abspath(clip.source)]
         try:
             status = os.stat(clip.source)
             file += [status.st_size, status.st_mtime_ns]

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import datasets
-import fsspec
 import torch
 from accelerate.utils import gather_object
 from datasets.distributed import split_dataset_by_node
@@ -75,22 +74,13 @@ class StreamedClips:
         return split_dataset_by_node(data, (reader + shard) % readers, readers)
 
     def clip(self, row: dict, number: int) -> Clip:
-        """The clip of a row; a video at an address (`hf://`, `s3://`, ...) is read now.
+        """The clip of a row. A video at an address (`hf://`, `s3://`, ...) is read, by ranges, when it is decoded.
 
         Raises:
-            VideoDecodingError: it cannot be read. UserError: the row has no video, or an address of no known kind.
+            UserError: the row has no video.
         """
-        value = row[self.places["column"]]
-        address = _path_of(value)
-        if address is not None and "://" in address:
-            try:
-                with fsspec.open(address, "rb") as file:
-                    return Clip(file.read(), **{name: row[name] for name in self.places["window"]})
-            except OSError as error:
-                raise VideoDecodingError(f"{address}: cannot be read: {error}") from error
-            except (ImportError, ValueError) as error:  # an unknown kind of address, or its package is missing
-                raise UserError(f"{address} cannot be opened: {error}") from error
-        return clip_of(number, value, *(row[name] for name in self.places["window"]), **self.places)
+        times = (row[name] for name in self.places["window"])
+        return clip_of(number, row[self.places["column"]], *times, **self.places)
 
     def name(self, row: dict, number: str) -> str:
         """The id of a row."""
@@ -207,7 +197,6 @@ class StreamPairs(IterableDataset):
     def __iter__(self) -> Iterator[tuple[int, Place, list[dict]]]:
         worker = get_worker_info()
         number = 0 if worker is None else worker.id
-        fsspec.asyn.reset_lock()  # its thread was not inherited by this process
         # The loader begins with its first worker; the reader whose turn it is may be another.
         reader = (number + self.batches.start) % self.batches.workers
         batches = self._batches(reader, self.batches.places[reader])

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The studies of banks and of experts, on vectors whose answers are known."""
+
+import math
+
+import pytest
+import study_banks
+import study_experts
+import torch
+import torch.nn.functional as F
+
+from engine.recipe import parse_options
+from modeling_camoe.hubs import query_bank_bias
+
+
+def unit_vectors(count: int, dim: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_sinkhorn_of_a_bank_gives_every_candidate_the_same_share():
+    scores = torch.randn(40, 12, generator=torch.Generator().manual_seed(0))
+    bias = study_banks.sinkhorn_bias(scores, tau=0.7)
+    shares = ((scores - bias) / 0.7).softmax(dim=1).mean(dim=0)
+    torch.testing.assert_close(shares, torch.full((12,), 1 / 12), atol=2e-3, rtol=0)
+    plain = (scores / 0.7).softmax(dim=1).mean(dim=0)
+    assert (plain - 1 / 12).abs().max() > 0.01
+
+
+def test_the_prior_of_the_others_leaves_out_the_query_that_is_asked():
+    scores = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
+    corrected = study_banks.prior_of_others(scores, 1.0, 0.5, torch.Generator())
+    for query in range(5):
+        others = torch.cat([scores[:query], scores[query + 1 :]])
+        bias = query_bank_bias(others, 0.5) + 0.5 * math.log(4)
+        torch.testing.assert_close(corrected[query], scores[query] - bias)
+    none = study_banks.prior_of_others(scores, 0.0, 0.5, torch.Generator())
+    assert torch.equal(none.argsort(dim=1), scores.argsort(dim=1))
+
+
+def test_ranks_count_the_candidates_above_and_equal():
+    scores = torch.tensor([[3.0, 1, 2], [1, 1, 0], [5, 4, 3]])
+    ranks = study_banks.ranks_of(scores)
+    assert (ranks.above.tolist(), ranks.equal.tolist()) == ([0, 0, 2], [0, 1, 0])
+
+
+def test_a_bank_corrects_a_hub_that_its_queries_show():
+    clips = unit_vectors(30, 8, 0)
+    texts = F.normalize(clips + 0.2 * unit_vectors(30, 8, 1), dim=-1)
+    hub = F.normalize(clips.mean(dim=0, keepdim=True) + clips[:1], dim=-1)
+    clips = torch.cat([2.5 * hub, clips[1:]])  # longer than the others: first for many queries
+    bank = F.normalize(unit_vectors(30, 8, 0).repeat(8, 1) + 0.3 * unit_vectors(240, 8, 2), dim=-1)
+    study = study_banks.Study({"240 captions": bank}, scale=20.0, seed=0)
+    chosen = study.choose(texts, clips)
+    found = study.score(texts, clips, chosen)
+    assert set(found) == {"none", *study.methods()}
+    assert found["none"]["most_firsts"] > 5
+    for name in ("query bank, 240 captions", "single-query Sinkhorn, 240 captions", "dual softmax"):
+        assert found[name]["difference"] == pytest.approx(found[name]["R@1"] - found["none"]["R@1"])
+        assert found[name]["difference"] > 10
+    page = study_banks.table({"tests": {"hubs": dict.fromkeys(study_banks.DIRECTIONS, found)}})
+    assert page.startswith("hubs\n\n| correction | text to video | gain |")
+    assert f"| none | {found['none']['R@1']:.1f} |  |" in page
+
+
+def folded(texts: torch.Tensor, videos: torch.Tensor, gates: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    return texts.flatten(1), (torch.tensor(gates)[:, None] * videos).flatten(1)
+
+
+def test_an_expert_that_says_the_same_of_every_clip_is_seen_by_its_spread():
+    alive = unit_vectors(20, 6, 0)
+    dead = unit_vectors(1, 6, 1).expand(20, -1)
+    texts, videos = torch.stack([dead, alive], dim=1), torch.stack([-dead, alive], dim=1)
+    found = study_experts.study(*folded(texts, videos, [0.25, 0.75]), ["dead", "alive"])
+    assert found["mixture"]["R@1"] == found["alive"]["R@1_alone"] == found["dead"]["R@1_without"] == 100
+    assert found["dead"]["spread"] < 1e-6 < 0.1 < found["alive"]["spread"]
+    assert (found["dead"]["gate"], found["alive"]["gate"]) == pytest.approx((0.25, 0.75))
+    assert found["dead"]["cosine_of_pairs"] == pytest.approx(-1) == found["dead"]["cosine_of_others"]
+    assert found["alive"]["cosine_of_pairs"] == pytest.approx(1) and found["alive"]["R@1_without"] < 20
+    assert "| dead | 0.250 | -1.000 | -1.000 | 0.000 |" in study_experts.table(found)
+
+
+def test_queries_are_told_apart_by_the_values_of_a_column():
+    alive = unit_vectors(4, 6, 0)
+    videos = alive[[0, 1, 3, 2]]  # the last two are confused
+    vectors = folded(alive[:, None], videos[:, None], [1.0])
+    found = study_experts.by_value(*vectors, ["all"], ["a", "a", "b", "b"])
+    assert found == {
+        "a": {"queries": 2, "mixture": 100.0, "all": 100.0},
+        "b": {"queries": 2, "mixture": 0.0, "all": 0.0},
+    }
+
+
+@pytest.mark.parametrize("program", [study_banks, study_experts])
+def test_each_study_names_what_it_needs(program, capsys):
+    with pytest.raises(SystemExit):
+        parse_options(program.StudyOptions, ["--help"], description=program.__doc__)
+    assert "--output" in capsys.readouterr().out
