@@ -249,6 +249,7 @@ def _answers(port: int) -> bool:
 def test_a_visitor_uploads_clips_and_sees_the_ranking(address, retrieval, clips, expected, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     expect = playwright.expect
+    expect.set_options(timeout=60_000)  # milliseconds; a busy machine is slow
     (tmp_path / "broken.mp4").write_bytes(b"hello" * 100)
     elsewhere = []
 
@@ -262,6 +263,7 @@ def test_a_visitor_uploads_clips_and_sees_the_ranking(address, retrieval, clips,
             str(tmp_path / "profile"), executable_path=str(CHROMIUM), headless=True, args=FLAGS
         )
         browser.route("**/*", guard)
+        browser.set_default_timeout(60_000)
         page = browser.new_page()
         page.set_viewport_size({"width": 390, "height": 844})
         page.goto(address)
