@@ -60,7 +60,8 @@ def load_model_bank(model_id: str) -> tuple[list[str], float]:
 
 def subsample(texts: list[str], size: int = BANK_SIZE) -> list[str]:
     """At most `size` of the texts, evenly spaced."""
-    return texts[:: max(1, len(texts) // size)][:size]
+    size = min(size, len(texts))
+    return [texts[i * len(texts) // size] for i in range(size)]
 
 
 def read_bank(connection: sqlite3.Connection, tau: float | None) -> QueryBank | None:

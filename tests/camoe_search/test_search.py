@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from camoe_search import approximate, exact, segments, writer
+from camoe_search.bank import subsample
 from camoe_search.errors import SearchError
 from camoe_search.exact import Part, best_rows
 from camoe_search.index import VideoIndex
@@ -86,6 +87,13 @@ def test_hits_name_file_and_time_of_their_moment(index):
         i = number(hit)
         assert (hit.path, hit.start, hit.end) == (f"/videos/{i % 4}/{i:03}.mp4", i, 2 * i + 1)
         assert index.store.locate(hit.key) == hit._replace(score=0.0)
+
+
+@pytest.mark.parametrize(("count", "size", "expected"), [(5, 3, [0, 1, 3]), (3, 5, [0, 1, 2]), (4982, 1000, None)])
+def test_a_bank_is_spread_evenly_over_its_texts(count, size, expected):
+    chosen = [int(text) for text in subsample([str(i) for i in range(count)], size)]
+    assert len(chosen) == min(count, size) and (expected is None or chosen == expected)
+    assert chosen[-1] >= count - 1 - count // size  # to the end, not only the first 80 %
 
 
 def test_the_default_correction_is_the_bank_where_there_is_one(index, tmp_path):

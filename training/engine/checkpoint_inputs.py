@@ -137,8 +137,8 @@ class CheckpointInputs:
         if not bank:
             raise UserError(f"{found} holds no caption that is not scored: leave query_bank out of --corrections")
         self.about["bank_captions_left_out"] = len(leaked)
-        step = max(1, len(bank) // self.options.bank)  # spread over the file
-        chosen = bank[::step][: self.options.bank]
+        size = min(self.options.bank, len(bank))
+        chosen = [bank[i * len(bank) // size] for i in range(size)]  # evenly spread over the file
         with self.accelerator.autocast():
             return encode_texts(self.model, self.processor, chosen, progress="query bank: captions")
 
