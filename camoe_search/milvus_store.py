@@ -31,8 +31,9 @@ import uuid
 
 import numpy as np
 
+from .columns import as_matrix, gates
 from .database import Description, snapshot, transaction
-from .describe import MOMENTS, gates
+from .describe import MOMENTS
 from .errors import SearchError
 from .moments import Timeline, Windows, merge_windows, stand_out
 from .results import Filters, Grouping, Hit, single_window, sort_hits
@@ -296,6 +297,27 @@ class MilvusStore:
             made.append(row | {"gate_weights": gate_weights[n].tolist(), "is_hub": bool(is_hub)})
         return made
 
+    def upsert(self, rows: list[dict]):
+        """Write rows as of `rows_of_table`; rows of the same keys are replaced."""
+        size = max(1, BATCH_BYTES // (4 * (self.description.width + 1)))
+        with _milvus_errors(f"write {self.collection}"):
+            for first in range(0, len(rows), size):
+                self._client.upsert(self.collection, rows[first : first + size])
+
+    def flush(self):
+        """Wait until what was written is stored."""
+        with _milvus_errors(f"write {self.collection}"):
+            self._client.flush(self.collection)
+
+    def count_source(self, source: str) -> int:
+        """The number of rows of a source."""
+        with _milvus_errors(f"read {self.collection}"):
+            count = self._client.query(
+                self.collection, filter=f'source == "{source}"', output_fields=["count(*)"],
+                consistency_level="Strong",
+            )  # fmt: skip
+        return count[0]["count(*)"]
+
     def remove_source(self, source: str) -> int:
         """Delete all rows of a source, for example of an index that is lost. Returns their number.
 
@@ -449,6 +471,29 @@ def _merged(hits: list[Hit], k: int, grouping: Grouping) -> list[Hit]:
 def open_collection(description: Description) -> MilvusStore:
     """The collection that an index names."""
     return MilvusStore(description.milvus["uri"], description.milvus["collection"])
+
+
+def rows_of_table(description: Description, table, numbers: list[int]) -> list[dict]:
+    """Rows of a collection from rows of a part (parts.py), whose windows have these numbers within their files.
+
+    Raises:
+        SearchError: a path is too long.
+    """
+    milvus, vectors = description.milvus, as_matrix(table["vector"])
+    bias = table["bias"].to_numpy()
+    if milvus["bias"] == "folded":
+        vectors = np.concatenate([vectors, -bias[:, None].astype(vectors.dtype)], axis=1)  # (b,K+1)
+    vectors = vectors.astype(milvus["dtype"])
+    columns = (table[name].to_pylist() for name in ("path", "start", "end", "content_hash", "gate_weights"))
+    made = []
+    for n, (path, start, end, digest, gate_weights) in enumerate(zip(*columns, strict=True)):
+        if len(path.lower().encode()) > MAX_PATH or len(path.encode()) > MAX_PATH:
+            raise SearchError(f"a path is longer than {MAX_PATH} bytes: {path[:200]}…")
+        key = _hash(repr((milvus["source"], digest, numbers[n], path)))
+        row = {"key": key, "vector": vectors[n], "path": path, "path_lower": path.lower(), "bias": float(bias[n])}
+        row |= {"source": milvus["source"], "start": start, "end": end, "seconds": end - start}
+        made.append(row | {"gate_weights": gate_weights, "is_hub": False})
+    return made
 
 
 def with_id(milvus: dict, old: dict | None) -> dict:
