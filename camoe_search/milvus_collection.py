@@ -17,6 +17,9 @@ import os
 import socket
 import uuid
 
+import numpy as np
+
+from .columns import as_matrix
 from .database import Description
 from .errors import SearchError
 from .results import Filters
@@ -102,6 +105,29 @@ def moments_schema(client, description: Description):
     schema.add_field("gate_weights", DataType.ARRAY, element_type=DataType.FLOAT, max_capacity=experts)
     schema.add_field("is_hub", DataType.BOOL)
     return schema
+
+
+def rows_of_table(description: Description, table, numbers: list[int]) -> list[dict]:
+    """Rows of a collection from rows of a part (parts.py), whose windows have these numbers within their files.
+
+    Raises:
+        SearchError: a path is too long.
+    """
+    milvus, vectors = description.milvus, as_matrix(table["vector"])
+    bias = table["bias"].to_numpy()
+    if milvus["bias"] == "folded":
+        vectors = np.concatenate([vectors, -bias[:, None].astype(vectors.dtype)], axis=1)  # (b,K+1)
+    vectors = vectors.astype(milvus["dtype"])
+    columns = (table[name].to_pylist() for name in ("path", "start", "end", "content_hash", "gate_weights"))
+    made = []
+    for n, (path, start, end, digest, gate_weights) in enumerate(zip(*columns, strict=True)):
+        if len(path.lower().encode()) > MAX_PATH or len(path.encode()) > MAX_PATH:
+            raise SearchError(f"a path is longer than {MAX_PATH} bytes: {path[:200]}…")
+        key = short_hash(repr((milvus["source"], digest, numbers[n], path)))
+        row = {"key": key, "vector": vectors[n], "path": path, "path_lower": path.lower(), "bias": float(bias[n])}
+        row |= {"source": milvus["source"], "start": start, "end": end, "seconds": end - start}
+        made.append(row | {"gate_weights": gate_weights, "is_hub": False})
+    return made
 
 
 def filter_expression(filters: Filters) -> str:

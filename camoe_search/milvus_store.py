@@ -18,8 +18,9 @@ import os
 
 import numpy as np
 
+from .columns import gates
 from .database import Description, snapshot, transaction
-from .describe import MOMENTS, gates
+from .describe import MOMENTS
 from .errors import SearchError
 from .milvus_collection import (
     DEFAULT_COLLECTION,
@@ -231,6 +232,27 @@ class MilvusStore:
             row |= {"source": milvus["source"], "start": start, "end": end, "seconds": end - start}
             made.append(row | {"gate_weights": gate_weights[n].tolist(), "is_hub": bool(is_hub)})
         return made
+
+    def upsert(self, rows: list[dict]):
+        """Write rows as of `rows_of_table`; rows of the same keys are replaced."""
+        size = max(1, BATCH_BYTES // (4 * (self.description.width + 1)))
+        with milvus_errors(f"write {self.collection}"):
+            for first in range(0, len(rows), size):
+                self._client.upsert(self.collection, rows[first : first + size])
+
+    def flush(self):
+        """Wait until what was written is stored."""
+        with milvus_errors(f"write {self.collection}"):
+            self._client.flush(self.collection)
+
+    def count_source(self, source: str) -> int:
+        """The number of rows of a source."""
+        with milvus_errors(f"read {self.collection}"):
+            count = self._client.query(
+                self.collection, filter=f'source == "{source}"', output_fields=["count(*)"],
+                consistency_level="Strong",
+            )  # fmt: skip
+        return count[0]["count(*)"]
 
     def remove_source(self, source: str) -> int:
         """Delete all rows of a source, for example of an index that is lost. Returns their number.

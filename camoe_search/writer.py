@@ -25,6 +25,7 @@ from .database import (
 )
 from .errors import SearchError
 from .exact import Part, best_rows
+from .files import is_inside, relative
 from .rows import Rows
 from .segments import SEGMENT_ROWS, append_rows, delete_segments, with_dead
 
@@ -46,6 +47,20 @@ class StoredWindow(NamedTuple):
     size: int  # of the file, bytes
     mtime_ns: int
     hash: str  # of its content, `files.content_hash`
+
+
+class LoadedWindow(NamedTuple):
+    """A row of a part, as `IndexWriter.load` takes it: a window that has a vector, or the cause why it has none."""
+
+    path: str  # whole
+    start: float  # seconds
+    end: float
+    number: int | None  # of the window within its file; None: the manifest gave the window
+    duration: float | None  # of the file, where its header was read
+    size: int | None
+    mtime_ns: int | None
+    content_hash: str
+    error: str | None
 
 
 class IndexWriter:
@@ -178,6 +193,89 @@ class IndexWriter:
                 "INSERT INTO files(root, path, size, mtime_ns, content) VALUES(?, ?, ?, ?, ?)", files
             )
             self._append(connection, windows, vectors, INSERT)
+
+    def load(self, roots: Sequence[str], rows: Sequence[LoadedWindow], vectors: np.ndarray) -> int:
+        """Add windows that were encoded elsewhere, in one transaction; those that are there stay as they are.
+
+        Args:
+            roots: folders; each file is in one of them.
+            rows: windows, those without a vector among them.
+            vectors: (b,K) of the others, in order.
+
+        Returns:
+            The number of windows that got a vector.
+        """
+        with transaction(self.connection) as connection:
+            contents = self._contents_of(connection, rows)
+            self._load_files(connection, roots, rows, contents)
+            known: dict[int, dict] = {}  # content -> its windows: (start, end) -> (id, whether it has a vector)
+            statement = "SELECT content, id, start, end, row FROM windows WHERE content IN ({})"
+            for content, id, *times, row in select_in(connection, statement, sorted(set(contents.values()))):
+                known.setdefault(content, {})[tuple(times)] = (id, row is not None)
+            ((last,),) = connection.execute("SELECT COALESCE(max(seq), 0) FROM sqlite_sequence WHERE name = 'windows'")
+            new, failed, kept, position = [], [], [], -1
+            for row in rows:
+                position += row.error is None
+                content, times = contents[row.content_hash], (row.start, row.end)
+                windows = known.setdefault(content, {})
+                id, has_vector = windows.get(times, (None, False))
+                if has_vector or (row.error is not None and (id is not None or row.start == row.end)):
+                    continue  # a file that failed as a whole has the cause itself
+                if id is not None:  # it failed before
+                    connection.execute("DELETE FROM windows WHERE id = ?", (id,))
+                last += 1
+                number = len(windows) if row.number is None else row.number
+                windows[times] = (last, row.error is None)
+                if row.error is None:
+                    new.append((last, content, number, *times, int(row.start == 0 and row.end == row.duration)))
+                    kept.append(position)
+                else:
+                    failed.append((last, content, number, *times, 0, row.error))
+            self._append(connection, new, vectors[kept], INSERT)
+            connection.executemany(
+                "INSERT INTO windows(id, content, number, start, end, whole, cause) VALUES(?, ?, ?, ?, ?, ?, ?)",
+                failed,
+            )
+        return len(new)
+
+    def _load_files(self, connection, roots: Sequence[str], rows: Sequence[LoadedWindow], contents: dict[str, int]):
+        """Add the files of windows, or give those that are there their present content."""
+        connection.executemany("INSERT OR IGNORE INTO roots(path) VALUES(?)", [(root,) for root in roots])
+        ids = dict(connection.execute("SELECT path, id FROM roots").fetchall())
+        files = {row.path: row for row in rows}
+        for root in roots:
+            inside = {relative(path, root): row for path, row in files.items() if is_inside(path, root)}
+            statement = "SELECT path, content FROM files WHERE path IN ({}) AND root = ?"
+            before = dict(select_in(connection, statement, list(inside), ids[root]))
+            connection.executemany(
+                "INSERT INTO files(root, path, size, mtime_ns, content) VALUES(?, ?, ?, ?, ?) ON CONFLICT(root, path) "
+                "DO UPDATE SET size = excluded.size, mtime_ns = excluded.mtime_ns, content = excluded.content, "
+                "cause = NULL",
+                [
+                    (ids[root], path, row.size or 0, row.mtime_ns or 0, contents[row.content_hash])
+                    for path, row in inside.items()
+                    if before.get(path) != contents[row.content_hash]
+                ],
+            )
+            self._remove_orphans(connection, sorted(set(before.values()) - {None} - set(contents.values())))
+
+    def _contents_of(self, connection, rows: Sequence[LoadedWindow]) -> dict[str, int]:
+        """The ids of contents by hash; new ones, and their causes, are added."""
+        first = {}
+        for row in rows:
+            if row.content_hash not in first or row.error is None:
+                first[row.content_hash] = row
+        connection.executemany(
+            "INSERT INTO contents(hash, duration, cause) VALUES(?, ?, ?) "
+            "ON CONFLICT(hash) DO UPDATE SET cause = excluded.cause, duration = excluded.duration "
+            "WHERE contents.cause IS NOT NULL AND excluded.cause IS NULL",
+            [
+                (digest, row.duration or row.end or None, row.error if row.start == row.end else None)
+                for digest, row in first.items()
+            ],
+        )
+        statement = "SELECT hash, id FROM contents WHERE hash IN ({})"
+        return dict(select_in(connection, statement, list(first)))
 
     def _rounded(self, vectors: np.ndarray) -> np.ndarray:
         """As they are stored. A float16 has its largest value at 65,504; a vector's entries are within 1."""
