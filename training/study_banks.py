@@ -60,15 +60,25 @@ def sinkhorn_bias(bank_scores: torch.Tensor, tau: float) -> torch.Tensor:
 
 
 def prior_of_others(scores: torch.Tensor, share: float, tau: float, generator: torch.Generator) -> torch.Tensor:
-    """Scores minus the query bank's bias of the other test queries, or of a random share of them: (Q,C) -> (Q,C)."""
-    used = torch.rand(len(scores), generator=generator) < share
-    powers = (scores / tau).exp() * used[:, None]
-    others = (powers.sum(dim=0) - powers).clamp_min(1e-30)  # not the query that is asked
-    return scores - tau * others.log()
+    """Scores minus the query bank's bias of a random share of the other test queries: (N,N) -> (N,N).
+
+    Each query has as many others, never itself: without itself among all the others, its clip would be the only one
+    that nobody claims.
+    """
+    count = len(scores)
+    places = torch.randperm(count, generator=generator)
+    distances = (places[None] - places[:, None]) % count  # on a ring in random order
+    used = ((distances > 0) & (distances <= share * count)).double()  # (N,N): query, other query
+    levels = scores.double() / tau
+    top = levels.amax(dim=0)
+    sums = used @ (levels - top).exp()
+    return scores - tau * (top + sums.clamp_min(1e-300).log())
 
 
 def ranks_of(scores: torch.Tensor) -> Ranks:
     """Query n belongs to candidate n: (N,N) -> ranks."""
+    if not scores.isfinite().all():  # a rank among such scores means nothing
+        raise ValueError("A score is not a finite number.")
     own = scores.diagonal()[:, None]
     others = ~torch.eye(len(scores), dtype=torch.bool)
     above, equal = ((compare(scores, own) & others).sum(dim=1) for compare in (torch.gt, torch.eq))
@@ -98,8 +108,7 @@ class Study:
 
         methods = {
             "dual softmax": lambda q, c, tau: dual_softmax(self.scale * similarity(q, c), self.scale * tau),
-            "all other test queries": of_others(1.0),
-            "a random half of them": of_others(0.5),
+            "a random half of the other test queries": of_others(0.5),
             "a random tenth of them": of_others(0.1),
         }
         methods |= {f"query bank, {name}": of_bank(name, query_bank_bias) for name in self.banks}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The studies of banks and of experts, on vectors whose answers are known."""
 
+import itertools
 import math
 
 import pytest
@@ -10,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from engine.recipe import parse_options
-from modeling_camoe.hubs import query_bank_bias
 
 
 def unit_vectors(count: int, dim: int, seed: int) -> torch.Tensor:
@@ -26,15 +26,25 @@ def test_sinkhorn_of_a_bank_gives_every_candidate_the_same_share():
     assert (plain - 1 / 12).abs().max() > 0.01
 
 
-def test_the_prior_of_the_others_leaves_out_the_query_that_is_asked():
-    scores = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
-    corrected = study_banks.prior_of_others(scores, 1.0, 0.5, torch.Generator())
-    for query in range(5):
-        others = torch.cat([scores[:query], scores[query + 1 :]])
-        bias = query_bank_bias(others, 0.5) + 0.5 * math.log(4)
-        torch.testing.assert_close(corrected[query], scores[query] - bias)
-    none = study_banks.prior_of_others(scores, 0.0, 0.5, torch.Generator())
-    assert torch.equal(none.argsort(dim=1), scores.argsort(dim=1))
+def test_the_prior_of_others_is_of_as_many_queries_and_never_the_one_that_is_asked():
+    scores = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    corrected = study_banks.prior_of_others(scores, 0.5, 0.5, torch.Generator().manual_seed(1))
+    for query in range(8):
+        others = [n for n in range(8) if n != query]
+        fits = [
+            chosen
+            for chosen in itertools.combinations(others, 4)
+            if torch.allclose(
+                corrected[query],
+                (scores[query] - 0.5 * torch.logsumexp(scores[list(chosen)] / 0.5, dim=0)).double(),
+                atol=1e-5,
+            )
+        ]
+        assert len(fits) == 1
+    sharp = study_banks.prior_of_others(30 * scores, 0.5, 0.005, torch.Generator().manual_seed(1))
+    assert sharp.isfinite().all()
+    with pytest.raises(ValueError, match="finite"):
+        study_banks.ranks_of(scores * math.nan)
 
 
 def test_ranks_count_the_candidates_above_and_equal():
