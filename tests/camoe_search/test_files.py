@@ -89,19 +89,19 @@ def bucket(some_videos):
 
 def test_a_folder_at_an_address_is_indexed_as_a_folder_is(bucket, some_videos, encoder, tmp_path):
     options = {"num_workers": 0, "text_encoder": False}
-    index = VideoIndex.build(["memory://films"], tmp_path / "remote", encoder, **options)
-    local = VideoIndex.build([some_videos], tmp_path / "local", encoder, **options)
+    index = VideoIndex.create_or_update(["memory://films"], tmp_path / "remote", encoder, **options)
+    local = VideoIndex.create_or_update([some_videos], tmp_path / "local", encoder, **options)
     ours, theirs = index.table(), local.table()
     assert ours["path"].to_pylist() == [f"memory://films/{p.name}" for p in sorted(some_videos.iterdir())]
     assert ours["vector"].equals(theirs["vector"])
     assert index.report.not_videos == {".txt": 1}
     assert [entry["path"] for entry in index.skipped()] == ["memory://films/raw/clip_9.mp4"]
 
-    again = VideoIndex.build([], tmp_path / "remote", encoder, **options)
+    again = VideoIndex.create_or_update([], tmp_path / "remote", encoder, **options)
     assert (again.report.unchanged, again.report.encoded) == (7, 0)
     bucket.pipe_file("/films/clip_0.mp4", (some_videos / "clip_1.mp4").read_bytes())
     bucket.rm("/films/clip_2.mp4")
-    again = VideoIndex.build([], tmp_path / "remote", encoder, prune=True, exclude=["raw"], **options)
+    again = VideoIndex.create_or_update([], tmp_path / "remote", encoder, prune=True, exclude=["raw"], **options)
     assert (again.report.changed, again.report.dropped, again.report.encoded) == (1, 2, 0)
     assert again.skipped() == []
     remote = again.search(glob="memory://films/clip_3*", query="a dog")
@@ -110,7 +110,9 @@ def test_a_folder_at_an_address_is_indexed_as_a_folder_is(bucket, some_videos, e
 
 
 def test_one_file_at_an_address_and_one_that_is_not_there(bucket, encoder, tmp_path):
-    index = VideoIndex.build(["memory://films/clip_4.mp4"], tmp_path / "i", encoder, num_workers=0, text_encoder=False)
+    index = VideoIndex.create_or_update(
+        ["memory://films/clip_4.mp4"], tmp_path / "i", encoder, num_workers=0, text_encoder=False
+    )
     assert index.table()["path"].to_pylist() == ["memory://films/clip_4.mp4"]
     with pytest.raises(SearchError, match="memory://films/none.mp4 does not exist"):
         index.add(["memory://films/none.mp4"])

@@ -53,7 +53,7 @@ def load(capsys, parts, *options) -> dict:
 
 def test_loaded_parts_are_the_index_of_the_folder(library, parts, encoder, tmp_path, capsys):
     report = load(capsys, parts, "--index", tmp_path / "loaded")
-    built = VideoIndex.build([library], tmp_path / "built", encoder, num_workers=0)
+    built = VideoIndex.create_or_update([library], tmp_path / "built", encoder, num_workers=0)
     loaded = VideoIndex.load(tmp_path / "loaded", encoder)
     ours, theirs = loaded.table(), built.table()
     for name in ("path", "start", "end", "size", "mtime_ns", "content_hash", "key"):
@@ -68,7 +68,9 @@ def test_loaded_parts_are_the_index_of_the_folder(library, parts, encoder, tmp_p
     for one, other in zip(loaded.search_batch(queries), built.search_batch(queries), strict=True):
         assert [hit.path for hit in one] == [hit.path for hit in other]
 
-    again = VideoIndex.build([library], tmp_path / "loaded", encoder, num_workers=0)  # it goes on as an index
+    again = VideoIndex.create_or_update(
+        [library], tmp_path / "loaded", encoder, num_workers=0
+    )  # it goes on as an index
     assert (again.report.unchanged, again.report.encoded) == (9, 0)
 
 
@@ -154,7 +156,7 @@ def test_what_cannot_be_loaded_is_one_line(parts, tmp_path, capsys):
 
 
 def test_parts_do_not_go_into_an_index_of_other_settings(library, parts, encoder, tmp_path, capsys):
-    VideoIndex.build([library], tmp_path / "i", encoder, num_workers=0, text_encoder=False, dtype="float16")
+    VideoIndex.create_or_update([library], tmp_path / "i", encoder, num_workers=0, text_encoder=False, dtype="float16")
     found = mistake(capsys, "load", parts, "--index", tmp_path / "i")
     assert "was made with dtype float16, the parts with float32" in found
 
