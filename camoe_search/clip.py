@@ -8,7 +8,7 @@ import itertools
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -87,7 +87,8 @@ def _copy(video: VideoFile, target, begin: float, length: float) -> bool:
     Returns:
         False where that is not possible.
     """
-    is_playable = video.decoder.name == "h264" and video.decoder.pix_fmt in ("yuv420p", "yuvj420p")
+    # An MP4 or Matroska file states the profile of its H.264: baseline, main and high have 8 bits and 4:2:0.
+    is_playable = video.decoder.name == "h264" and (video.decoder.extradata or b"")[:2] in (b"\1B", b"\1M", b"\1d")
     if not (is_playable and video.has_absolute_times):
         return False
     picture = target.add_stream_from_template(video.stream)
@@ -95,15 +96,11 @@ def _copy(video: VideoFile, target, begin: float, length: float) -> bool:
     offset = round(begin / video.stream.time_base)
     head: list | None = []  # the pictures from the last key frame before `begin` on
     late: list = []  # pictures after the end, but perhaps those after them are not
-    for packet in video.container.demux(video.stream, *video.container.streams.audio[:1]):
+    for packet in _dated(video.container.demux(video.stream, *video.container.streams.audio[:1]), video.stream):
         if packet.stream is not video.stream:
             for frame in packet.decode():
                 target.mux(sound.encode(frame))
             continue
-        if packet.dts is None:  # the end of the file
-            continue
-        if packet.pts is None:
-            return False
         packet.pts, packet.dts, packet.stream = packet.pts - offset, packet.dts - offset, picture
         shown, stored = float(packet.pts * packet.time_base), float(packet.dts * packet.time_base)
         if stored >= length - EPSILON:
@@ -128,6 +125,26 @@ def _copy(video: VideoFile, target, begin: float, length: float) -> bool:
     if sound is not None:
         target.mux(sound.encode(None))
     return True
+
+
+def _dated(packets: Iterable[av.Packet], stream) -> Iterator[av.Packet]:
+    """Packets, of which those of a stream state when they are decoded.
+
+    Matroska does not store that, and FFmpeg cannot tell it for the first packets, whose frames come later.
+    """
+    undated: list = []
+    for packet in packets:
+        if packet.stream is not stream:
+            yield packet
+        elif packet.dts is None and packet.pts is not None:
+            undated.append(packet)
+        elif packet.dts is not None and packet.pts is not None:
+            step = round(1 / ((stream.average_rate or Fraction(25)) * stream.time_base))
+            for number, waiting in enumerate(undated):
+                waiting.dts = packet.dts - step * (len(undated) - number)
+                yield waiting
+            undated = []
+            yield packet
 
 
 def _encode(video: VideoFile, target, begin: float, length: float) -> bool:
