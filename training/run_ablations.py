@@ -251,9 +251,20 @@ class Runner:
         result = self.results.runs.get(run.key)
         return result if result and (result["train"], result["evaluate"]) == (run.train, run.evaluate) else None
 
+    def folder_of(self, run: Run) -> Path:
+        """Where a run's checkpoints and logs are."""
+        return Path(self.options.runs_dir) / run.key
+
+    def is_trained(self, run: Run) -> bool:
+        """Whether a run has ended, with the options that the table has now."""
+        folder = self.folder_of(run)
+        if not (folder / "all_results.json").is_file():
+            return False
+        return json.loads((folder / "ablation.json").read_text()) == run.train
+
     def run(self, run: Run):
         """Train one run, score it unless the table has tests for that, and keep its results."""
-        folder = Path(self.options.runs_dir) / run.key
+        folder = self.folder_of(run)
         folder.mkdir(parents=True, exist_ok=True)
         options_file = folder / "ablation.json"
         if options_file.is_file() and json.loads(options_file.read_text()) != run.train:
@@ -262,11 +273,17 @@ class Runner:
         output = ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
         device = self.devices.get()
         try:
-            self._call("run_retrieval.py", [*run.train, *output], folder, device)
+            if not self.is_trained(run):
+                self._call("run_retrieval.py", [*run.train, *output], folder, device)
             if not self.table.get("tests"):
                 self._call("evaluate_retrieval.py", ["--checkpoint", str(folder), *run.evaluate], folder, device)
         finally:
             self.devices.put(device)
+        self.keep(run)
+
+    def keep(self, run: Run):
+        """Put what a run's folder says into the results."""
+        folder = self.folder_of(run)
         training = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
         result = {
             "row": run.name,
@@ -349,6 +366,8 @@ class TestInputs(CheckpointInputs):
         options: [`EvaluationOptions`] of the data set with the validation and training splits. tests: of a table.
     """
 
+    read = {}  # splits, in memory once for all checkpoints
+
     def __init__(self, options: EvaluationOptions, accelerator: Accelerator, tests: list[dict]):
         super().__init__(options, accelerator)
         home, captions = options.dataset_name, []
@@ -366,6 +385,13 @@ class TestInputs(CheckpointInputs):
 
     def validation(self):
         return self.own
+
+    def _read(self, split: str, limit: int | None = None):
+        tagging = self.processor.experts, str(self.processor.tagger), self.processor.streams
+        key = json.dumps([self.options.dataset_name, split, limit, *tagging])
+        if key not in TestInputs.read:  # many checkpoints read the same
+            TestInputs.read[key] = super()._read(split, limit)
+        return TestInputs.read[key]
 
 
 def score_on_tests(checkpoint: Path, table: dict) -> dict[str, tuple[dict, RunRanks]]:
@@ -416,11 +442,13 @@ def score_all(runner: Runner, runs: list[Run]):
         raise UserError("--score is for a table with `tests`; elsewhere a run is scored when it was trained")
     names = {test["name"] for test in runner.table["tests"]}
     for run in runs:
+        if runner.result_of(run) is None and runner.is_trained(run):
+            runner.keep(run)
         result = runner.result_of(run)
         if result is None or names <= result["tests"].keys():
             continue
         print(f"scoring {run.name}, seed {run.seed}", flush=True)
-        for name, (scores, ranks) in score_on_tests(Path(runner.options.runs_dir) / run.key, runner.table).items():
+        for name, (scores, ranks) in score_on_tests(runner.folder_of(run), runner.table).items():
             runner.results.add_test(run.key, name, scores, ranks)
 
 
