@@ -138,7 +138,7 @@ def test_only_chosen_rows_run_and_the_others_are_listed_as_not_run(project, monk
     run(monkeypatch, "--only", "[full]", "--seeds", "[1]")
     assert sorted(path.name for path in Path("runs/ablations").iterdir()) == ["full_seed1"]
     text = (project / "docs/ablations.md").read_text()
-    assert "| mean pool | not run |" in text and "| full | 1 | 31.0 |" in text
+    assert "\n\nNot run: mean pool.\n" in text and "| full | 1 | 31.0 |" in text
     assert "Runs of the table that are not done: 3." in text
 
 
@@ -398,6 +398,6 @@ def test_msrvtt_goes_from_its_public_files_to_one_table(tmp_path):
     page = (tmp_path / "page.md").read_text()
     (scored,) = [line for line in page.splitlines() if line.startswith("| CAMoE, dual softmax loss | 1 |")]
     assert scored.count("|") == 12  # four corrections in two directions, and R@5
-    assert "T→V sinkhorn" in page and "| CAMoE | not run |" in page
+    assert "T→V sinkhorn" in page and "; CAMoE.\n" in page
     results = json.loads((tmp_path / "results_dir/msr_vtt.json").read_text())
     assert results["runs"]["camoe__dual_softmax_loss_seed0"]["tests"]["test"]["num_videos"] == 2
