@@ -148,6 +148,13 @@ def test_a_dry_run_runs_nothing(project, monkeypatch, capsys):
     assert "would run: full, seed 1: run_retrieval.py --config base.yaml" in capsys.readouterr().out
 
 
+def test_options_of_the_command_line_reach_every_row_that_sets_no_other(project, monkeypatch, capsys):
+    run(monkeypatch, "--dry_run", "--train.batch_size", "8", "--train.model.experts", "[scene]", "--seeds", "[0]")
+    mean_pool, full = [line for line in capsys.readouterr().out.splitlines() if line.startswith("would run")]
+    assert all("--num_workers 0 --batch_size 8" in line for line in (mean_pool, full))
+    assert "--model '{experts: [scene]}'" in full and "--model.experts '[fusion]'" in mean_pool
+
+
 def test_a_failed_run_is_named_with_its_last_line_and_the_others_continue(project, monkeypatch):
     folder = project / "runs/ablations/mean_pool_seed0"
     folder.mkdir(parents=True)
