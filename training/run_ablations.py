@@ -15,7 +15,7 @@ Notable features:
 - a finished run is not run again unless its options in the table changed; the results, ranks of single queries among
   them, are one JSON file a table, small enough to be committed, and the page is made from it alone;
 - a run that was killed continues from its last checkpoint: run the same command again;
-- the tables in `page` stand between two markers, and the text around them is kept; rows without a run say "not run";
+- the tables in `page` stand between two markers, and the text around them is kept; rows without a run are named below;
 - means and deviations over seeds, and paired tests, query by query, of the rows that the table `compares`, or of all
   with the first;
 - every job has a GPU of its own (`--devices`), so eight GPUs train eight rows at a time.

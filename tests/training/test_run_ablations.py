@@ -138,7 +138,7 @@ def test_only_chosen_rows_run_and_the_others_are_listed_as_not_run(project, monk
     run(monkeypatch, "--only", "[full]", "--seeds", "[1]")
     assert sorted(path.name for path in Path("runs/ablations").iterdir()) == ["full_seed1"]
     text = (project / "docs/ablations.md").read_text()
-    assert "| mean pool | not run |" in text and "| full | 1 | 31.0 |" in text
+    assert "\n\nNot run: mean pool.\n" in text and "| full | 1 | 31.0 |" in text
     assert "Runs of the table that are not done: 3." in text
 
 
@@ -146,6 +146,13 @@ def test_a_dry_run_runs_nothing(project, monkeypatch, capsys):
     run(monkeypatch, "--dry_run")
     assert not any(Path(folder).exists() for folder in ("runs", "docs", "training"))
     assert "would run: full, seed 1: run_retrieval.py --config base.yaml" in capsys.readouterr().out
+
+
+def test_options_of_the_command_line_reach_every_row_that_sets_no_other(project, monkeypatch, capsys):
+    run(monkeypatch, "--dry_run", "--train.batch_size", "8", "--train.model.experts", "[scene]", "--seeds", "[0]")
+    mean_pool, full = [line for line in capsys.readouterr().out.splitlines() if line.startswith("would run")]
+    assert all("--num_workers 0 --batch_size 8" in line for line in (mean_pool, full))
+    assert "--model '{experts: [scene]}'" in full and "--model.experts '[fusion]'" in mean_pool
 
 
 def test_a_failed_run_is_named_with_its_last_line_and_the_others_continue(project, monkeypatch):
@@ -426,6 +433,6 @@ def test_msrvtt_goes_from_its_public_files_to_one_table(tmp_path):
     page = (tmp_path / "page.md").read_text()
     (scored,) = [line for line in page.splitlines() if line.startswith("| CAMoE, dual softmax loss | 1 |")]
     assert scored.count("|") == 12  # four corrections in two directions, and R@5
-    assert "T→V sinkhorn" in page and "| CAMoE | not run |" in page
+    assert "T→V sinkhorn" in page and "; CAMoE.\n" in page
     results = json.loads((tmp_path / "results_dir/msr_vtt.json").read_text())
     assert results["runs"]["camoe__dual_softmax_loss_seed0"]["tests"]["test"]["num_videos"] == 2

@@ -65,11 +65,11 @@ def recall_table(table: dict, results: AblationResults, done: dict, test: str) -
     header = ["row", "seeds"]
     header += [f"{short} {CORRECTION_LABELS[name]}" for name in corrections for short in ("T→V", "V→T")]
     header += ["T→V R@5"] + ["of twins T→V", "of twins V→T"] * twins + [f"right {name}" for name in columns]
-    lines = []
+    lines, not_run = [], []
     for row in table["rows"]:
         scored = runs_of(row["name"], results, done, test)
         if not scored:
-            lines.append([row["name"], "not run", *[""] * (len(header) - 2)])
+            not_run.append(row["name"])
             continue
         cells = []
         for correction in corrections:
@@ -83,7 +83,7 @@ def recall_table(table: dict, results: AblationResults, done: dict, test: str) -
             ]
         cells += [spread([scores["best_clip_shares"][name] for scores in scored]) for name in columns]
         lines.append([row["name"], str(len(scored)), *cells])
-    return markdown_table(header, lines)
+    return markdown_table(header, lines) + (f"\n\nNot run: {'; '.join(not_run)}." if not_run else "")
 
 
 def cost_table(table: dict, results: AblationResults, done: dict) -> str:
