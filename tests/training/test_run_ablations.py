@@ -18,6 +18,7 @@ import yaml
 from data.errors import UserError
 from engine import ablation_report
 from engine.ablation_results import AblationResults
+from engine.ablation_tests import right_of_twins
 from engine.options import TrainOptions
 from engine.recipe import parse_options
 from evaluation.compare_runs import RunRanks
@@ -152,7 +153,7 @@ def test_options_of_the_command_line_reach_every_row_that_sets_no_other(project,
     run(monkeypatch, "--dry_run", "--train.batch_size", "8", "--train.model.experts", "[scene]", "--seeds", "[0]")
     mean_pool, full = [line for line in capsys.readouterr().out.splitlines() if line.startswith("would run")]
     assert all("--num_workers 0 --batch_size 8" in line for line in (mean_pool, full))
-    assert "--model '{experts: [scene]}'" in full and "--model.experts '[fusion]'" in mean_pool
+    assert "--model.experts '[scene]'" in full and "--model.experts '[fusion]'" in mean_pool
 
 
 def test_a_failed_run_is_named_with_its_last_line_and_the_others_continue(project, monkeypatch):
@@ -343,9 +344,9 @@ def test_results_are_packed_without_loss_and_of_one_set_of_queries(tmp_path):
 
 def test_a_text_is_right_of_twins_where_it_prefers_its_video():
     texts, videos = torch.eye(4), torch.eye(4)
-    assert run_ablations.right_of_twins(texts, videos) == {"text_to_video": 100.0, "video_to_text": 100.0}
+    assert right_of_twins(texts, videos) == {"text_to_video": 100.0, "video_to_text": 100.0}
     swapped = videos[[1, 0, 2, 3]]
-    assert run_ablations.right_of_twins(texts, swapped) == {"text_to_video": 50.0, "video_to_text": 50.0}
+    assert right_of_twins(texts, swapped) == {"text_to_video": 50.0, "video_to_text": 50.0}
 
 
 def test_a_table_with_tests_is_scored_when_it_is_asked_for_and_each_run_once(project, monkeypatch):
@@ -355,7 +356,7 @@ def test_a_table_with_tests_is_scored_when_it_is_asked_for_and_each_run_once(pro
     assert [len(calls(f"{name}_seed0")) for name in ("full", "mean_pool")] == [1, 1]  # trained only
     scored = []
 
-    def score(folder, table):
+    def score(folder, tests, evaluate):
         scored.append(folder.name)
         metrics = dict.fromkeys(("text_to_video", "video_to_text"), {"R@1": 12.5, "R@5": 50.0})
         return {"fresh": ({"results": {"none": metrics}}, ranks_with(np.arange(200) % 3, np.arange(200)))}

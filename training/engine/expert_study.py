@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each expert of a model does: is one dead, and which queries does the mixture win?
 
-    python training/study_experts.py --checkpoints '{demo: runs/demo}' --dataset_name data/motion_ablations \
+    python training/study.py experts --checkpoints '{demo: runs/demo}' --dataset_name data/motion_ablations \
         --split validation --columns '[action]' --output training/results/experts.json
 
 For every expert: its mean gate weight, the mean cosine of a caption with its clip and with other clips, R@1 text to
@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from evaluate_retrieval import EvaluationOptions
-from run_ablations import TestInputs
 
 from data.captioned_clips import load_split
 from data.files import write_json
-from engine.recipe import exit_on_user_error, option, parse_options
+
+from .ablation_tests import TestInputs
+from .evaluation_options import EvaluationOptions
+from .recipe import option
 
 
 @dataclass
@@ -83,8 +84,8 @@ def _percent(right: torch.Tensor) -> float:
     return 100 * right.float().mean().item()
 
 
-def main():
-    options = parse_options(StudyOptions, description=__doc__)
+def run(options: StudyOptions):
+    """Writes the results and prints them."""
     results = {"settings": dataclasses.asdict(options), "checkpoints": {}}
     rows = load_split(options.dataset_name, options.split)
     for name, checkpoint in options.checkpoints.items():
@@ -117,7 +118,3 @@ def table(experts: dict[str, dict]) -> str:
             cells = ["", "", "", f"{found['spread']:.3f}", f"{found['R@1']:.1f}", ""]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    exit_on_user_error(main)

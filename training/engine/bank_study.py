@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a query bank is worth, against corrections that see the test queries, and which bank: one table a test.
 
-    python training/study_banks.py --checkpoint runs/demo --home data/motion_ablations \
+    python training/study.py banks --checkpoint runs/demo --home data/motion_ablations \
         --tests '{long-tailed: data/motion_long_tailed}' --output training/results/banks.json
 
 For both directions, R@1 and its difference to no correction on the same queries. Every temperature is chosen on the
@@ -20,17 +20,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from evaluate_retrieval import EvaluationOptions
-from run_ablations import TestInputs
 
 from data.errors import UserError
 from data.files import write_json
-from engine.recipe import exit_on_user_error, option, parse_options
 from evaluation.protocol import Ranks, paired_test, recalls
 from evaluation.ranks import SINKHORN_ITERATIONS
 from modeling_camoe.encode import encode_texts
 from modeling_camoe.hubs import dual_softmax, query_bank_bias
 from modeling_camoe.retrieval import similarity
+
+from .ablation_tests import TestInputs
+from .evaluation_options import EvaluationOptions
+from .recipe import option
 
 
 TAUS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)  # in units of the score
@@ -136,8 +137,8 @@ class Study:
         return results
 
 
-def main():
-    options = parse_options(StudyOptions, description=__doc__)
+def run(options: StudyOptions):
+    """Writes the results and prints them."""
     common = EvaluationOptions(
         checkpoint=options.checkpoint,
         dataset_name=options.home,
@@ -202,7 +203,3 @@ def table(results: dict) -> str:
             lines.append(f"| {row} | {' | '.join(cells)} |")
         parts.append(f"{name}\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
-
-
-if __name__ == "__main__":
-    exit_on_user_error(main)
