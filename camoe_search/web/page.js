@@ -471,7 +471,7 @@ addEventListener("keydown", (event) => {
     event.preventDefault();
     return;
   }
-  if (event.key === "/" && !isTyping) {
+  if (event.key === "/" && (!isTyping || (focused === $("text") && !focused.value))) {  // no query begins with it
     $("text").focus();
     $("text").select();
     event.preventDefault();

@@ -174,9 +174,11 @@ def test_keys_alone_search_open_play_turn_and_close(page):
         seen.append(focused(page))
 
     expect(page.locator("#recent .card")).to_have_count(6)
+    page.keyboard.press("/")  # the empty query has the focus already
     page.evaluate("document.activeElement.blur()")
     press("/")
     page.keyboard.type(QUERY)
+    assert page.input_value("#text") == QUERY
     search_with(page, lambda: press("Enter"))
     press("ArrowDown")
     press("ArrowRight")
