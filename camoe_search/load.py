@@ -232,7 +232,7 @@ def load_into_milvus(
     begin, report = time.perf_counter(), LoadReport()
     parts = Parts(source)
     name = name or os.path.basename(parts.folder.path.rstrip("/"))
-    given = milvus_store.settings(uri, collection, name, source, index_type, None, dtype or parts.description.dtype)
+    given = milvus_store.settings(uri, collection, name, source, index_type, None, dtype)
     milvus = given | {"id": f"parts:{name}"}
     description = dataclasses.replace(parts.description, milvus=milvus)
     with contextlib.closing(milvus_store.MilvusStore(milvus["uri"], milvus["collection"])) as store:
