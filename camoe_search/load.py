@@ -233,7 +233,7 @@ def load_into_milvus(
     begin, report = time.perf_counter(), LoadReport()
     parts = Parts(source)
     name = name or os.path.basename(parts.folder.path.rstrip("/"))
-    given = settings(uri, collection, name, source, index_type, None, dtype or parts.description.dtype)
+    given = settings(uri, collection, name, source, index_type, None, dtype)
     milvus = given | {"id": f"parts:{name}"}
     description = dataclasses.replace(parts.description, milvus=milvus)
     with contextlib.closing(MilvusStore(milvus["uri"], milvus["collection"])) as store:

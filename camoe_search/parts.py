@@ -214,8 +214,9 @@ def _is_part(name: str) -> bool:
 
 def _check_complete(path: str):
     with open(path, "rb") as file:
-        file.seek(-4, os.SEEK_END) if os.path.getsize(path) >= 12 else None
-        if file.read(4) != b"PAR1":
+        content = file.seek(0, os.SEEK_END)
+        file.seek(max(0, content - 4))
+        if content < 12 or file.read(4) != b"PAR1":  # what a Parquet file begins and ends with
             raise SearchError(f"{path} was cut short, perhaps while it was copied: delete it, and run this again")
 
 

@@ -42,7 +42,7 @@ def push_parts(folder: str, repo: str, private: bool = True) -> str:
     Raises:
         SearchError: there are no parts, or the Hub refuses them.
     """
-    from huggingface_hub import DatasetCard, HfApi
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if not os.path.isdir(folder):
@@ -73,7 +73,7 @@ def push_parts(folder: str, repo: str, private: bool = True) -> str:
             delete_patterns="part-*.parquet",
             commit_message=f"{moments} moments",
         )
-        DatasetCard(card).push_to_hub(repo, repo_type="dataset")
+        api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repo, repo_type="dataset")
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise SearchError(f"{repo} cannot be pushed: {' '.join(str(error).split())[:300]}") from error
     return str(url)
