@@ -359,7 +359,7 @@ def test_an_index_of_an_earlier_version_is_refused_with_the_command(videos, tmp_
     (old / "generation-1").mkdir(parents=True)
     (old / "index.json").write_text("{}")
     for use in (lambda: VideoIndex.load(old), lambda: build_index(videos, old, encoder)):
-        with pytest.raises(SearchError, match=f"earlier version: make it anew with `camoe index .*{old} --rebuild`"):
+        with pytest.raises(SearchError, match=f"earlier version: make it again with `camoe index .*{old} --rebuild`"):
             use()
     assert len(build_index(videos, old, encoder, rebuild=True)) == 6
     assert not (old / "index.json").exists() and not (old / "generation-1").exists()
