@@ -37,6 +37,8 @@ PROGRAMS = {
     "search": [],
     "index_changes": ["--repeats", "3"],
     "index_readers": [],
+    "library_scale": [],
+    "encode_rate": [],
     "evaluation": [],
     "tagging": [],
     "startup": ["--repeats", "2"],
