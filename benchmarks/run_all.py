@@ -38,7 +38,6 @@ PROGRAMS = {
     "index_changes": ["--repeats", "3"],
     "index_readers": [],
     "library_scale": [],
-    "encode_rate": [],
     "evaluation": [],
     "tagging": [],
     "startup": ["--repeats", "2"],

@@ -23,7 +23,7 @@ pytest.importorskip("ray", reason='Ray is not installed: pip install "camoe[clus
 
 CLIPS, BAD = 300, 6
 FILES_PER_PART = 10
-SECONDS = 900  # that a run may take on a busy machine
+SECONDS = 1800  # that a run may take on a busy machine: each worker imports torch
 
 
 @pytest.fixture(scope="module")
