@@ -24,7 +24,6 @@ Notable features:
 `--launcher "srun -n 1"` puts a command before every program, and `--jobs` sets how many run at a time.
 """
 
-import dataclasses
 import json
 import os
 import queue
@@ -39,17 +38,13 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import Accelerator
-from evaluate_retrieval import EvaluationOptions, choose_temperatures
 
 from data.errors import UserError
 from engine.ablation_report import draw_chart, write_page
 from engine.ablation_results import AblationResults
-from engine.checkpoint_inputs import CheckpointInputs
+from engine.ablation_tests import score_on_tests
 from engine.recipe import exit_on_user_error, option, parse_options
 from evaluation.compare_runs import RANKS_FILE, RunRanks
-from evaluation.scoring import score_retrieval
-from modeling_camoe.retrieval import similarity
 
 
 PROGRAMS = Path(__file__).parent
@@ -344,83 +339,6 @@ class Runner:
             raise UserError(f"{len(failures)} of {len(runs)} runs failed, the first: {failures[0]}")
 
 
-class TestInputs(CheckpointInputs):
-    """A checkpoint whose validation data and banks are of one data set, and its tests of others.
-
-    Args:
-        options: [`EvaluationOptions`] of the data set with the validation and training splits. tests: of a table.
-    """
-
-    read = {}  # splits, in memory once for all checkpoints
-
-    def __init__(self, options: EvaluationOptions, accelerator: Accelerator, tests: list[dict]):
-        super().__init__(options, accelerator)
-        home, captions = options.dataset_name, []
-        self.tests, self.abouts = {}, {}
-        for test in tests:
-            split, shared = test.get("split", "test"), test.get("shared_columns", [])
-            changes = {"dataset_name": test["dataset_name"], "split": split, "shared_columns": shared}
-            self.options = dataclasses.replace(options, validation_split=None, **changes)
-            self.about = {}
-            self.tests[test["name"]], self.abouts[test["name"]] = self.test(), self.about
-            captions += self.test_captions
-        self.test_captions = captions  # none of them may be in the bank
-        self.options = dataclasses.replace(options, dataset_name=home)
-        self.own = super().validation()
-
-    def validation(self):
-        return self.own
-
-    def _read(self, split: str, limit: int | None = None):
-        tagging = self.processor.experts, str(self.processor.tagger), self.processor.streams
-        key = json.dumps([self.options.dataset_name, split, limit, *tagging])
-        if key not in TestInputs.read:  # many checkpoints read the same
-            TestInputs.read[key] = super()._read(split, limit)
-        return TestInputs.read[key]
-
-
-def score_on_tests(checkpoint: Path, table: dict) -> dict[str, tuple[dict, RunRanks]]:
-    """Name of a test -> what eval_results.json would hold of it, and the ranks.
-
-    Args:
-        checkpoint: of a trained run. table: with `tests`, and in `evaluate` the data set with the splits that choose
-            temperatures and make the banks.
-    """
-    words = ["--checkpoint", str(checkpoint), *arguments(table.get("evaluate") or {})]
-    options = parse_options(EvaluationOptions, words)
-    inputs = TestInputs(options, Accelerator(), table["tests"])
-    options.corrections = options.corrections or inputs.default_corrections()
-    banks = inputs.banks(inputs.own[0]) if any("query_bank" in name for name in options.corrections) else {}
-    chosen, _ = choose_temperatures(options, inputs, banks, {})
-    common = {"scale": inputs.scale, "corrections": options.corrections, **chosen, **banks}
-    scored = {}
-    for test in table["tests"]:
-        data, about = inputs.tests[test["name"]], inputs.abouts[test["name"]]
-        results = score_retrieval(**data.data(), bootstrap=0, **common)
-        kept = {name: getattr(results, name) for name in ("num_texts", "num_videos", "settings", "results")}
-        if "best_clip_shares" in about:
-            kept["best_clip_shares"] = about["best_clip_shares"]
-        if test.get("twins"):
-            kept["right_of_twins"] = right_of_twins(data.text_vectors, data.video_vectors)
-        scored[test["name"]] = kept, RunRanks(results.ranks, results.groups, data.keys_of(results.groups))
-    return scored
-
-
-def right_of_twins(text_vectors: torch.Tensor, video_vectors: torch.Tensor) -> dict[str, float]:
-    """How often (%) a text prefers its video to that video's twin, and a video its text; 50 is chance.
-
-    Args:
-        text_vectors, video_vectors: (N,K) both; rows 2n and 2n + 1 are twins.
-    """
-    scores = similarity(text_vectors, video_vectors)
-    numbers = torch.arange(len(scores))
-    own, twins = scores.diagonal(), numbers ^ 1
-    return {
-        "text_to_video": 100 * (own > scores[numbers, twins]).float().mean().item(),
-        "video_to_text": 100 * (own > scores[twins, numbers]).float().mean().item(),
-    }
-
-
 def score_all(runner: Runner, runs: list[Run]):
     """Score the trained runs on the tests of the table that they have not been scored on."""
     if not runner.table.get("tests"):
@@ -433,7 +351,8 @@ def score_all(runner: Runner, runs: list[Run]):
         if result is None or names <= result["tests"].keys():
             continue
         print(f"scoring {run.name}, seed {run.seed}", flush=True)
-        for name, (scores, ranks) in score_on_tests(runner.folder_of(run), runner.table).items():
+        scored = score_on_tests(runner.folder_of(run), run.evaluate, runner.table["tests"])
+        for name, (scores, ranks) in scored.items():
             runner.results.add_test(run.key, name, scores, ranks)
 
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from data.errors import UserError
-from engine import ablation_report
+from engine import ablation_report, ablation_tests
 from engine.ablation_results import AblationResults
 from engine.options import TrainOptions
 from engine.recipe import parse_options
@@ -315,9 +315,9 @@ def test_results_are_packed_without_loss_and_of_one_set_of_queries(tmp_path):
 
 def test_a_text_is_right_of_twins_where_it_prefers_its_video():
     texts, videos = torch.eye(4), torch.eye(4)
-    assert run_ablations.right_of_twins(texts, videos) == {"text_to_video": 100.0, "video_to_text": 100.0}
+    assert ablation_tests.right_of_twins(texts, videos) == {"text_to_video": 100.0, "video_to_text": 100.0}
     swapped = videos[[1, 0, 2, 3]]
-    assert run_ablations.right_of_twins(texts, swapped) == {"text_to_video": 50.0, "video_to_text": 50.0}
+    assert ablation_tests.right_of_twins(texts, swapped) == {"text_to_video": 50.0, "video_to_text": 50.0}
 
 
 def test_a_table_with_tests_is_scored_when_it_is_asked_for_and_each_run_once(project, monkeypatch):
@@ -327,7 +327,7 @@ def test_a_table_with_tests_is_scored_when_it_is_asked_for_and_each_run_once(pro
     assert [len(calls(f"{name}_seed0")) for name in ("full", "mean_pool")] == [1, 1]  # trained only
     scored = []
 
-    def score(folder, table):
+    def score(folder, words, tests):
         scored.append(folder.name)
         metrics = dict.fromkeys(("text_to_video", "video_to_text"), {"R@1": 12.5, "R@5": 50.0})
         return {"fresh": ({"results": {"none": metrics}}, ranks_with(np.arange(200) % 3, np.arange(200)))}

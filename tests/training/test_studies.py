@@ -5,12 +5,13 @@ import itertools
 import math
 
 import pytest
-import study_banks
-import study_experts
+import study
 import torch
 import torch.nn.functional as F
 
+from data.errors import UserError
 from engine.recipe import parse_options
+from evaluation import bank_study, expert_study
 
 
 def unit_vectors(count: int, dim: int, seed: int) -> torch.Tensor:
@@ -19,7 +20,7 @@ def unit_vectors(count: int, dim: int, seed: int) -> torch.Tensor:
 
 def test_sinkhorn_of_a_bank_gives_every_candidate_the_same_share():
     scores = torch.randn(40, 12, generator=torch.Generator().manual_seed(0))
-    bias = study_banks.sinkhorn_bias(scores, tau=0.7)
+    bias = bank_study.sinkhorn_bias(scores, tau=0.7)
     shares = ((scores - bias) / 0.7).softmax(dim=1).mean(dim=0)
     torch.testing.assert_close(shares, torch.full((12,), 1 / 12), atol=2e-3, rtol=0)
     plain = (scores / 0.7).softmax(dim=1).mean(dim=0)
@@ -28,7 +29,7 @@ def test_sinkhorn_of_a_bank_gives_every_candidate_the_same_share():
 
 def test_the_prior_of_others_is_of_as_many_queries_and_never_the_one_that_is_asked():
     scores = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
-    corrected = study_banks.prior_of_others(scores, 0.5, 0.5, torch.Generator().manual_seed(1))
+    corrected = bank_study.prior_of_others(scores, 0.5, 0.5, torch.Generator().manual_seed(1))
     for query in range(8):
         others = [n for n in range(8) if n != query]
         fits = [
@@ -41,15 +42,15 @@ def test_the_prior_of_others_is_of_as_many_queries_and_never_the_one_that_is_ask
             )
         ]
         assert len(fits) == 1
-    sharp = study_banks.prior_of_others(30 * scores, 0.5, 0.005, torch.Generator().manual_seed(1))
+    sharp = bank_study.prior_of_others(30 * scores, 0.5, 0.005, torch.Generator().manual_seed(1))
     assert sharp.isfinite().all()
     with pytest.raises(ValueError, match="finite"):
-        study_banks.ranks_of(scores * math.nan)
+        bank_study.ranks_of(scores * math.nan)
 
 
 def test_ranks_count_the_candidates_above_and_equal():
     scores = torch.tensor([[3.0, 1, 2], [1, 1, 0], [5, 4, 3]])
-    ranks = study_banks.ranks_of(scores)
+    ranks = bank_study.ranks_of(scores)
     assert (ranks.above.tolist(), ranks.equal.tolist()) == ([0, 0, 2], [0, 1, 0])
 
 
@@ -59,15 +60,15 @@ def test_a_bank_corrects_a_hub_that_its_queries_show():
     hub = F.normalize(clips.mean(dim=0, keepdim=True) + clips[:1], dim=-1)
     clips = torch.cat([2.5 * hub, clips[1:]])  # longer than the others: first for many queries
     bank = F.normalize(unit_vectors(30, 8, 0).repeat(8, 1) + 0.3 * unit_vectors(240, 8, 2), dim=-1)
-    study = study_banks.Study({"240 captions": bank}, scale=20.0, seed=0)
-    chosen = study.choose(texts, clips)
-    found = study.score(texts, clips, chosen)
-    assert set(found) == {"none", *study.methods()}
+    banks = bank_study.Study({"240 captions": bank}, scale=20.0, seed=0)
+    chosen = banks.choose(texts, clips)
+    found = banks.score(texts, clips, chosen)
+    assert set(found) == {"none", *banks.methods()}
     assert found["none"]["most_firsts"] > 5
     for name in ("query bank, 240 captions", "single-query Sinkhorn, 240 captions", "dual softmax"):
         assert found[name]["difference"] == pytest.approx(found[name]["R@1"] - found["none"]["R@1"])
         assert found[name]["difference"] > 10
-    page = study_banks.table({"tests": {"hubs": dict.fromkeys(study_banks.DIRECTIONS, found)}})
+    page = bank_study.table({"tests": {"hubs": dict.fromkeys(bank_study.DIRECTIONS, found)}})
     assert page.startswith("hubs\n\n| correction | text to video | gain |")
     assert f"| none | {found['none']['R@1']:.1f} |  |" in page
 
@@ -80,28 +81,31 @@ def test_an_expert_that_says_the_same_of_every_clip_is_seen_by_its_spread():
     alive = unit_vectors(20, 6, 0)
     dead = unit_vectors(1, 6, 1).expand(20, -1)
     texts, videos = torch.stack([dead, alive], dim=1), torch.stack([-dead, alive], dim=1)
-    found = study_experts.study(*folded(texts, videos, [0.25, 0.75]), ["dead", "alive"])
+    found = expert_study.study(*folded(texts, videos, [0.25, 0.75]), ["dead", "alive"])
     assert found["mixture"]["R@1"] == found["alive"]["R@1_alone"] == found["dead"]["R@1_without"] == 100
     assert found["dead"]["spread"] < 1e-6 < 0.1 < found["alive"]["spread"]
     assert (found["dead"]["gate"], found["alive"]["gate"]) == pytest.approx((0.25, 0.75))
     assert found["dead"]["cosine_of_pairs"] == pytest.approx(-1) == found["dead"]["cosine_of_others"]
     assert found["alive"]["cosine_of_pairs"] == pytest.approx(1) and found["alive"]["R@1_without"] < 20
-    assert "| dead | 0.250 | -1.000 | -1.000 | 0.000 |" in study_experts.table(found)
+    assert "| dead | 0.250 | -1.000 | -1.000 | 0.000 |" in expert_study.table(found)
 
 
 def test_queries_are_told_apart_by_the_values_of_a_column():
     alive = unit_vectors(4, 6, 0)
     videos = alive[[0, 1, 3, 2]]  # the last two are confused
     vectors = folded(alive[:, None], videos[:, None], [1.0])
-    found = study_experts.by_value(*vectors, ["all"], ["a", "a", "b", "b"])
+    found = expert_study.by_value(*vectors, ["all"], ["a", "a", "b", "b"])
     assert found == {
         "a": {"queries": 2, "mixture": 100.0, "all": 100.0},
         "b": {"queries": 2, "mixture": 0.0, "all": 0.0},
     }
 
 
-@pytest.mark.parametrize("program", [study_banks, study_experts])
-def test_each_study_names_what_it_needs(program, capsys):
+@pytest.mark.parametrize("name", ["banks", "experts"])
+def test_each_study_names_what_it_needs(name, capsys, monkeypatch):
     with pytest.raises(SystemExit):
-        parse_options(program.StudyOptions, ["--help"], description=program.__doc__)
+        parse_options(study.STUDIES[name][0], ["--help"], description=study.__doc__)
     assert "--output" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["study.py", name[:-1]])
+    with pytest.raises(UserError, match=f"banks or experts, not '{name[:-1]}'"):
+        study.main()

@@ -1,53 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a query bank is worth, against corrections that see the test queries, and which bank: one table a test.
+"""What a query bank is worth, against corrections that see the test queries, and which bank. For `study.py banks`.
 
-    python training/study_banks.py --checkpoint runs/demo --home data/motion_ablations \
-        --tests '{long-tailed: data/motion_long_tailed}' --output training/results/banks.json
-
-For both directions, R@1 and its difference to no correction on the same queries. Every temperature is chosen on the
-validation split of `home` with a bank from its training split. Two questions beside the comparison:
+For each correction R@1, and its difference to no correction on the same queries. Two questions beside the comparison:
 - assignment or hubs? A prior of only a random half of the other test queries cannot know which clip each of the rest
   will claim, but sees every hub;
 - single-query Sinkhorn (arXiv 2311.08143) normalises the bank's rows and the candidates in turn; here without the
   query itself, which is one row among thousands, so that it folds into an index as the query bank does.
 """
 
-import dataclasses
 import math
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from evaluate_retrieval import EvaluationOptions
-from run_ablations import TestInputs
 
-from data.errors import UserError
-from data.files import write_json
-from engine.recipe import exit_on_user_error, option, parse_options
-from evaluation.protocol import Ranks, paired_test, recalls
-from evaluation.ranks import SINKHORN_ITERATIONS
-from modeling_camoe.encode import encode_texts
 from modeling_camoe.hubs import dual_softmax, query_bank_bias
 from modeling_camoe.retrieval import similarity
+
+from .protocol import Ranks, paired_test, recalls
+from .ranks import SINKHORN_ITERATIONS
 
 
 TAUS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)  # in units of the score
 DIRECTIONS = ("text_to_video", "video_to_text")
-
-
-@dataclass
-class StudyOptions:
-    """What is compared, and where it goes."""
-
-    checkpoint: str = option(help="trained CAMoE")
-    home: str = option(help="data set that it was trained on: its validation and training splits are used")
-    tests: dict = option(help="name -> data set whose test split is scored")
-    output: str = option(help="JSON file for the results")
-    sizes: list = option([256, 1000, 3000, 10000], "sizes of the banks")
-    frame_cache: str | None = option(None, "folder in which sampled frames are kept")
-    seed: int = option(0, "of what is drawn")
 
 
 def sinkhorn_bias(bank_scores: torch.Tensor, tau: float) -> torch.Tensor:
@@ -136,55 +110,6 @@ class Study:
         return results
 
 
-def main():
-    options = parse_options(StudyOptions, description=__doc__)
-    common = EvaluationOptions(
-        checkpoint=options.checkpoint,
-        dataset_name=options.home,
-        frame_cache=options.frame_cache,
-        num_workers=0,
-        bank=max(options.sizes),
-        seed=options.seed,
-    )
-    tests = [{"name": name, "dataset_name": folder} for name, folder in options.tests.items()]
-    inputs = TestInputs(common, Accelerator(), tests)
-    validation = inputs.own[0]
-    clips = inputs.banks(validation)["video_bank"]
-    own = {" ".join(text.lower().split()) for text in inputs.test_captions}
-    texts, streams, _ = inputs._read(common.train_split).flat("all")
-    kept = [n for n, text in enumerate(texts) if " ".join(text.lower().split()) not in own]
-    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(options.seed))[: max(options.sizes)]
-    experts = inputs.model.config.experts
-    tagged = [dict(zip(experts, streams[kept[n]], strict=True)) for n in order.tolist()]
-    captions = encode_texts(inputs.model, inputs.processor, tagged, progress="captions of the bank")
-    # Among texts, and among clips, the experts count alike: the gate is the candidate's.
-    plain_clips = torch.nn.functional.normalize(clips.unflatten(1, (len(experts), -1)), dim=-1).flatten(1)
-    results = {"settings": dataclasses.asdict(options), "tests": {}}
-    for direction in DIRECTIONS:
-        by_text = direction == "text_to_video"
-        usual, other = (captions, plain_clips) if by_text else (clips, captions / len(experts))
-        names = ("captions", "clips") if by_text else ("clips", "captions")
-        banks = {
-            f"{size:,} {name}": bank[:size]
-            for name, bank in zip(names, (usual, other), strict=True)
-            for size in sorted({min(size, len(bank)) for size in options.sizes})
-        }
-        study = Study(banks, inputs.scale, options.seed)
-
-        def sides(data, by_text=by_text):
-            if not torch.equal(data.video_of_text, torch.arange(len(data.text_vectors))):
-                raise UserError("this study takes one caption a clip, in the order of the clips")
-            pair = data.text_vectors, data.video_vectors
-            return pair if by_text else pair[::-1]
-
-        chosen = study.choose(*sides(validation))
-        for name, data in {"validation": validation, **inputs.tests}.items():
-            results["tests"].setdefault(name, {})[direction] = study.score(*sides(data), chosen)
-    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, results)
-    print(table(results))
-
-
 def table(results: dict) -> str:
     """Markdown of the results, a table a test."""
     parts = []
@@ -202,7 +127,3 @@ def table(results: dict) -> str:
             lines.append(f"| {row} | {' | '.join(cells)} |")
         parts.append(f"{name}\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
-
-
-if __name__ == "__main__":
-    exit_on_user_error(main)

@@ -1,40 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each expert of a model does: is one dead, and which queries does the mixture win?
-
-    python training/study_experts.py --checkpoints '{demo: runs/demo}' --dataset_name data/motion_ablations \
-        --split validation --columns '[action]' --output training/results/experts.json
+"""What each expert of a model does: is one dead, and which queries does the mixture win? For `study.py experts`.
 
 For every expert: its mean gate weight, the mean cosine of a caption with its clip and with other clips, R@1 text to
 video of the expert alone and of the mixture without it, and how far it spreads the scores of one query (standard
 deviation over clips of gate times cosine): the loss of the fused score sees differences between clips only, so a
 cosine may be negative without harm, but an expert whose contribution hardly differs from clip to clip decides nothing.
-With `columns`, R@1 of the mixture and of each expert for the queries of each value.
 """
 
-import dataclasses
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
-from accelerate import Accelerator
-from evaluate_retrieval import EvaluationOptions
-from run_ablations import TestInputs
-
-from data.captioned_clips import load_split
-from data.files import write_json
-from engine.recipe import exit_on_user_error, option, parse_options
-
-
-@dataclass
-class StudyOptions:
-    """What is looked at, and where it goes."""
-
-    checkpoints: dict = option(help="name -> trained CAMoE")
-    dataset_name: str = option(help="data set whose split is encoded")
-    output: str = option(help="JSON file for the results")
-    split: str = option("validation", "its split")
-    columns: list = option([], "columns of the data set by whose values queries are told apart")
-    frame_cache: str | None = option(None, "folder in which sampled frames are kept")
 
 
 def hits(scores: torch.Tensor) -> torch.Tensor:
@@ -83,29 +56,6 @@ def _percent(right: torch.Tensor) -> float:
     return 100 * right.float().mean().item()
 
 
-def main():
-    options = parse_options(StudyOptions, description=__doc__)
-    results = {"settings": dataclasses.asdict(options), "checkpoints": {}}
-    rows = load_split(options.dataset_name, options.split)
-    for name, checkpoint in options.checkpoints.items():
-        common = EvaluationOptions(
-            checkpoint=checkpoint,
-            dataset_name=options.dataset_name,
-            validation_split=options.split,
-            frame_cache=options.frame_cache,
-            num_workers=0,
-        )
-        inputs = TestInputs(common, Accelerator(), [])
-        vectors, experts = (inputs.own[0].text_vectors, inputs.own[0].video_vectors), inputs.model.config.experts
-        found = {"experts": study(*vectors, experts)}
-        for column in options.columns:
-            found[f"by_{column}"] = by_value(*vectors, experts, list(rows[column]))
-        results["checkpoints"][name] = found
-        print(f"{name}\n{table(found['experts'])}\n")
-    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, results)
-
-
 def table(experts: dict[str, dict]) -> str:
     """Markdown, one line an expert."""
     columns = ("gate", "cosine_of_pairs", "cosine_of_others", "spread", "R@1_alone", "R@1_without")
@@ -117,7 +67,3 @@ def table(experts: dict[str, dict]) -> str:
             cells = ["", "", "", f"{found['spread']:.3f}", f"{found['R@1']:.1f}", ""]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    exit_on_user_error(main)
