@@ -6,10 +6,12 @@ A block marked `python` is run by a test; one marked `py` needs the network, a s
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.tiny_processor import tiny_model_and_processor
@@ -82,10 +84,15 @@ def run_blocks(page: str, **names) -> dict:
     return names
 
 
-def test_the_lines_of_the_readme_run(workplace, capsys):
+def test_every_python_block_is_on_a_page_that_a_test_runs():
+    run = {"README.md", "model.md", "using-it-from.md", "search.md", "serve.md", "publish.md", "evaluation.md"}
+    assert {page.name for page in PAGES if blocks(page, "python")} == run
+
+
+def test_the_lines_of_the_readme_run(workplace):
     names = run_blocks("README.md")
-    assert names["video_vectors"].shape == names["text_vectors"].shape
-    assert -1 <= float(names["text_vectors"] @ names["video_vectors"].T) <= 1
+    assert names["videos"].shape == names["texts"].shape
+    assert -1 <= float(names["processor"].score(names["texts"], names["videos"])) <= 1
 
 
 def test_the_lines_for_other_libraries_give_the_same_vectors(workplace, monkeypatch):
@@ -94,10 +101,43 @@ def test_the_lines_for_other_libraries_give_the_same_vectors(workplace, monkeypa
 
     exported = []
     monkeypatch.setattr(export_onnx, "export_onnx", lambda *arguments: exported.append(arguments))
-    VideoIndex.create_or_update([workplace / "a.mp4", workplace / "b.mp4"], "my-index", "runs/demo", num_workers=0)
+    options = {"num_workers": 0, "text_encoder": False}
+    VideoIndex.create_or_update([workplace / "a.mp4", workplace / "b.mp4"], "my-index", "runs/demo", **options)
     names = run_blocks("docs/using-it-from.md")
     assert sorted(names["ranking"].tolist()) == [0, 1]
     assert abs(names["documents"] - names["videos"].numpy()).max() < 1e-5
     assert names["batch"]["pixel_values_videos"].shape[0] == 2 and len(names["table"]) == 2
     assert names["rows"][0]["path"] == "clip.mp4" and len(names["rows"][0]["vector"]) == names["videos"].shape[1]
     assert exported[0][2] == "onnx"
+
+
+def test_the_lines_of_search_run(workplace, monkeypatch):
+    monkeypatch.setenv("HOME", str(workplace))
+    for name in ("videos/2024/beach.mp4", "videos/old/a.mp4", "more/b.mp4"):
+        (workplace / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(workplace / name, num_frames=8 + len(name))
+    write_video(workplace / "film.mp4", 40 * 4, fps=4)
+    shutil.copy(workplace / "film.mp4", workplace / "videos" / "film.mp4")
+    (workplace / "videos" / "metadata.jsonl").write_text('{"file_name": "2024/beach.mp4", "year": 2024}\n')
+    (workplace / "videos" / "2024" / "beach.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nbudget meeting\n")
+    (workplace / "runs" / "demo" / "query_bank.txt").write_text("a dog\na cat\ntwo kids on a beach\n")
+    width = tiny_model_and_processor()[0].config.projection_dim * 4
+    vectors = np.eye(width, dtype=np.float32)[:2]
+    names = run_blocks("docs/search.md", vectors=vectors, vector=vectors[0], queries=["a dog", "a red star"])
+    paths = set(names["index"].table()["path"].to_pylist())
+    assert paths == {str(workplace / name) for name in ("videos/2024/beach.mp4", "videos/film.mp4", "more/b.mp4")}
+    assert names["scores"].shape == (1, 2)
+
+
+def test_the_lines_for_a_release_run(workplace):
+    run_blocks("docs/publish.md")
+    names = run_blocks("docs/serve.md", dataset={"video": ["a.mp4", "b.mp4"]})
+    assert len(names["vectors"]) == 2 and {found["label"] for found in names["found"]} == {
+        "a dog runs",
+        "a cat sleeps",
+    }
+
+
+def test_a_matrix_is_saved_as_the_page_says(workplace):
+    run_blocks("docs/evaluation.md", similarity=np.eye(3, dtype=np.float32))
+    assert np.load("theirs.npy").shape == (3, 3)
