@@ -25,6 +25,7 @@ PATH = re.compile(rf"(?<![\w/.-])(?<!--page )((?:{'|'.join(ROOMS)})/[\w./-]*\w)(
 
 # Options of programs that are not ours.
 OTHERS = {"--json", "--data-binary", "--array", "--mixed_precision", "--num_processes", "--config_file", "--cpu"}
+OTHERS |= {"--path-column", "--start-column", "--end-column"}  # ours, put together in a loop
 OTHERS |= {"--num_machines", "--num_cpu_threads_per_process", "--dynamo_backend", "--help", "--editable"}
 
 

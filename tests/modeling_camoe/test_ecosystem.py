@@ -74,16 +74,6 @@ def test_a_compiled_training_step_has_the_gradient_of_the_eager_one(fresh_dynamo
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
-@torch.no_grad()
-def test_inductor_code_gives_the_same_vectors(fresh_dynamo):
-    model, inputs = tiny_model(experts=["action", "entity"]), random_inputs(num_experts=2)
-    args = inputs["pixel_values_videos"], inputs["frame_mask"]
-    expected = model.get_video_features(*args).pooler_output
-    compiled = torch.compile(model.get_video_features, fullgraph=True)
-    torch.testing.assert_close(compiled(*args).pooler_output, expected, atol=1e-5, rtol=1e-5)
-
-
 @torch.no_grad()
 def test_torch_export_keeps_batch_frames_and_tokens_free():
     model, inputs = tiny_model(), random_inputs(num_texts=2)

@@ -84,13 +84,13 @@ def test_what_is_an_address():
 
 def test_a_file_is_the_same_wherever_it_lies(video, frames, tmp_path, storage):
     content = video.read_bytes()
-    fsspec.filesystem("memory").pipe_file("/films/a.mp4", content)
+    fsspec.filesystem("memory").pipe_file("/videos/a.mp4", content)
     storage.contents["a.mp4"] = content
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("in/a.mp4", content)
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(video, "in/a.mp4")
-    addresses = ["memory://films/a.mp4", f"file://{video}", "counted://a.mp4"]
+    addresses = ["memory://videos/a.mp4", f"file://{video}", "counted://a.mp4"]
     addresses += [f"zip://in/a.mp4::{tmp_path}/a.zip", f"tar://in/a.mp4::file://{tmp_path}/a.tar"]
     for address in addresses:
         assert torch.equal(sample_frames(address, 4, size=32).frames, frames), address
