@@ -36,8 +36,8 @@ def rows_of(folder) -> dict:
 # Starts a build in a process of its own, again and again, and kills it at a random moment until one gets through. The
 # processes are forked, so that torch is imported once. Prints the number of kills and the moments after each.
 KILL = """
-import json, os, random, signal, sys, time
-import torch
+import json, os, random, signal, sys, threading, time
+import torch, tqdm
 from camoe_search.encoder import CAMoEEncoder
 from camoe_search.index import VideoIndex
 torch.set_num_threads(1)
@@ -49,6 +49,7 @@ random_numbers, kills, moments, longest = random.Random(0), 0, [], 0.1
 while True:
     child = os.fork()
     if not child:
+        tqdm.tqdm.set_lock(threading.RLock())  # its own is shared by forks: a killed one would never release it
         VideoIndex.create_or_update([videos], folder, encoder, **options)
         os._exit(0)
     if kills < 20:
