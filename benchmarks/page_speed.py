@@ -9,19 +9,11 @@ at once: this measures page, server and search, not a text tower. Browser and se
 
 import argparse
 import shutil
-import tempfile
-import threading
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import uvicorn
 from playwright.sync_api import Page, sync_playwright
-from synthetic_index import random_vectors, write_index
-
-from camoe_search.index import VideoIndex
-from camoe_search.serve import listen, make_app
+from served_index import served_index
 
 
 GOAL = 300  # milliseconds
@@ -47,26 +39,15 @@ def main():
     parser.add_argument("--width", type=int, default=2048, help="entries of a folded vector")
     parser.add_argument("--queries", type=int, default=20, help="searches, one after the other")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        write_index(Path(folder), options.count, options.width)
-        index = VideoIndex(folder)
-        encode = lambda texts: random_vectors(len(texts), options.width, abs(hash(texts[0])))  # noqa: E731
-        index._encoder = SimpleNamespace(encode_texts=encode, weights="random")
-        with listen("127.0.0.1", 0) as listener, sync_playwright() as playwright:
-            port = listener.getsockname()[1]
-            server = uvicorn.Server(uvicorn.Config(make_app({"index": index}), log_level="warning", lifespan="off"))
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-            thread.start()
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-            page = browser.new_page(bypass_csp=True)
-            begin = time.perf_counter()
-            page.goto(f"http://127.0.0.1:{port}")
-            page.wait_for_selector("#recent .card")
-            opened = 1000 * (time.perf_counter() - begin)
-            milliseconds = [milliseconds_of(page, f"query {number}") for number in range(options.queries + 1)][1:]
-            browser.close()
-            server.should_exit = True
-            thread.join()
+    with served_index(options.count, options.width) as (_, port), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(bypass_csp=True)
+        begin = time.perf_counter()
+        page.goto(f"http://127.0.0.1:{port}")
+        page.wait_for_selector("#recent .card")
+        opened = 1000 * (time.perf_counter() - begin)
+        milliseconds = [milliseconds_of(page, f"query {number}") for number in range(options.queries + 1)][1:]
+        browser.close()
     median, slowest = np.median(milliseconds), max(milliseconds)
     print(f"{options.count} moments of {options.width} entries")
     print(f"the page is open with the newest files and the folders after {opened:.0f} ms")

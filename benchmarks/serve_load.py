@@ -10,19 +10,14 @@ measures server and search, not a text tower. Client and server share the machin
 import argparse
 import http.client
 import json
-import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import uvicorn
-from synthetic_index import random_vectors, write_index
+from served_index import served_index
+from synthetic_index import random_vectors
 
-from camoe_search.index import VideoIndex
-from camoe_search.serve import PAGE_SIZE, listen, make_app
+from camoe_search.serve import PAGE_SIZE
 
 
 def main():
@@ -32,31 +27,17 @@ def main():
     parser.add_argument("--parallel", type=int, default=200, help="searches at once")
     parser.add_argument("--single", type=int, default=20, help="searches one after the other")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        write_index(Path(folder), options.count, options.width)
-        index = VideoIndex(folder)
-        # A new seed for each text: no two searches are the same.
-        encode = lambda texts: random_vectors(len(texts), options.width, abs(hash(texts[0])))  # noqa: E731
-        index._encoder = SimpleNamespace(encode_texts=encode, weights="random")
-        with listen("127.0.0.1", 0) as listener:
-            port = listener.getsockname()[1]
-            server = uvicorn.Server(uvicorn.Config(make_app({"index": index}), log_level="warning", lifespan="off"))
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-            thread.start()
-            while not server.started:
-                time.sleep(0.01)
-            seconds_of(port, 0)  # maps the files
-            single = [seconds_of(port, number) for number in range(options.single)]
-            begin = time.perf_counter()
-            with ThreadPoolExecutor(options.parallel) as pool:
-                parallel = list(pool.map(lambda number: seconds_of(port, 1000 + number), range(options.parallel)))
-            total = time.perf_counter() - begin
-            queries = random_vectors(options.parallel, options.width, seed=0)
-            begin = time.perf_counter()
-            index.search_vectors(queries, PAGE_SIZE)
-            batch = time.perf_counter() - begin
-            server.should_exit = True
-            thread.join()
+    with served_index(options.count, options.width) as (index, port):
+        seconds_of(port, 0)  # maps the files
+        single = [seconds_of(port, number) for number in range(options.single)]
+        begin = time.perf_counter()
+        with ThreadPoolExecutor(options.parallel) as pool:
+            parallel = list(pool.map(lambda number: seconds_of(port, 1000 + number), range(options.parallel)))
+        total = time.perf_counter() - begin
+        queries = random_vectors(options.parallel, options.width, seed=0)
+        begin = time.perf_counter()
+        index.search_vectors(queries, PAGE_SIZE)
+        batch = time.perf_counter() - begin
     print(f"{options.count} moments of {options.width} entries")
     print(f"one search            median {milliseconds(single, 50)}, p95 {milliseconds(single, 95)}")
     print(
