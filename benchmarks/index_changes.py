@@ -45,14 +45,14 @@ print(seconds, int(peak.split()[1]) / 1024)
 INDEX = """
 import os, signal, sys
 import numpy as np
-from camoe_search import update
+from camoe_search import contents
 from camoe_search.encoder import ClipBatch
 from camoe_search.index import VideoIndex
 
 class Probe:
     duration, width, height = 10.0, 64, 48
 
-update.probe_video = lambda path: Probe
+contents.probe_video = lambda path: Probe
 
 class Names:
     name, weights, experts, dim, num_frames, sampling = "names", "names", ["all"], 64, 12, "uniform"
