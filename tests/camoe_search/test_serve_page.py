@@ -239,7 +239,9 @@ def test_what_comes_later_and_what_is_unwanted_have_fields(page, index):
     expect(page).to_have_title(f"{QUERY}, then a cat sleeps – CAMoE search")
     page.locator("#hits .open").click()
     expect(page.locator("#timeline button")).to_have_count(2)
+    expect(page).to_have_url(re.compile("%22open%22"))
     page.keyboard.press("Escape")
+    expect(page).not_to_have_url(re.compile("%22open%22"))
     page.reload()
     expect(page.locator("#hits .card")).to_have_count(1)
     assert [page.input_value(name) for name in ("#text", "#then", "#not")] == [QUERY, "a cat sleeps", "people"]
