@@ -31,6 +31,16 @@ def rows_of(folder) -> dict:
     return {(Path(row.pop("path")).name, row["start"]): row for row in rows}
 
 
+def assert_equal_up_to_batches(rows: dict, expected: dict):
+    """All but numbers to the bit. A clip whose batch has another size gets its sums in another order."""
+    assert rows.keys() == expected.keys()
+    for row in (*rows.values(), *expected.values()):
+        row["numbers"] = np.hstack([row.pop("vector"), row.pop("gate_weights"), row.pop("bias")])
+    for row, other in zip(map(rows.get, sorted(rows)), map(expected.get, sorted(rows)), strict=True):
+        np.testing.assert_allclose(row.pop("numbers"), other.pop("numbers"), rtol=0, atol=1e-5)
+    assert rows == expected
+
+
 # --- SIGKILL ---------------------------------------------------------------------------------------------------------
 
 # Starts a build in a process of its own, again and again, and kills it at a random moment until one gets through. The
@@ -78,7 +88,7 @@ def test_runs_killed_at_random_moments_end_in_the_index_of_an_unbroken_run(video
     assert kills >= 3 and moments == sorted(moments) and len(set(moments)) > 2
     torch.set_num_threads(1)  # as in the killed processes
     VideoIndex.create_or_update([videos], tmp_path / "unbroken", encoder, window=1, stride=0.05, **OPTIONS)
-    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "unbroken")
+    assert_equal_up_to_batches(rows_of(tmp_path / "killed"), rows_of(tmp_path / "unbroken"))
 
 
 def test_finished_work_is_kept_when_files_come_and_go_after_a_kill(videos, encoder, tmp_path, monkeypatch):
