@@ -101,11 +101,11 @@ def adding(folder: Path, width: int, repeats: int, bank_size: int) -> Line:
     from camoe_search.writer import IndexWriter
 
     vectors = random_vectors(ADDED, width, seed=9)
-    first = iter(range(10_000_000, 20_000_000, ADDED))
+    added = iter([stored_windows(10_000_000 + i * ADDED, ADDED) for i in range(1 + repeats)])
     with IndexWriter(folder) as writer:
 
         def add():
-            writer.add_moments("/videos", stored_windows(next(first), ADDED), vectors)
+            writer.add_moments("/videos", next(added), vectors)
 
         def write():
             path = folder / "bare"

@@ -5,9 +5,10 @@ Vectors reach the disk before the transaction that names them. The caller holds 
 same run append to segments of their own.
 """
 
+import contextlib
 import dataclasses
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,14 @@ UPDATE = "UPDATE windows SET row = ?, cause = NULL WHERE id = ?"
 BLOCK_ROWS = 4096  # rows scored or moved at a time: (1000, 4096) scores of a query bank are 16 MB
 # A segment with more dead rows than this share is written again: it wastes memory bandwidth in every search.
 MAX_DEAD = 0.25
+
+
+class Place(NamedTuple):
+    """Where vectors are written."""
+
+    segment: int
+    rows: int  # of the segment before them
+    vectors: np.ndarray  # (b,K) as they are stored
 
 
 class StoredWindow(NamedTuple):
@@ -112,26 +121,32 @@ class IndexWriter:
             )
 
     def _append(self, connection, windows: list[tuple], vectors: np.ndarray, statement: str):
-        """Write vectors and name them by a statement, whose parameters are a row and a window's; in a transaction.
+        """Write vectors and name them by a statement, whose parameters are a row and a window's; in a transaction."""
+        with self._writing(connection, vectors) as places:
+            self._name_rows(connection, places, windows, statement)
 
-        The database works while the disk does: no row is committed before its vector has been synced.
+    @contextlib.contextmanager
+    def _writing(self, connection, vectors: np.ndarray) -> Iterator[list[Place]]:
+        """Write vectors to places, given at once: the block works on the database while the disk writes.
+
+        When the block has ended they are synced, and only then may the transaction commit.
         """
-        vectors = self._rounded(vectors)
-        segment = self._segment
+        vectors, before = self._rounded(vectors), self._segment
         with ThreadPoolExecutor(1) as disk:
-            written, writes = 0, []
+            places, writes, written = [], [], 0
             try:
-                while written < len(windows):
+                while written < len(vectors):
                     number, rows = self._open_segment(connection)
-                    piece = slice(written, written + SEGMENT_ROWS - rows)
-                    writes.append(disk.submit(self._write, number, rows, vectors[piece]))
-                    self._segment = (number, rows + len(windows[piece]))
-                    self._insert_rows(connection, windows[piece], vectors[piece], number, rows, statement)
-                    written += len(windows[piece])
+                    piece = vectors[written : written + SEGMENT_ROWS - rows]
+                    places.append(Place(number, rows, piece))
+                    writes.append(disk.submit(self._write, *places[-1]))
+                    self._segment = (number, rows + len(piece))
+                    written += len(piece)
+                yield places
                 for write in writes:
                     write.result()
             except BaseException:
-                self._segment = segment  # what was written after its rows is not part of the index
+                self._segment = before  # what was written after its rows is not part of the index
                 raise
 
     def _open_segment(self, connection) -> tuple[int, int]:
@@ -147,20 +162,21 @@ class IndexWriter:
         except OSError as error:
             raise SearchError(f"the index was left as it was: {self.folder}: {error.strerror}") from error
 
-    def _insert_rows(self, connection, windows: list[tuple], vectors, segment: int, rows: int, statement: str):
-        first = segment * SEGMENT_ROWS + rows
-        connection.execute("UPDATE segments SET rows = ? WHERE id = ?", (rows + len(windows), segment))
-        connection.executemany(statement, [(first + number, *window) for number, window in enumerate(windows)])
-        last = first + len(windows)
-        named = {
-            row for (row,) in connection.execute("SELECT row FROM windows WHERE row >= ? AND row < ?", (first, last))
-        }
-        # Another process may have removed a window meanwhile, because its file had changed.
-        self._kill(connection, [row for row in range(first, last) if row not in named])
-        if self.bank is not None:
-            bias, scores = self.bank.bias(vectors)
-            connection.execute("INSERT OR REPLACE INTO bias VALUES(?, ?)", (first, bias.tobytes()))
-            self._note_best(connection, scores, np.arange(first, first + len(windows)))
+    def _name_rows(self, connection, places: list[Place], windows: list[tuple], statement: str):
+        """Give windows their rows, and those their biases."""
+        windows = iter(windows)
+        for segment, rows, vectors in places:
+            first = segment * SEGMENT_ROWS + rows
+            last = first + len(vectors)
+            connection.execute("UPDATE segments SET rows = ? WHERE id = ?", (rows + len(vectors), segment))
+            connection.executemany(statement, [(row, *next(windows)) for row in range(first, last)])
+            named = connection.execute("SELECT row FROM windows WHERE row >= ? AND row < ?", (first, last)).fetchall()
+            if len(named) < len(vectors):  # another process has removed windows, because their file had changed
+                self._kill(connection, sorted(set(range(first, last)) - {row for (row,) in named}))
+            if self.bank is not None:
+                bias, scores = self.bank.bias(vectors)
+                connection.execute("INSERT OR REPLACE INTO bias VALUES(?, ?)", (first, bias.tobytes()))
+                self._note_best(connection, scores, np.arange(first, last))
 
     def add_moments(self, root: str, moments: Sequence[StoredWindow], vectors: np.ndarray):
         """Add files whose vectors were made elsewhere, in one transaction.
@@ -170,7 +186,7 @@ class IndexWriter:
             moments: the windows, those of one file one after the other.
             vectors: (B,K), theirs.
         """
-        with transaction(self.connection) as connection:
+        with transaction(self.connection) as connection, self._writing(connection, vectors) as places:
             connection.execute("INSERT OR IGNORE INTO roots(path) VALUES(?)", (root,))
             ((root_id,),) = connection.execute("SELECT id FROM roots WHERE path = ?", (root,))
             ((content,),) = connection.execute(
@@ -192,7 +208,7 @@ class IndexWriter:
             connection.executemany(
                 "INSERT INTO files(root, path, size, mtime_ns, content) VALUES(?, ?, ?, ?, ?)", files
             )
-            self._append(connection, windows, vectors, INSERT)
+            self._name_rows(connection, places, windows, INSERT)
 
     def load(self, roots: Sequence[str], rows: Sequence[LoadedWindow], vectors: np.ndarray) -> int:
         """Add windows that were encoded elsewhere, in one transaction; those that are there stay as they are.
@@ -396,8 +412,9 @@ class IndexWriter:
         self._compact()
         self._merge_biases()
         keep = {segment for (segment,) in self.connection.execute("SELECT id FROM segments")}
-        delete_segments(self.folder, keep)
+        # Commits are not synced one by one: those that no longer name a segment have to be before its file goes.
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        delete_segments(self.folder, keep)
 
     def _compact(self):
         """Write the living rows of segments with many dead ones to the end, a segment at a time."""
