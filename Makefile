@@ -37,9 +37,10 @@ demo: .venv/.ready  ## draw motion clips, train a tiny CAMoE on them, score it a
 		"  $(BIN)/python training/explain.py --checkpoint $(DEMO) --query 'a ring moves left' \\" \
 		"      --video data/motion_demo/test/test_00000.mp4 --out explain.png                  # why a score is what it is"
 
-# One thread each, one worker more than two cores: many tests wait for programs. A file stays whole, for its fixtures.
+# One thread each, twice as many workers as two cores: many tests wait for programs. A file stays whole, for its
+# fixtures, and starts in the order of tests/conftest.py.
 test: .venv/.ready  ## run all tests (no network, no GPU, no display)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/.ready  ## compare with what else there is: one table, a chart, benchmarks/results/ (a quarter of an hour)
 	$(BIN)/python benchmarks/run_all.py

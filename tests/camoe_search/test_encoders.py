@@ -77,6 +77,7 @@ def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
 # --- plain dual encoders ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plain_dual_encoder_is_indexed_and_searched_by_its_own_cosine(kind, videos, tmp_path):
     """With its text tower exported or, where its tokenizer cannot be, with the reason and the same results."""

@@ -172,6 +172,7 @@ def test_parts_are_a_data_set_with_types(parts):
     assert len(data) == len(rows_of(parts))
 
 
+@pytest.mark.slow
 def test_a_published_data_set_is_searched_without_encoding(hub, parts, library, encoder, tmp_path, capsys):  # noqa: F811
     main(["push", str(parts), "me/films"])
     assert "me/films" in capsys.readouterr().out

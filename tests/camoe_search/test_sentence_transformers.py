@@ -176,6 +176,7 @@ for each in (model, again):
 """
 
 
+@pytest.mark.slow
 def test_it_loads_and_saves_where_this_project_is_not_installed(checkpoint, encoder, paths, tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     command = [sys.executable, "-I", "-c", WITHOUT_PROJECT, str(checkpoint), paths[0], str(tmp_path / "saved")]

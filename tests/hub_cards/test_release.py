@@ -78,6 +78,7 @@ def client(hub, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
+@pytest.mark.slow
 def test_a_release_is_one_commit_of_the_listed_files(hub, run_dir):
     repository = hub.repositories[REPO]
     assert len(repository.commits) == 2 and repository.messages[repository.commits[-1]] == f"Release {REPO}"

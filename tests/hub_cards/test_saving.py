@@ -95,6 +95,7 @@ def processor(run_dir):
     return CAMoEProcessor.from_pretrained(run_dir)
 
 
+@pytest.mark.slow
 def test_saving_and_loading_twice_without_this_project_gives_the_same_release(model, fresh_python, tmp_path):
     model.save_pretrained(tmp_path / "first")
     names = release_files(tmp_path / "first")

@@ -245,6 +245,7 @@ def _answers(port: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium")
 def test_a_visitor_uploads_clips_and_sees_the_ranking(address, retrieval, clips, expected, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")

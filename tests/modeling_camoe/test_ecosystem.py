@@ -61,6 +61,7 @@ def test_texts_of_other_lengths_do_not_compile_again_and_again(fresh_dynamo):
     assert backend.graphs == 2  # the first sizes, then a graph for all sizes
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_compiled_training_step_has_the_gradient_of_the_eager_one(fresh_dynamo):
     inputs = random_inputs()

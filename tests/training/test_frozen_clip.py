@@ -87,6 +87,7 @@ def features(tmp_path_factory):
     return tmp_path_factory.mktemp("features")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["uniform", "jitter"])
 def test_cached_features_train_as_the_frozen_clip_itself(clips, features, tmp_path, sampling):
     frames = ("--train_sampling", sampling)

@@ -106,8 +106,8 @@ def test_a_run_without_bad_videos_has_no_list_of_them(alone):
     assert not (alone / "bad_videos.jsonl").exists()
 
 
-@pytest.mark.parametrize("code", [None, FSDP2], ids=["ddp", "fsdp2"])
-@pytest.mark.parametrize("chunk", ["null", 3])
+@pytest.mark.slow
+@pytest.mark.parametrize(("chunk", "code"), [("null", None), (3, None), (3, FSDP2)], ids=["ddp", "chunks", "fsdp2"])
 def test_two_processes_train_as_one_does(clips, alone, tmp_path, code, chunk):
     train(clips, tmp_path, "--gradient_cache_chunk", chunk, world=2, code=code)
     assert column(alone, "loss")[-1] < column(alone, "loss")[0] - 0.1
@@ -127,6 +127,7 @@ def test_two_processes_train_another_dual_encoder_as_one_does(clips, tmp_path):
     assert_same_training(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [None, FSDP2], ids=["ddp", "fsdp2"])
 def test_two_processes_resume(clips, alone, tmp_path, code):
     train(clips, tmp_path, "--checkpointing_steps", 2, "--save_total_limit", "null", world=2, code=code)
@@ -223,6 +224,7 @@ multiprocessing.util.Finalize(None, lambda: sys.stdout.write(f"{counters['stats'
 """
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_as_the_plain_one_and_loads_as_it(clips, alone, tmp_path):
     arguments = ("--config", clips / "recipe.yaml", "--output_dir", tmp_path, "--torch_compile", "eager")
     done = run_program("run_retrieval.py", *arguments, code=COMPILED)

@@ -72,6 +72,7 @@ def assert_same_end(output_dir, undisturbed):
     assert (output_dir / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_five_kills_at_random_moments_and_resumes_end_in_the_same_bytes(clips, undisturbed, tmp_path):
     moments = sorted(random.Random(0).sample(range(1, 30), 5))
     for moment in moments:
