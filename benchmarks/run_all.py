@@ -12,7 +12,6 @@ no failure: it is a line of the table.
 import argparse
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -42,6 +41,27 @@ PROGRAMS = {
     "tagging": [],
     "startup": ["--repeats", "2"],
     "gpu": [],
+}
+
+# What the results are about: how their names begin -> a row of the chart.
+SUBJECTS = {
+    "decode": "decoding sampled frames",
+    "keyframes": "decoding from key frames alone",
+    "preprocess": "preprocessing frames",
+    "training_step": "a training step",
+    "heads_cost": "cost of the experts beside CLIP",
+    "gradient_cache": "gradient cache",
+    "frame_cache": "frame cache and loader",
+    "embedding": "embedding files",
+    "search": "searching",
+    "index_changes": "changing an index",
+    "index_readers": "reading while writing",
+    "library_scale": "a million moments",
+    "evaluation": "evaluation",
+    "tagging": "tagging captions",
+    "startup": "starting, loading, a cold search",
+    "training_rows": "memory of training rows",
+    "gpu": "GPU",
 }
 
 
@@ -105,36 +125,46 @@ def count(results: dict[str, list[Line]]) -> dict[str, int]:
 
 
 def draw(results: dict[str, list[Line]]):
-    """Every line with a goal: its ratio as a multiple of the goal, on a logarithmic axis; right of 1 is met."""
+    """A row a subject, a dot a line with a goal: its ratio as a multiple of the goal; right of 1 it is met."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines = [line for of in results.values() for line in of if line.met is not None and line.ratio > 0]
-    shares = [line.ratio / line.goal if line.at_least else line.goal / line.ratio for line in lines]
+    subjects: dict[str, list[Line]] = {}
+    for name, lines in results.items():
+        subject = next((title for begin, title in SUBJECTS.items() if name.startswith(begin)), name.replace("_", " "))
+        with_goal = [line for line in lines if line.met is not None and line.ratio > 0]
+        subjects.setdefault(subject, []).extend(with_goal)
+    subjects = {subject: lines for subject, lines in subjects.items() if lines}
     lowest, highest = 0.4, 12
-    picture, axes = pyplot.subplots(figsize=(9, 1.1 + 0.27 * len(lines)), layout="constrained")
-    for y, (line, share) in enumerate(zip(lines, shares, strict=True)):
-        colour, shown = "#2a7f62" if line.met else "#c8553d", min(max(share, lowest), highest)
-        axes.plot((1, shown), (y, y), color=colour, linewidth=4, solid_capstyle="butt", alpha=0.5)
-        axes.plot(shown, y, marker="o" if shown == share else ">" if share > 1 else "<", color=colour, markersize=6)
-    labels = [f"{line.name} / {line.peer_name}" if line.peer_name else line.name for line in lines]
-    labels = [textwrap.shorten(label, 62, placeholder=" …") for label in labels]
-    axes.set_yticks(range(len(lines)), labels, fontsize=9)
-    axes.set_ylim(len(lines) - 0.4, -0.6)
+    picture, axes = pyplot.subplots(figsize=(8, 1 + 0.36 * len(subjects)), layout="constrained")
+    for y, lines in enumerate(subjects.values()):
+        axes.axhline(y, color="#e3e7eb", linewidth=1, zorder=0)
+        for line in sorted(lines, key=lambda line: line.met, reverse=True):
+            share = line.ratio / line.goal if line.at_least else line.goal / line.ratio
+            shown = min(max(share, lowest), highest)
+            marker = "o" if shown == share else ">" if share > 1 else "<"
+            colour = "#2a7f62" if line.met else "#c8553d"
+            axes.plot(shown, y, marker=marker, color=colour, markersize=8, alpha=0.75, markeredgewidth=0)
+        met = f"{sum(line.met for line in lines)} of {len(lines)}"
+        axes.text(highest * 1.25, y, met, va="center", fontsize=10)
+    axes.text(highest * 1.25, -0.8, "goals met", va="center", fontsize=10)
+    axes.set_yticks(range(len(subjects)), subjects, fontsize=10)
+    axes.set_ylim(len(subjects) - 0.4, -1.1)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     ticks = [0.5, 0.7, 1, 1.5, 2, 4, 10]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=9)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=10)
     axes.minorticks_off()
-    axes.set_xlim(lowest * 0.95, highest * 1.05)
-    axes.set_xlabel("times the goal: right of 1 it is met (arrows: beyond the axis)", fontsize=9)
+    axes.set_xlim(lowest * 0.92, highest * 1.1)
+    axes.set_xlabel("times the goal: right of 1 it is met (arrows: beyond the axis)", fontsize=10)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
     CHART.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(CHART, dpi=110)
+    picture.savefig(CHART, dpi=100)
+    pyplot.close(picture)
 
 
 def markdown(results: dict[str, list[Line]]) -> str:
