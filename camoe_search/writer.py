@@ -28,6 +28,7 @@ from .exact import Part, best_rows
 from .files import is_inside, relative
 from .rows import Rows
 from .segments import SEGMENT_ROWS, append_rows, delete_segments, with_dead
+from .thumbnails import delete_thumbnails
 
 
 # How rows are named: the new windows of files that were encoded elsewhere, or windows that are waiting for a vector.
@@ -397,6 +398,10 @@ class IndexWriter:
         self._merge_biases()
         keep = {segment for (segment,) in self.connection.execute("SELECT id FROM segments")}
         delete_segments(self.folder, keep)
+        moments = self.connection.execute(
+            "SELECT hash || '.' || number FROM windows JOIN contents ON contents.id = content WHERE row IS NOT NULL"
+        )
+        delete_thumbnails(self.folder, {key for (key,) in moments})
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _compact(self):
