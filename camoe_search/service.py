@@ -335,14 +335,20 @@ class SearchService:
             keep_thumbnail(folder, hit.key, content)
         return content
 
-    def locate(self, key: str) -> Hit:
+    def locate(self, key: str, at: float | None = None) -> Hit:
         """The file and time of a moment.
+
+        Args:
+            at: a second in it. If that is not so, the moment of the same content that has it is meant.
 
         Raises:
             NoSuchMomentError: the index does not have it, or no longer has it.
         """
+        store = self.index.store
         try:
-            return self.index.store.locate(key)
+            if at is not None and isinstance(store, LocalStore):
+                key = store.key_at(key, at)
+            return store.locate(key)
         except KeyError:
             raise NoSuchMomentError("this moment is not in the index, or no longer: search again") from None
 

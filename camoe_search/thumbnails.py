@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FOLDER = "thumbnails"
 SIZE = 320  # pixels of the long side
-QUALITY = 85  # of a JPEG; a picture of 320 x 180 takes about 12 kB
+QUALITY = 75  # of a JPEG
 
 
 def as_jpeg(sampled: SampledFrames) -> bytes | None:
