@@ -57,7 +57,7 @@ contents.probe_video = lambda path: Probe
 class Names:
     name, weights, experts, dim, num_frames, sampling = "names", "names", ["all"], 64, 12, "uniform"
     count = 0
-    def encode_clips(self, clips, batch_size, num_workers):
+    def encode_clips(self, clips, batch_size, num_workers, thumbnails):
         for first in range(0, len(clips), batch_size):
             indices = list(range(first, min(first + batch_size, len(clips))))
             if 0 < limit <= self.count:
@@ -69,7 +69,8 @@ class Names:
 
 videos, folder, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 encoder = Names()
-index = VideoIndex.create_or_update([videos], folder, encoder, queries=["a"], tau=0.05, prune=True, text_encoder=False)
+options = {"queries": ["a"], "tau": 0.05, "prune": True, "text_encoder": False, "thumbnails": False}
+index = VideoIndex.create_or_update([videos], folder, encoder, **options)
 print(encoder.count, len(index))
 """
 

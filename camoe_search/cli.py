@@ -118,6 +118,7 @@ def _settings(options, milvus: dict | None) -> dict:
     return {name: getattr(options, name) for name in names} | {
         "queries": _read_lines(options.bank),
         "milvus": milvus,
+        "thumbnails": options.thumbnails,
         "text_encoder": not options.no_text_tower,
         "progress": sys.stderr.isatty(),
     }

@@ -192,6 +192,11 @@ def _add_index_options(index):
         help="the correction as one more entry of the vector, exact (default), or as a column: for quantised vectors; "
         "then the best 10 k are fetched and ranked",
     )  # fmt: skip
+    index.add_argument(
+        "--thumbnails", action=argparse.BooleanOptionalAction, default=True,
+        help="keep a picture of each new moment for the page, made of a frame that is decoded anyway; without it, the "
+        "page makes a picture when it first shows it (default: --thumbnails)",
+    )  # fmt: skip
     index.add_argument("--no-text-tower", action="store_true", help="do not export the text tower into the index")
     index.add_argument("--batch-size", type=_count, default=16, help="moments per forward pass (default: 16)")
     index.add_argument("--num-workers", type=_count_or_zero, default=2, help="processes that decode (default: 2)")

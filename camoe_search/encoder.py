@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +31,7 @@ from modeling_camoe.frames import Clip, VideoDecodingError, sample_frames
 
 from .errors import SearchError
 from .text_encoder import check_texts
+from .thumbnails import SIZE, as_jpeg
 from .window_decoder import WindowDecoder
 
 
@@ -41,13 +42,15 @@ DECODER_THREADS = 4  # of `SentenceEncoder`; decoding releases Python's global l
 class ClipBatch:
     """Some of the clips that were given: row r of `vectors` is clip `indices[r]`; `bad` has the others' causes.
 
-    `damaged` are the clips whose frames were taken around damage.
+    `damaged` are the clips whose frames were taken around damage. `thumbnails` has a JPEG for each row, or None where
+    that could not be made, if they were asked for.
     """
 
     indices: list[int]
     vectors: np.ndarray  # (b,K) float32
     bad: dict[int, str]
     damaged: list[int] = field(default_factory=list)
+    thumbnails: list[bytes | None] = field(default_factory=list)
 
 
 class Encoder(Protocol):
@@ -61,7 +64,9 @@ class Encoder(Protocol):
     sampling: str  # how they are chosen
     on_damage: str  # "error", or take them "around" damage; may be set
 
-    def encode_clips(self, clips: Sequence, batch_size: int, num_workers: int) -> Iterator[ClipBatch]:
+    def encode_clips(
+        self, clips: Sequence, batch_size: int, num_workers: int, thumbnails: bool = False
+    ) -> Iterator[ClipBatch]:
         """Clips (paths or `Clip`s) in order, batch by batch; what cannot be decoded is listed."""
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -174,13 +179,16 @@ class CAMoEEncoder:
         """128-bit hash of all weights."""
         return hash_weights(self.model.state_dict())
 
-    def encode_clips(self, clips: Sequence, batch_size: int = 16, num_workers: int = 0) -> Iterator[ClipBatch]:
+    def encode_clips(
+        self, clips: Sequence, batch_size: int = 16, num_workers: int = 0, thumbnails: bool = False
+    ) -> Iterator[ClipBatch]:
         """See `Encoder`."""
-        decoder = WindowDecoder(clips, batch_size, self.processor.video_processor)
+        decoder = WindowDecoder(clips, batch_size, self.processor.video_processor, SIZE if thumbnails else None)
         options = {"batch_size": batch_size, "num_workers": num_workers, "on_bad_video": "skip", "decoder": decoder}
-        for batch in iter_encoded_videos(self.model, self.processor, clips, **options):
-            bad = {entry.index: entry.cause for entry in batch.bad}
-            yield ClipBatch(batch.indices, batch.vectors.numpy(), bad, [entry.index for entry in batch.damaged])
+        keep = as_jpeg if thumbnails else None
+        for batch in iter_encoded_videos(self.model, self.processor, clips, keep=keep, **options):
+            bad, damaged = {entry.index: entry.cause for entry in batch.bad}, [entry.index for entry in batch.damaged]
+            yield ClipBatch(batch.indices, batch.vectors.numpy(), bad, damaged, batch.kept)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """See `Encoder`."""
@@ -242,29 +250,34 @@ class SentenceEncoder:
         """128-bit hash of all weights."""
         return hash_weights(self.model.state_dict())
 
-    def encode_clips(self, clips: Sequence, batch_size: int = 16, num_workers: int = 0) -> Iterator[ClipBatch]:
+    def encode_clips(
+        self, clips: Sequence, batch_size: int = 16, num_workers: int = 0, thumbnails: bool = False
+    ) -> Iterator[ClipBatch]:
         """See `Encoder`; `num_workers` is not used: threads decode a batch."""
+        decode = partial(self._decode, preview_size=SIZE if thumbnails else None)
         with ThreadPoolExecutor(DECODER_THREADS) as decoders:
             for first in range(0, len(clips), batch_size):
                 indices = range(first, min(first + batch_size, len(clips)))
-                decoded = list(decoders.map(self._decode, [clips[i] for i in indices]))
+                decoded = list(decoders.map(decode, [clips[i] for i in indices]))
                 videos = {i: video for i, (video, _) in zip(indices, decoded, strict=True)}
-                damaged = {i: damage for i, (_, damage) in zip(indices, decoded, strict=True)}
+                sampled = {i: sampled for i, (_, sampled) in zip(indices, decoded, strict=True)}
                 bad = {i: str(video) for i, video in videos.items() if isinstance(video, VideoDecodingError)}
                 good = [i for i in indices if i not in bad]
                 vectors = self._documents([videos[i] for i in good]) if good else np.empty((0, self.dim), np.float32)
-                yield ClipBatch(good, vectors, bad, [i for i in good if damaged[i]])
+                pictures = [as_jpeg(sampled[i]) for i in good] if thumbnails else []
+                yield ClipBatch(good, vectors, bad, [i for i in good if sampled[i].skipped_damage], pictures)
 
-    def _decode(self, clip):
-        """A clip -> what the model encodes, or the error; and the damaged parts that frames were taken around."""
+    def _decode(self, clip, preview_size: int | None = None):
+        """A clip -> what the model encodes, or the error; and the frames as they were decoded."""
+        options = {"on_damage": self.on_damage, "preview_size": preview_size}
         try:
             if self._takes_clips:
                 video_processor = self.model[0].processor.video_processor
-                sampled = video_processor.decode(clip, on_damage=self.on_damage)
-                return sampled, sampled.skipped_damage
-            sampled = sample_frames(clip, self.num_frames, sampling=self.sampling, on_damage=self.on_damage)
+                sampled = video_processor.decode(clip, **options)
+                return sampled, sampled
+            sampled = sample_frames(clip, self.num_frames, sampling=self.sampling, **options)
         except VideoDecodingError as error:
-            return error, ()
+            return error, None
         frames, times = sampled.frames.numpy(), sampled.times  # (T,3,H,W) uint8
         span = times[-1] - times[0] if len(times) > 1 else 0
         fps = (len(times) - 1) / span if span > 0 else 1.0
@@ -275,7 +288,7 @@ class SentenceEncoder:
             "frames_indices": indices,
             "duration": len(times) / fps,
         }
-        return {"array": frames, "video_metadata": metadata}, sampled.skipped_damage
+        return {"array": frames, "video_metadata": metadata}, sampled
 
     def _documents(self, videos: list) -> np.ndarray:
         vectors = self.model.encode_document(

@@ -6,7 +6,7 @@ import hmac
 import time
 
 from fastapi import HTTPException
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
@@ -111,6 +111,26 @@ class Guard:
 def session(token: str) -> str:
     """The cookie of a browser that showed the token: players and pictures cannot send a header."""
     return hashlib.sha256(b"camoe session " + token.encode()).hexdigest()
+
+
+class MediaFile(FileResponse):
+    """A file of which ranges can be asked for; one that makes no sense is refused in the form of all refusals."""
+
+    async def __call__(self, scope, receive, send):
+        is_refused = False
+
+        async def send_json(message):
+            nonlocal is_refused
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                is_refused = True
+                refusal = problem(message["status"], "the file has no such range of bytes")
+                if "content-range" in (headers := Headers(raw=message["headers"])):
+                    refusal.headers["Content-Range"] = headers["content-range"]
+                await refusal(scope, receive, send)
+            elif not is_refused:
+                await send(message)
+
+        await super().__call__(scope, receive, send_json)
 
 
 def problem(status: int, reason) -> JSONResponse:

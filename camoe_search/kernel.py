@@ -17,6 +17,7 @@
 | `content_hash` | of the file; passes through where it is given |
 | `damaged` | whether frames were taken around damage |
 | `error` | why there is no vector, naming the file; null where there is one. What is given is not tried again |
+| `thumbnail` | on request: the middle frame, uncropped, as JPEG; null where there is none |
 
 It keeps no state and writes no file. What is wrong with a row is that row's `error`; only what concerns all rows (the
 model, memory) is raised. Rows keep their order. K entries a folded vector, E experts, b rows of a batch.
@@ -56,6 +57,7 @@ def iter_encode(
     bank: "QueryBank | None" = None,
     batch_size: int = 16,
     num_workers: int = 0,
+    thumbnails: bool = False,
 ) -> Iterator[pa.Table]:
     """Encode rows batch by batch, while workers decode the next ones.
 
@@ -65,6 +67,7 @@ def iter_encode(
         bank: gives the biases.
         batch_size: rows per forward pass.
         num_workers: processes that decode; 0 decodes in this one.
+        thumbnails: with the column of pictures.
     """
     paths = table["path"].to_pylist()
     starts, ends = (table[name].to_pylist() if name in table.column_names else [None] * len(table) for name in TIMES)
@@ -75,12 +78,14 @@ def iter_encode(
     clips = [Clip(paths[row], starts[row], ends[row]) for row in rows]
     first = 0
     with ThreadPoolExecutor(READERS) as readers:
-        for batch in encoder.encode_clips(clips, batch_size, num_workers) if clips else ():
+        for batch in encoder.encode_clips(clips, batch_size, num_workers, thumbnails) if clips else ():
             last = rows[max([*batch.indices, *batch.bad])] + 1
-            yield _encoded(table, slice(first, last), rows, batch, errors, encoder, bank, readers)
+            piece = _encoded(table, slice(first, last), rows, batch, errors, encoder, bank, readers)
+            yield _with_thumbnails(piece, first, rows, batch) if thumbnails else piece
             first = last
         if first < len(table):
-            yield _encoded(table, slice(first, len(table)), rows, None, errors, encoder, bank, readers)
+            piece = _encoded(table, slice(first, len(table)), rows, None, errors, encoder, bank, readers)
+            yield _with_thumbnails(piece, first, rows, None) if thumbnails else piece
 
 
 TIMES = ("start", "end")
@@ -152,7 +157,17 @@ def _with_vectors(
         "error": pa.array([errors.get(row) for row in range(len(piece))], pa.string()),
     }
     for name, column in columns.items():
-        if name in piece.column_names:  # of an earlier encoding of the same rows
-            piece = piece.drop_columns(name)
-        piece = piece.append_column(name, column)
+        piece = _replace_column(piece, name, column)
     return piece
+
+
+def _with_thumbnails(piece: pa.Table, first: int, rows, batch: "ClipBatch | None") -> pa.Table:
+    """Rows from `first` on, with the pictures that came with their batch."""
+    made = {} if batch is None else dict(zip((rows[i] for i in batch.indices), batch.thumbnails, strict=True))
+    return _replace_column(piece, "thumbnail", pa.array([made.get(first + n) for n in range(len(piece))], pa.binary()))
+
+
+def _replace_column(piece: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    if name in piece.column_names:  # of an earlier encoding of the same rows
+        piece = piece.drop_columns(name)
+    return piece.append_column(name, column)

@@ -30,6 +30,9 @@ FROM windows JOIN contents ON contents.id = windows.content JOIN files ON files.
 PLACES = f"""
 SELECT windows.row, {PATH} AS path, windows.start, windows.end, contents.hash || '.' || windows.number
 {JOINED} WHERE """
+NUMBER_AT = """
+SELECT number FROM windows JOIN contents ON contents.id = content
+WHERE hash = ? AND start <= ? AND end >= ? AND row IS NOT NULL ORDER BY number != ?, number LIMIT 1"""
 PLACES_OF_KEY = PLACES + "contents.hash = ? AND windows.number = ? AND windows.row IS NOT NULL ORDER BY files.id"
 
 
@@ -228,6 +231,18 @@ class LocalStore:
             raise KeyError(key)
         best = next((place for place in places if len(places) > 1 and os.path.isfile(place[1])), places[0])
         return single_window(0.0, *best[1:])
+
+    def key_at(self, key: str, at: float) -> str:
+        """The key itself if its moment has the second `at`; else of the content's first moment that has it.
+
+        Raises:
+            KeyError: there is none.
+        """
+        content, number = self._parse(key)
+        found = self.select(NUMBER_AT, content, at, at, number)
+        if not found:
+            raise KeyError(key)
+        return f"{content}.{found[0][0]}"
 
     def _parse(self, key: str) -> tuple[str, int]:
         content, _, number = str(key).partition(".")

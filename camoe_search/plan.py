@@ -49,6 +49,7 @@ class Window(NamedTuple):
     whole: bool
     content: int
     hash: str  # of the content
+    number: int  # of the window in it
     file: int
     video: VideoFile
 
@@ -91,12 +92,13 @@ def plan_update(writer: IndexWriter, paths, options: IndexOptions, progress: boo
 def pending_windows(writer: IndexWriter) -> list[Window]:
     """All windows without a vector whose file is there, in order."""
     rows = writer.connection.execute(
-        "SELECT windows.id, start, end, whole, contents.id, hash, files.id, roots.path, files.path, size, mtime_ns "
-        "FROM windows JOIN contents ON contents.id = windows.content JOIN files ON files.content = contents.id "
-        "JOIN roots ON roots.id = files.root WHERE row IS NULL AND windows.cause IS NULL ORDER BY windows.id, files.id"
+        "SELECT windows.id, start, end, whole, contents.id, hash, number, files.id, roots.path, files.path, "
+        "size, mtime_ns FROM windows JOIN contents ON contents.id = windows.content "
+        "JOIN files ON files.content = contents.id JOIN roots ON roots.id = files.root "
+        "WHERE row IS NULL AND windows.cause IS NULL ORDER BY windows.id, files.id"
     )
     there, windows = {}, {}
-    for id, start, end, whole, content, digest, file, root, path, size, mtime_ns in rows:
+    for id, start, end, whole, content, digest, number, file, root, path, size, mtime_ns in rows:
         if id in windows:
             continue
         path = os.path.join(root, path)
@@ -104,7 +106,7 @@ def pending_windows(writer: IndexWriter) -> list[Window]:
             there[path] = exists(path)
         if there[path]:
             video = VideoFile(path, size, mtime_ns)
-            windows[id] = Window(id, start, end, bool(whole), content, digest, file, video)
+            windows[id] = Window(id, start, end, bool(whole), content, digest, number, file, video)
     return list(windows.values())
 
 

@@ -15,6 +15,7 @@ from .database import Description, connect, create, exists, read_description, tr
 from .encoder import Encoder
 from .errors import SearchError
 from .shots import check_shots
+from .thumbnails import delete_thumbnails
 from .writer import IndexWriter
 
 
@@ -36,6 +37,7 @@ class IndexOptions:
     prune: bool = False  # remove files that are no longer there
     retry: bool = False  # read files again that could not be read
     rebuild: bool = False  # empty the index first
+    thumbnails: bool = True  # keep a picture of each new moment, for the page
     text_encoder: bool = True  # export the text tower, for searches that need no torch
     progress: bool = False  # show progress bars
 
@@ -142,6 +144,7 @@ def _copy_settings(options: IndexOptions, old: Description | None) -> dict | Non
 
 def _empty(folder: Path, description: Description):
     """Remove everything from an index, and give it new settings. Numbers of segments are not used again."""
+    delete_thumbnails(folder)  # numbers of windows mean other times
     with contextlib.closing(connect(folder, write=True)) as connection, transaction(connection):
         # `sent` stays: the next synchronisation deletes in Milvus what the index no longer has.
         for table in ("bias", "bank", "windows", "files", "contents", "roots", "segments"):

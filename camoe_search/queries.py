@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Our choice: half of what is wanted. With all of it, a search finds rather what differs from NOT than what was asked.
 NOT_WEIGHT = 0.5
+MAX_WEIGHT = 1000.0  # of a text or an expert, beside 1 for the others
 SEGMENT = re.compile(r"(.+)@(\d+(?:\.\d*)?)-(\d+(?:\.\d*)?)")  # film.mp4@12.5-15
 WEIGHTED = re.compile(r"(.*\S)\s*\*\s*(\d*\.?\d+)", re.DOTALL)  # on a beach*0.5
 CONDITION = re.compile(r"\s*([^=!<>]+?)\s*(>=|<=|!=|=|>|<)\s*(.*?)\s*", re.DOTALL)
@@ -102,7 +103,7 @@ class Query:
         then: texts for what comes later in the same file; None: it does not matter.
 
     Raises:
-        SearchError: nothing is wanted, a text is empty, or a weight is not above 0.
+        SearchError: nothing is wanted, a text is empty, or a weight is not above 0 or too large.
     """
 
     wanted: Sequence[WeightedText]
@@ -113,8 +114,8 @@ class Query:
     def __post_init__(self):
         texts = [*self.wanted, *self.negative, *(self.then or ())]
         for text, weight in texts:
-            if not 0 < weight < float("inf"):
-                raise SearchError(f"the weight of {text!r} is {weight:g}: give a number above 0")
+            if not 0 < weight <= MAX_WEIGHT:
+                raise SearchError(f"the weight of {text!r} is {weight:g}: give a number above 0, up to {MAX_WEIGHT:g}")
         if (not self.wanted and self.like is None) or (self.then is not None and not self.then):
             raise SearchError("say what to look for: a text, or a video or picture that it is like")
         check_texts([text for text, _ in texts])

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .queries import MAX_WEIGHT
+
 
 MAX_PAGES = 200  # every page repeats the search for all results up to it
 MAX_TEXTS = 16  # of one query
@@ -12,6 +14,7 @@ MAX_TEXTS = 16  # of one query
 Text = Annotated[str, Field(max_length=100_000)]
 Texts = Annotated[list[Text], Field(max_length=MAX_TEXTS)]
 Seconds = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)]
 Pixels = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
@@ -62,7 +65,7 @@ class WeightedText(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     text: Text
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, le=MAX_WEIGHT)
 
 
 class SearchBody(SearchOptions):
@@ -73,7 +76,7 @@ class SearchBody(SearchOptions):
     text: Text | Annotated[list[WeightedText], Field(min_length=1, max_length=MAX_TEXTS)] | None = Field(
         None, description="what to look for: a text, or several with weights"
     )
-    experts: dict[str, float] = Field({}, max_length=64, description="weights of experts; 1 for those not given")
+    experts: dict[str, Weight] = Field({}, max_length=64, description="weights of experts; 1 for those not given")
 
     @property
     def texts(self) -> list[tuple[str, float]]:

@@ -21,7 +21,7 @@ from .database import Description
 from .errors import SearchError
 from .filters import make_filters
 from .local_store import LocalStore
-from .queries import encode_queries, make_query
+from .queries import MAX_WEIGHT, encode_queries, make_query
 from .results import Filters, Grouping, Hit, VectorStore
 
 
@@ -309,5 +309,9 @@ class IndexSearch:
                 near = difflib.get_close_matches(name, names, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"the model has {', '.join(names)}"
                 raise SearchError(f"unknown expert {name!r}: {hint}")
+            if not abs(experts[name]) <= MAX_WEIGHT:
+                raise SearchError(
+                    f"the weight of the expert {name} is {experts[name]:g}: give one up to {MAX_WEIGHT:g}"
+                )
         weights = [experts.get(name, 1.0) for name in names]
         return np.repeat(np.asarray(weights, np.float32), self.description.dim)

@@ -48,7 +48,7 @@ from . import schemas
 from .browse import place
 from .clip import ClipCache
 from .errors import SearchError
-from .guard import COOKIE, UPLOADS, Guard, problem, session
+from .guard import COOKIE, UPLOADS, Guard, MediaFile, problem, session
 from .index import VideoIndex
 from .service import NoSuchMomentError, SearchService, UnavailableError
 
@@ -151,9 +151,9 @@ def make_app(
         return service_of(index).browse(folder)
 
     @app.get("/api/moment/{key}")
-    def moment(key: str) -> schemas.Place:
-        """The file and time of a moment."""
-        hit = find(lambda service: service.locate(key))
+    def moment(key: str, at: Second | None = None) -> schemas.Place:
+        """The file and time of a moment; of one that has `at`, where the file has been cut in other places since."""
+        hit = find(lambda service: service.locate(key, at))
         return place(os.path.basename(hit.path), hit.path, hit.start, hit.end, hit.key, hit.paths)
 
     @app.post(UPLOADS, openapi_extra=UPLOAD_BODY)
@@ -171,7 +171,7 @@ def make_app(
         kind = mimetypes.guess_type(path)[0] or ""
         # Never as HTML: a browser would run the scripts in it.
         kind = kind if kind.startswith("video/") else "video/mp4"
-        return FileResponse(path, media_type=kind, filename=os.path.basename(path) if download else None)
+        return MediaFile(path, media_type=kind, filename=os.path.basename(path) if download else None)
 
     @app.get("/clip/{key}", response_class=FileResponse)
     def clip(key: str, start: Second, end: Second, encode: bool = False) -> Response:
@@ -182,7 +182,7 @@ def make_app(
         if end <= start:
             raise SearchError("the clip ends before it starts")
         hit = find(lambda service: service.locate(key))
-        return FileResponse(clips.clip(hit.key, hit.path, start, end, encode), media_type="video/mp4")
+        return MediaFile(clips.clip(hit.key, hit.path, start, end, encode), media_type="video/mp4")
 
     @app.get("/thumbnail/{key}", response_class=Response)
     def thumbnail(key: str) -> Response:

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An index that a server searches: from several threads, for as long as it runs, whatever happens to the folder."""
 
-import contextlib
 import hashlib
-import io
 import os
 import threading
 import time
@@ -26,11 +24,10 @@ from .relevance import Relevance
 from .results import FILTER_NAMES, Hit
 from .search import CORRECTIONS
 from .show import thumbnail
+from .thumbnails import SIZE, encode_jpeg, keep_thumbnail, thumbnail_path
 
 
 BATCH = 256  # searches that are answered together at most
-THUMBNAILS = "thumbnails"  # folder beside the vectors
-THUMBNAIL_SIZE = 320  # pixels of the long side
 THUMBNAIL_SLOTS = threading.BoundedSemaphore(4)  # thumbnails decoded at the same time
 UPLOAD, MAX_UPLOADS = "upload-", 64  # vectors that are kept
 TRIES = 3  # of a search during which the index is rebuilt
@@ -321,7 +318,7 @@ class SearchService:
     # --- one moment --------------------------------------------------------------------------------------------------
 
     def picture(self, key: str) -> bytes:
-        """A thumbnail as JPEG: made once, and kept in the folder of the index where that can be written.
+        """A thumbnail as JPEG: that of the index's folder, or made now, and kept there if that can be written.
 
         Raises:
             NoSuchMomentError: there is no such moment.
@@ -329,28 +326,29 @@ class SearchService:
         """
         hit = self.locate(key)
         store = self.index.store
-        kept = store.folder / THUMBNAILS / f"{hit.key}.jpg" if isinstance(store, LocalStore) else None
-        if kept is not None and kept.is_file():
+        folder = store.folder if isinstance(store, LocalStore) else None
+        if folder is not None and (kept := thumbnail_path(folder, hit.key)).is_file():
             return kept.read_bytes()
-        buffer = io.BytesIO()
         with THUMBNAIL_SLOTS:
-            thumbnail(hit.path, hit.start, hit.end, THUMBNAIL_SIZE).save(buffer, format="JPEG", quality=85)
-        if kept is not None:
-            with contextlib.suppress(OSError):  # a folder that may only be read, or a full disk
-                kept.parent.mkdir(exist_ok=True)
-                partial = kept.with_suffix(f".{threading.get_ident()}.part")
-                partial.write_bytes(buffer.getvalue())
-                partial.replace(kept)
-        return buffer.getvalue()
+            content = encode_jpeg(thumbnail(hit.path, hit.start, hit.end, SIZE))
+        if folder is not None and self.locate(key) == hit:  # it is still the moment of that name
+            keep_thumbnail(folder, hit.key, content)
+        return content
 
-    def locate(self, key: str) -> Hit:
+    def locate(self, key: str, at: float | None = None) -> Hit:
         """The file and time of a moment.
+
+        Args:
+            at: a second in it. If that is not so, the moment of the same content that has it is meant.
 
         Raises:
             NoSuchMomentError: the index does not have it, or no longer has it.
         """
+        store = self.index.store
         try:
-            return self.index.store.locate(key)
+            if at is not None and isinstance(store, LocalStore):
+                key = store.key_at(key, at)
+            return store.locate(key)
         except KeyError:
             raise NoSuchMomentError("this moment is not in the index, or no longer: search again") from None
 

@@ -59,25 +59,24 @@ def json_rows(hits: list[Hit]) -> list[dict]:
     return rows
 
 
-def thumbnail(path: str, start: float, end: float, size: int = TILE) -> Image.Image:
-    """The middle frame of a moment, all of it; the long side has `size` pixels.
+def thumbnail(path: str, start: float, end: float, size: int) -> Image.Image:
+    """The middle frame of a moment, all of it; the long side has at most `size` pixels.
 
     Raises:
         VideoDecodingError: naming the file and the cause.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     from modeling_camoe.frames import Clip, sample_frames
 
     clip = Clip(path, start, end) if end > start else Clip(path)
-    frames = sample_frames(clip, 1, size=None).frames  # (1,3,H,W), as stored
-    picture = Image.fromarray(frames[0].permute(1, 2, 0).numpy())
-    return ImageOps.contain(picture, (size, size))
+    preview = sample_frames(clip, 1, preview_size=size).preview  # (3,h,w)
+    return Image.fromarray(preview.permute(1, 2, 0).numpy())
 
 
 def thumbnail_grid(hits: list[Hit]) -> Image.Image:
     """Thumbnails with rank, score, time and file name. A file that cannot be read shows the cause instead."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageOps
 
     from modeling_camoe.frames import VideoDecodingError
 
@@ -88,7 +87,7 @@ def thumbnail_grid(hits: list[Hit]) -> Image.Image:
     for i, hit in enumerate(hits):
         left, top = i % columns * TILE, i // columns * (TILE + CAPTION)
         try:
-            tile = thumbnail(hit.path, *(hit.peak or (hit.start, hit.end)))
+            tile = ImageOps.contain(thumbnail(hit.path, *(hit.peak or (hit.start, hit.end)), TILE), (TILE, TILE))
             picture.paste(BLACK, (left, top, left + TILE, top + TILE))
             picture.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
         except VideoDecodingError as error:

@@ -37,6 +37,7 @@ from .prepare import IndexOptions, check_model, choose_bank, prepare_index
 from .remove import open_copy, skipped_files
 from .sidecars import refresh_pictures, refresh_sidecars
 from .text_encoder import export_text_encoder, exported_weights
+from .thumbnails import delete_thumbnails, keep_thumbnail
 from .writer import IndexWriter
 
 
@@ -128,7 +129,9 @@ def _encode_pending(
     if not todo:
         return
     gone, files, hours, first = set(), set(), 0.0, 0
-    batches = iter_encode(_as_rows(todo), encoder, batch_size=size, num_workers=options.num_workers)
+    batches = iter_encode(
+        _as_rows(todo), encoder, batch_size=size, num_workers=options.num_workers, thumbnails=options.thumbnails
+    )
     with tqdm(total=len(todo), desc="index", unit="moment", disable=not progress) as bar:
         for batch in batches:
             done = todo[first : first + len(batch)]
@@ -150,6 +153,7 @@ def _as_rows(windows: list[Window]) -> pa.Table:
             "start": pa.array([None if window.whole else window.start for window in windows], pa.float64()),
             "end": pa.array([None if window.whole else window.end for window in windows], pa.float64()),
             "content_hash": pa.array([window.hash for window in windows], pa.string()),
+            "number": pa.array([window.number for window in windows], pa.int64()),
             "window": pa.array([window.id for window in windows], pa.int64()),
             "content": pa.array([window.content for window in windows], pa.int64()),
         }
@@ -173,6 +177,10 @@ def _merge(writer: IndexWriter, done: list[Window], batch: pa.Table, gone: set[i
     good = batch.filter(pc.is_null(batch["error"]))
     bad = batch.filter(pc.is_valid(batch["error"]))
     failed = dict(zip(bad["window"].to_pylist(), bad["error"].to_pylist(), strict=True))
+    if "thumbnail" in good.column_names:
+        for row in good.select(["content_hash", "number", "thumbnail"]).to_pylist():
+            if row["thumbnail"] is not None:
+                keep_thumbnail(writer.folder, f"{row['content_hash']}.{row['number']}", row["thumbnail"])
     writer.append(good["window"].to_pylist(), as_matrix(good["vector"]), failed)
     report.encoded += len(good)
     report.damaged += pc.sum(good["damaged"]).as_py() or 0
@@ -185,6 +193,7 @@ def _publish(writer: IndexWriter, encoder: Encoder, options: IndexOptions, plan:
     """What comes after the last vector."""
     writer.refresh_hubs()
     writer.tidy()
+    delete_thumbnails(writer.folder, keep=writer.keys())
     delete_caches(writer.folder, writer.description.cache and writer.description.cache["file"])
     if options.text_encoder:
         report.text_encoder = export_text_tower(writer, encoder)

@@ -17,10 +17,12 @@ class WindowDecoder:
         clips: paths or `Clip`s, as they are encoded.
         batch_size: of the encoding.
         video_processor: decodes windows of a file (`decode_windows`) and single clips (`decode`).
+        preview_size: of the `preview` that comes with the frames; None: none comes.
     """
 
-    def __init__(self, clips: Sequence, batch_size: int, video_processor):
+    def __init__(self, clips: Sequence, batch_size: int, video_processor, preview_size: int | None = None):
         self.clips, self.batch_size, self.video_processor = clips, batch_size, video_processor
+        self.preview_size = preview_size
         self._positions = {clip: position for position, clip in enumerate(clips)}
         self._ready: dict = {}  # clip -> its frames, or the error
 
@@ -33,8 +35,9 @@ class WindowDecoder:
         if clip not in self._ready:
             together = self._windows_from(self._positions[clip])
             if len(together) == 1:
-                return self.video_processor.decode(clip)
-            self._ready = dict(zip(together, self.video_processor.decode_windows(together), strict=True))
+                return self.video_processor.decode(clip, preview_size=self.preview_size)
+            decoded = self.video_processor.decode_windows(together, self.preview_size)
+            self._ready = dict(zip(together, decoded, strict=True))
         found = self._ready.pop(clip)
         if isinstance(found, VideoDecodingError):
             raise found

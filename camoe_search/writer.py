@@ -29,11 +29,13 @@ from .exact import Part, best_rows
 from .files import is_inside, relative
 from .rows import Rows
 from .segments import SEGMENT_ROWS, append_rows, delete_segments, with_dead
+from .thumbnails import thumbnail_path
 
 
 # How rows are named: the new windows of files that were encoded elsewhere, or windows that are waiting for a vector.
 INSERT = "INSERT INTO windows(row, id, content, number, start, end, whole) VALUES(?, ?, ?, ?, ?, ?, ?)"
 UPDATE = "UPDATE windows SET row = ?, cause = NULL WHERE id = ?"
+KEY = "hash || '.' || number FROM windows JOIN contents ON contents.id = content"
 BLOCK_ROWS = 4096  # rows scored or moved at a time: (1000, 4096) scores of a query bank are 16 MB
 # A segment with more dead rows than this share is written again: it wastes memory bandwidth in every search.
 MAX_DEAD = 0.25
@@ -86,6 +88,7 @@ class IndexWriter:
         self.description = read_description(self.connection)
         self.bank = read_bank(self.connection, self.description.tau)
         self._best = self._best_scores()
+        self._gone: list[str] = []  # keys of removed moments, whose pictures `tidy` deletes
         self._segment: tuple[int, int] | None = None  # number and rows of the one that is written now
         if process == 0:
             self._segment = self.connection.execute(
@@ -387,11 +390,12 @@ class IndexWriter:
         """Remove contents that no file holds, with their windows."""
         held = select_in(connection, "SELECT DISTINCT content FROM files WHERE content IN ({})", contents)
         orphans = sorted(set(contents) - {content for (content,) in held})
-        rows = [row for (row,) in select_in(connection, "SELECT row FROM windows WHERE content IN ({})", orphans)]
-        self._kill(connection, [row for row in rows if row is not None])
+        windows = select_in(connection, f"SELECT row, {KEY} WHERE content IN ({{}})", orphans)
+        self._kill(connection, [row for row, _ in windows if row is not None])
+        self._gone += [key for _, key in windows]
         select_in(connection, "DELETE FROM windows WHERE content IN ({})", orphans)
         select_in(connection, "DELETE FROM contents WHERE id IN ({})", orphans)
-        return len(rows)
+        return len(windows)
 
     def _kill(self, connection: sqlite3.Connection, rows: list[int]):
         """Mark rows as dead."""
@@ -415,6 +419,14 @@ class IndexWriter:
         # Commits are not synced one by one: those that no longer name a segment have to be before its file goes.
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         delete_segments(self.folder, keep)
+        with contextlib.suppress(OSError):
+            for key in self._gone:
+                thumbnail_path(self.folder, key).unlink(missing_ok=True)
+        self._gone.clear()
+
+    def keys(self) -> set[str]:
+        """Of all moments."""
+        return {key for (key,) in self.connection.execute(f"SELECT {KEY} WHERE row IS NOT NULL")}
 
     def _compact(self):
         """Write the living rows of segments with many dead ones to the end, a segment at a time."""

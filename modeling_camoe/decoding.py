@@ -395,7 +395,7 @@ def decode_everything(video, targets, make_picture):
         while waiting and shown is not None and waiting[0] < pts:
             waiting.popleft()
             if shown[1] not in taken:
-                taken[shown[1]] = make_picture(shown[0]), timeline.positions.get(shown[0].pts)
+                taken[shown[1]] = make_picture(*shown), timeline.positions.get(shown[0].pts)
         shown = frame, pts
         if not waiting:
             patience -= 1
@@ -434,7 +434,7 @@ def decode_everything(video, targets, make_picture):
         if waiting[-1] >= end + video.interval / 2:
             video.check_end(end, end)
             return None
-        taken[pts] = make_picture(frame), None
+        taken[pts] = make_picture(frame, pts), None
     return {pts: image for pts, (image, _) in taken.items()}
 
 

@@ -37,6 +37,7 @@ class VideoBatch:
         times: for each row, the seconds at which its frames were taken.
         bad: clips of this batch that could not be decoded.
         damaged: clips of this batch whose frames were taken around damage.
+        kept: for each row, what `keep` made of its frames.
     """
 
     indices: list[int]
@@ -45,6 +46,7 @@ class VideoBatch:
     times: list[tuple[float, ...]]
     bad: list[BadVideo]
     damaged: list[BadVideo] = field(default_factory=list)
+    kept: list = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,19 @@ class ClipFrames(Dataset):
 
 
 class _Collate:
-    def __init__(self, video_processor):
-        self.video_processor = video_processor
+    def __init__(self, video_processor, keep=None):
+        self.video_processor, self.keep = video_processor, keep
 
     def __call__(self, items):
         bad = [item for item in items if isinstance(item, BadVideo)]
         good = [item for item in items if not isinstance(item, BadVideo)]
         if not good:
-            return [], None, [], bad, []
+            return [], None, [], bad, [], []
         clips = [clip for _, clip, _ in good]
         inputs = self.video_processor(videos=clips, do_rescale=False, do_normalize=False, return_tensors="pt")
         damaged = [note for _, _, notes in good for note in notes]
-        return [index for index, *_ in good], dict(inputs), [clip.times for clip in clips], bad, damaged
+        kept = [] if self.keep is None else [self.keep(clip) for clip in clips]
+        return [index for index, *_ in good], dict(inputs), [clip.times for clip in clips], bad, damaged, kept
 
 
 def iter_encoded_videos(
@@ -109,6 +112,7 @@ def iter_encoded_videos(
     on_bad_video: str = "raise",
     progress: str | None = None,
     decoder=None,
+    keep: Callable | None = None,
     worker_init_fn: Callable[[int], None] | None = None,
 ) -> Iterator[VideoBatch]:
     """Encode clips batch by batch, in order, while workers decode the next ones.
@@ -122,6 +126,7 @@ def iter_encoded_videos(
         on_bad_video: "raise" stops at a clip that cannot be decoded, "skip" lists it in the batch.
         progress: label of a progress bar, or None for none.
         decoder: has `decode(clip)`, used in place of the processor's video processor (a cache of frames).
+        keep: called in the worker with the decoded frames of each clip; what it returns comes with the batch.
         worker_init_fn: called in each worker with its number, as a `DataLoader` does.
 
     Raises:
@@ -135,12 +140,12 @@ def iter_encoded_videos(
         ClipFrames(clips, decoder or processor.video_processor),
         batch_size=batch_size,
         num_workers=min(num_workers, len(clips)),
-        collate_fn=_Collate(processor.video_processor),
+        collate_fn=_Collate(processor.video_processor, keep),
         pin_memory=model.device.type == "cuda",
         worker_init_fn=worker_init_fn,
     )
     with tqdm(total=len(clips), desc=progress, unit="clip", disable=progress is None) as bar:
-        for indices, inputs, times, bad, damaged in loader:
+        for indices, inputs, times, bad, damaged, kept in loader:
             if bad and on_bad_video == "raise":
                 raise VideoDecodingError(bad[0].cause)
             if inputs is not None:
@@ -151,7 +156,7 @@ def iter_encoded_videos(
             else:
                 vectors = torch.empty(0, model.config.projection_dim * len(model.config.experts), dtype=torch.float32)
                 gates = torch.empty(0, len(model.config.experts), dtype=torch.float32)
-            yield VideoBatch(indices, vectors, gates, times, bad, damaged)
+            yield VideoBatch(indices, vectors, gates, times, bad, damaged, kept)
             bar.update(len(indices) + len(bad))
 
 

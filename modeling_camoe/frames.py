@@ -51,6 +51,7 @@ class SampledFrames:
     times: tuple[float, ...]  # (T',) seconds, strictly increasing
     duration: float  # of the window, seconds
     skipped_damage: tuple[tuple[float, float], ...] = ()  # (start, end) of damaged parts that frames were taken around
+    preview: torch.Tensor | None = None  # (3, h, w) uint8 RGB: all of the middle frame, where it was asked for
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def sample_frames(
     backend: str = "pyav",
     threads: int | None = None,
     on_damage: str = "error",
+    preview_size: int | None = None,
 ) -> SampledFrames:
     """
     Decodes a few frames that are spread evenly over a video or a window of it.
@@ -103,6 +105,7 @@ def sample_frames(
             are busy with other videos there), else 0.
         on_damage: what to do if a wanted frame is damaged: `"error"`, or take frames `"around"` the damaged part,
             evenly from the rest of the window; the result names that part.
+        preview_size: also return the middle one of the frames uncropped, its long side scaled down to this. PyAV only.
 
     Returns:
         [`SampledFrames`] with frames (T', 3, size, size), 1 <= T' <= num_frames.
@@ -127,7 +130,7 @@ def sample_frames(
             times = _times(video, *window, num_frames, sampling, fps, seed, holes)
             return Targets([video.ticks(time) for time in times], *window, on_damage == "around")
 
-        make_picture = PictureMaker(size, lambda: video.pixel_aspect)
+        make_picture = PictureMaker(size, lambda: video.pixel_aspect, preview_size)
         images = None
         for decode in _decoders(video, sampling, backend):
             images = _decode(video, decode, targets, make_picture)
@@ -142,7 +145,14 @@ def sample_frames(
         times=tuple(video.seconds(pts) for pts in shown),
         duration=finish - begin,
         skipped_damage=tuple((float(hole_start), float(hole_end)) for hole_start, hole_end in holes),
+        preview=_preview(make_picture, shown),
     )
+
+
+def _preview(make_picture, shown) -> torch.Tensor | None:
+    """All of the middle frame (3, h, w), if there are previews; `shown` are the time stamps of a clip's frames."""
+    preview = make_picture.previews.get(shown[len(shown) // 2])
+    return None if preview is None else torch.from_numpy(preview)
 
 
 def sample_windows(
@@ -162,7 +172,7 @@ def sample_windows(
         for each window its frames, or the error that [`sample_frames`] raises for it.
     """
     shared = None
-    if len(clips) > 1 and sampling == "uniform" and options.keys() <= {"size", "fps", "threads"}:
+    if len(clips) > 1 and sampling == "uniform" and options.keys() <= {"size", "fps", "threads", "preview_size"}:
         try:
             shared = _decode_together(clips, num_frames, **options)
         except VideoDecodingError:
@@ -178,7 +188,9 @@ def sample_windows(
     return alone
 
 
-def _decode_together(clips, num_frames, size=224, fps=None, threads=None) -> list[SampledFrames] | None:
+def _decode_together(
+    clips, num_frames, size=224, fps=None, threads=None, preview_size=None
+) -> list[SampledFrames] | None:
     """The frames of all windows by one lazy decoder; None where it is not certain of them."""
     for clip in clips:
         _check_arguments(num_frames, "uniform", size, clip.start, clip.end, fps, "pyav", "error")
@@ -195,7 +207,8 @@ def _decode_together(clips, num_frames, size=224, fps=None, threads=None) -> lis
         ]
         wanted = sorted({tick for window in ticks for tick in window})
         begin, finish = min(begin for begin, _ in windows), max(finish for _, finish in windows)
-        images = decode_lazily(video, Targets(wanted, begin, finish), PictureMaker(size, lambda: video.pixel_aspect))
+        make_picture = PictureMaker(size, lambda: video.pixel_aspect, preview_size)
+        images = decode_lazily(video, Targets(wanted, begin, finish), make_picture)
         if images is None or video.findings != known:
             return None
         shown = sorted(images)
@@ -204,7 +217,8 @@ def _decode_together(clips, num_frames, size=224, fps=None, threads=None) -> lis
             # The frame shown at a time is the newest one that has come by then, or the first one of all.
             taken = sorted({shown[max(0, bisect.bisect_right(shown, tick) - 1)] for tick in window})
             frames = torch.from_numpy(np.stack([images[pts] for pts in taken]))  # (T', 3, size, size)
-            results.append(SampledFrames(frames, tuple(video.seconds(pts) for pts in taken), finish - begin))
+            times, preview = tuple(video.seconds(pts) for pts in taken), _preview(make_picture, taken)
+            results.append(SampledFrames(frames, times, finish - begin, preview=preview))
     return results
 
 

@@ -26,27 +26,39 @@ class PictureMaker:
             shape of the pixels; all frames get the size of the first one.
         get_pixel_aspect: gives width of a pixel / its height, once a frame has been decoded: some files state it in
             their coded pictures only.
+        preview_size: also make `previews`, pictures of whole frames whose long side is at most this.
     """
 
-    def __init__(self, size, get_pixel_aspect):
+    def __init__(self, size, get_pixel_aspect, preview_size=None):
         self.size = size
+        self.preview_size = preview_size
+        self.previews = {}  # pts -> (3, h, w)
         self.get_pixel_aspect = get_pixel_aspect
         self.pixel_aspect = None  # until the first frame
         self.full_size = None  # (width, height) of the first frame, where no size is given
-        self.reformatter = pyav().video.reformatter.VideoReformatter()  # keeps swscale's tables from frame to frame
+        # They keep swscale's tables from frame to frame.
+        self.reformatter, self.preview_reformatter = (pyav().video.reformatter.VideoReformatter() for _ in range(2))
 
-    def __call__(self, frame):
+    def __call__(self, frame, pts=None):
+        """`pts`: when the frame is shown, if not at its own time stamp."""
         width, height = self.scaled_size(frame.width, frame.height)
+        matrix = display_matrix(frame)
+        if self.preview_size is not None:
+            preview = self.scale(self.preview_reformatter, frame, *self.size_of_preview(frame.width, frame.height))
+            self.previews[frame.pts if pts is None else pts] = upright(preview, matrix)
+        return upright(self.scale(self.reformatter, frame, width, height, *self.crop(width, height)), matrix)
+
+    def scale(self, reformatter, frame, width, height, rows=slice(None), columns=slice(None)):
+        """A frame, as it is stored -> (3, H, W): scaled, then cut."""
         # Planar RGB takes swscale half the time of packed "rgb24", has none of its bias of -1 to -2 levels, and the
         # channels come first already. When it scales down, swscale widens the cubic kernel: it is antialiased.
         method = WITHOUT_SHORTCUT if (width, height) == (frame.width, frame.height) else "BICUBIC"
-        image = self.reformatter.reformat(frame, width, height, "gbrp", interpolation=method, threads=1)
-        rows, columns = self.crop(width, height)
+        image = reformatter.reformat(frame, width, height, "gbrp", interpolation=method, threads=1)
         green, blue, red = (
             np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, :width][rows, columns]
             for plane in image.planes
         )
-        return upright(np.stack([red, green, blue]), display_matrix(frame))
+        return np.stack([red, green, blue])
 
     def scaled_size(self, width, height):
         """(width, height) to scale a stored frame to."""
@@ -59,6 +71,12 @@ class PictureMaker:
             return self.full_size
         short = min(width, height)
         return int(self.size * width / short), int(self.size * height / short)
+
+    def size_of_preview(self, width, height):
+        """(width, height) of the preview of a stored frame."""
+        width *= self.pixel_aspect
+        share = min(1, self.preview_size / max(width, height))
+        return max(1, round(width * share)), max(1, round(height * share))
 
     def crop(self, width, height):
         """Rows and columns of the centre."""

@@ -165,25 +165,28 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
         fps: float | None = None,
         seed: int | None = None,
         on_damage: str | None = None,
+        preview_size: int | None = None,
     ) -> SampledFrames:
         """
         One video in any form -> its sampled frames as uint8 RGB, resized: the part of a call that a worker process can
         do. Calling the processor on the result does the rest. `seed` makes `sampling="jitter"` repeatable. `times` are
-        empty if frames were given without their rate.
+        empty if frames were given without their rate. `preview_size`: a file's middle frame comes uncropped as well.
 
         Raises:
             VideoDecodingError: the file cannot be read or decoded; names it.
             ValueError: it is not a video.
         """
         settings = self._settings(num_frames=num_frames, sampling=sampling, fps=fps, on_damage=on_damage)
-        sampled, _ = self._load(video, 0, None, settings, seed)
+        sampled, _ = self._load(video, 0, None, settings, seed, preview_size)
         return self._as_pixels(sampled, settings)
 
-    def decode_windows(self, clips: Sequence[Clip]) -> list[SampledFrames | VideoDecodingError]:
+    def decode_windows(
+        self, clips: Sequence[Clip], preview_size: int | None = None
+    ) -> list[SampledFrames | VideoDecodingError]:
         """Windows of one file, each as `decode` gives it (or its error), but decoded once where they overlap."""
         settings = self._settings()
-        options = {"size": self._decoded_size(settings), "fps": settings["fps"], "on_damage": settings["on_damage"]}
-        windows = decode_windows(clips, settings["num_frames"], settings["sampling"], **options)
+        options = {name: settings[name] for name in ("num_frames", "sampling", "fps", "on_damage")}
+        windows = decode_windows(clips, size=self._decoded_size(settings), preview_size=preview_size, **options)
         return [
             window if isinstance(window, VideoDecodingError) else self._as_pixels(window, settings)
             for window in windows
@@ -234,7 +237,9 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
         settings = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
         return settings | {name: value for name, value in kwargs.items() if value is not None}
 
-    def _load(self, video, index, metadata, settings, seed=None) -> tuple[SampledFrames, VideoMetadata | None]:
+    def _load(
+        self, video, index, metadata, settings, seed=None, preview_size=None
+    ) -> tuple[SampledFrames, VideoMetadata | None]:
         """
         One video -> its sampled frames, in the layout and type in which they came, and their metadata.
 
@@ -259,6 +264,7 @@ class CAMoEVideoProcessor(BaseVideoProcessor):
                     fps=settings["fps"],
                     seed=seed,
                     on_damage=settings["on_damage"],
+                    preview_size=preview_size,
                 )
             except VideoDecodingError as error:  # bytes have no name, but where they came from has one
                 cause = str(error).removeprefix(describe_source(content))

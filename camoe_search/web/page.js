@@ -103,9 +103,13 @@ async function readUrl() {
   try {
     query = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}");
   } catch { /* a truncated URL: start with an empty page */ }
+  if (query?.constructor !== Object || !["string", "undefined"].includes(typeof query.text)) query = {};
   if (query.index && query.index !== about.index && about.indexes.includes(query.index)) await showIndex(query.index);
   showForm(query);
-  if ($("player").open) $("player").close();
+  if ($("player").open) {
+    shownMoment = null;  // what is closed is not in the address any more
+    $("player").close();
+  }
   await (query.text || query.like ? search(query) : showStart());
   if (query.open) openLinked(query);
 }
@@ -139,6 +143,7 @@ function why(error) {
 async function search(query) {
   const number = ++latest;
   $("hits").classList.add("waiting");
+  leave($("start"), $("status"));
   $("start").hidden = true;
   showStatus("Searching …");
   const what = query.text ?? `Like ${query.of ?? "a moment"}`;
@@ -163,9 +168,15 @@ async function search(query) {
 }
 
 function clearHits() {
+  leave($("hits"), $("pager"));
   shownHits = [];
   $("hits").replaceChildren();
   $("pager").hidden = true;
+}
+
+// What goes away must not have the focus.
+function leave(...nodes) {
+  if (nodes.some((node) => node.contains(document.activeElement))) $("text").focus();
 }
 
 // A button that has gone, or that is disabled, leaves the focus nowhere.
@@ -237,6 +248,7 @@ async function showStart() {
   }));
   $("examples").hidden = !found.examples.length;
   shownHits = found.recent;
+  leave($("start"));
   $("recent").replaceChildren(...found.recent.map((hit) => card(hit, 1)));
   $("recent_title").textContent = asked.has("folder") ? `Newest files in ${asked.get("folder")}` : "Newest files";
   $("folders").replaceChildren(...found.folders.map(({ path, depth, files }) => {
@@ -413,11 +425,11 @@ async function loadTimeline(hit) {
   } catch { /* the moment itself stays on the timeline */ }
 }
 
-// A link to a moment is valid as long as the content is in the index, whatever is found now.
+// A link to a moment is valid as long as the content is in the index, whatever is found now, and wherever it is cut.
 async function openLinked({ open, at }) {
-  let hit = shownHits.find((other) => other.key === open);
+  let hit = shownHits.find((other) => other.key === open && other.start <= at && at <= other.end);
   try {
-    hit ??= await fetchJson(`api/moment/${encodeURIComponent(open)}`);
+    hit ??= await fetchJson(`api/moment/${encodeURIComponent(open)}${at >= 0 ? `?at=${at}` : ""}`);
     openPlayer(hit, at);
   } catch (error) {
     showStatus(error.message, true);
@@ -436,7 +448,7 @@ function closed() {
   video.removeAttribute("src");
   video.dataset.file = "";
   video.load();
-  history.replaceState(null, "", shownQuery.text || shownQuery.like ? place(shownQuery) : location.pathname);
+  if (shownMoment) history.replaceState(null, "", shownQuery.text || shownQuery.like ? place(shownQuery) : location.pathname);
   const opener = shownMoment && document.querySelector(`.card[data-key="${CSS.escape(shownMoment.key)}"] .open`);
   shownMoment = null;
   (opener ?? $("text")).focus();
@@ -565,7 +577,11 @@ async function start() {
   $("later").onclick = () => step(1);
   $("copy_path").onclick = () => copy(`${shownMoment.folder}/${shownMoment.name}`, "Path");
   $("copy_link").onclick = () => copy(location.href, "Link");
-  $("player_similar").onclick = () => { const hit = shownMoment; $("player").close(); findSimilar(hit); };
+  $("player_similar").onclick = () => {
+    const hit = shownMoment;
+    $("player").addEventListener("close", () => findSimilar(hit), { once: true });  // after `closed`
+    $("player").close();
+  };
   addEventListener("popstate", readUrl);
   const typed = $("text").value;  // before the answer came
   await readUrl();

@@ -30,7 +30,7 @@ class SceneEncoder:
     def __init__(self, name: str):
         self.name = name  # a folder without a query bank
 
-    def encode_clips(self, clips, batch_size=16, num_workers=0):
+    def encode_clips(self, clips, batch_size=16, num_workers=0, thumbnails=False):
         for first in range(0, len(clips), batch_size):
             vectors, indices, bad = [], [], {}
             for index in range(first, min(first + batch_size, len(clips))):
@@ -39,7 +39,8 @@ class SceneEncoder:
                     indices.append(index)
                 except VideoDecodingError as error:
                     bad[index] = str(error)
-            yield ClipBatch(indices, np.array(vectors, np.float32).reshape(-1, SCENES), bad)
+            pictures = [None] * len(indices) if thumbnails else []
+            yield ClipBatch(indices, np.array(vectors, np.float32).reshape(-1, SCENES), bad, thumbnails=pictures)
 
     def encode_texts(self, texts):
         return np.stack([scene_vector(map(int, re.findall(r"\d+", text))) for text in texts])

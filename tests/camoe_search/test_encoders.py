@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any model behind one protocol: our own through both roads, and a SentenceTransformer of another kind."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from camoe_search.encoder import SentenceEncoder, load_encoder
@@ -34,6 +36,13 @@ def test_our_own_model_gives_the_same_vectors_through_both_roads(encoder, senten
     assert ours.indices == theirs.indices == [0, 2, 3] and list(ours.bad) == list(theirs.bad) == [1]
     assert "clip_9.mp4" in ours.bad[1]
     np.testing.assert_allclose(ours.vectors, theirs.vectors, atol=1e-6)
+
+
+def test_both_roads_make_the_same_pictures(encoder, sentence_encoder, tmp_path):
+    clips = [Clip(str(write_video(tmp_path / "a.mp4", 24))), Clip(str(cut_off(write_video(tmp_path / "b.mp4", 48))))]
+    (ours,), (theirs,) = (list(each.encode_clips(clips, 4, 0, True)) for each in (sentence_encoder, encoder))
+    assert ours.thumbnails == theirs.thumbnails and len(ours.thumbnails) == 1
+    assert Image.open(io.BytesIO(ours.thumbnails[0])).size == (64, 48)
 
 
 def test_both_roads_say_which_clips_were_taken_around_damage(encoder, sentence_encoder, tmp_path):

@@ -265,6 +265,8 @@ MALFORMED = [
     b'{"text": "a", "max_seconds": -1}',
     b'{"text": "a", "min_score": NaN}',
     b'{"text": "a", "experts": {"action": Infinity}}',
+    b'{"text": "a", "experts": {"action": 1e308}}',
+    b'{"text": [{"text": "a", "weight": 1e308}, {"text": "b", "weight": 1e308}]}',
     b'{"text": "a", "experts": {"action": "2"}}',
     b'{"text": "a", "experts": {"action": null}}',
     b'{"text": "a", "where": ["year"]}',
@@ -319,6 +321,15 @@ def test_every_refusal_is_json(server, method, target, status):
     assert (found, headers["Content-Type"], list(json.loads(content))) == (status, "application/json", ["error"])
 
 
+@pytest.mark.parametrize(("range", "status"), [("bytes=abc", 400), ("pounds=0-5", 400), ("bytes=99999999-", 416)])
+def test_a_range_that_makes_no_sense_is_refused_as_json(server, key, range, status):
+    found, headers, content = server.ask("GET", f"/media/{key}", headers={"Range": range})
+    assert (found, headers["Content-Type"], list(json.loads(content))) == (status, "application/json", ["error"])
+    assert int(headers["Content-Length"]) == len(content)
+    assert (headers["Content-Range"] is not None) == (status == 416)  # says how long the file is
+    assert server.ask("HEAD", f"/media/{key}", headers={"Range": range})[::2] == (405, b"")
+
+
 def test_a_search_is_an_address_too(server, index):
     status, _, content = server.ask("GET", "/api/search?q=a+red+star+spins&correction=none&path=clip&page=1")
     expected = server.search(text=QUERY, correction="none", path="clip", page=1)[1]
@@ -355,8 +366,11 @@ def test_relevance_says_how_far_a_result_is_above_the_average(server):
 
 def test_a_thumbnail_shows_all_of_the_frame_and_is_kept_beside_the_index(server, index, key):
     content = server.ask("GET", f"/thumbnail/{key}")[2]
-    assert Image.open(io.BytesIO(content)).size == (320, 240)  # the clips have 64 x 48 pixels
+    assert Image.open(io.BytesIO(content)).size == (64, 48)  # as the clips
     kept = index.folder / "thumbnails" / f"{key}.jpg"
+    kept.unlink()
+    assert Image.open(io.BytesIO(server.ask("GET", f"/thumbnail/{key}")[2])).size == (64, 48)
+    content = server.ask("GET", f"/thumbnail/{key}")[2]
     assert kept.read_bytes() == content
     kept.write_bytes(b"kept")
     assert server.ask("GET", f"/thumbnail/{key}")[2] == b"kept"
@@ -640,6 +654,25 @@ def test_a_key_stays_valid_when_the_file_moves(videos, checkpoint, tmp_path):
         VideoIndex.create_or_update([videos], tmp_path / "index", index.encoder, num_workers=0, text_encoder=False)
         assert server.ask("GET", f"/media/{best['key']}")[2] == content
         assert server.search(text=QUERY)[1]["hits"][0]["name"] == "moved.mp4"
+
+
+def test_a_link_to_a_moment_stays_valid_when_the_film_is_cut_anew(checkpoint, tmp_path):
+    film, folder = write_video(tmp_path / "film.mp4", 96, 12), tmp_path / "index"
+    options = {"device": "cpu", "num_workers": 0, "text_encoder": False}
+    index = VideoIndex.create_or_update([film], folder, str(checkpoint), window=1, stride=1, **options)
+    last = next(key for key in index.table()["key"].to_pylist() if key.endswith(".7"))
+    second = last.replace(".7", ".1")
+    with Server(index) as server:
+        VideoIndex.create_or_update([film], folder, str(checkpoint), window=4, stride=4, rebuild=True, **options)
+
+        def span(address: str):
+            status, _, content = server.ask("GET", f"/api/moment/{address}")
+            return (json.loads(content)["start"], json.loads(content)["end"]) if status == 200 else status
+
+        assert span(last) == 404 and span(f"{last}?at=7.5") == (4, 8)  # there is no eighth moment any more
+        assert span(second) == (4, 8) and span(f"{second}?at=1.5") == (0, 4)  # the second one is another
+        assert span(f"{'0' * 32}.1?at=1.5") == 404 and span(f"{last}?at=-1") == 400
+        assert server.ask("GET", f"/media/{last}")[0] == 200  # the file is the same
 
 
 def test_a_port_in_use_is_a_one_line_error(server, index, capsys):

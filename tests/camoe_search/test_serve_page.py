@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`camoe serve` in a real browser: search, play, switch the correction, find similar moments, turn pages."""
 
+import contextlib
 import io
 import os
 import re
@@ -76,6 +77,21 @@ def page(browser, address):
     yield page
     page.close()
     assert [url for url in elsewhere if not url.startswith("data:")] == [] and errors == []
+
+
+@contextlib.contextmanager
+def served(index, **options):
+    """The address of a server in this process."""
+    listener = serve.listen("127.0.0.1", 0)
+    app = serve.make_app({"index": index}, page_size=3, **options)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def ask(page, text: str):
@@ -261,6 +277,72 @@ def test_a_file_that_the_browser_cannot_play_is_converted(page, tmp_path, codec)
     page.errors.clear()
 
 
+def test_a_file_of_a_kind_that_browsers_do_not_know_is_played(browser, checkpoint, tmp_path):
+    """MPEG-TS is converted by the server."""
+    film = write_video(tmp_path / "broadcast.ts", 72, 12, start=7.0, audio=6.0)
+    options = {"device": "cpu", "num_workers": 0, "window": 2, "stride": 2, "text_encoder": False}
+    with served(VideoIndex.create_or_update([film], tmp_path / "index", str(checkpoint), **options)) as address:
+        page = browser.new_page()
+        page.goto(address)
+        ask(page, QUERY)
+        page.locator("#hits .open").first.click()
+        expect(page.locator("#note")).to_contain_text("This is the moment alone; download the file")
+        wait_until(page, "document.querySelector('#video').currentTime > 0.5")
+        assert page.evaluate("document.querySelector('#video').videoWidth") == 64
+        other = page.locator("#timeline button:not([aria-current])").first
+        other.click()
+        wait_until(page, "document.querySelector('#video').currentTime > 0.5")
+        expect(page.locator("#note")).to_contain_text("This is the moment alone")
+        page.close()
+
+
+@pytest.mark.parametrize("rest", ["#null", "#5", "#[]", "#%7B%22text%22", "#%22a%22", "#%7B%22text%22:5%7D", "#%"])
+def test_a_spoiled_link_does_no_harm(page, address, rest):
+    page.goto("about:blank")
+    page.goto(f"{address}/{rest}")
+    expect(page.locator("#recent .card")).to_have_count(6)
+    ask(page, QUERY)
+
+
+def test_an_address_is_that_of_what_is_shown(page):
+    """Whatever closes the player: a key, the back button, or a search for similar moments."""
+    ask(page, QUERY)
+    first = page.url
+    search_with(page, lambda: (page.fill("#text", "a cat sleeps"), page.press("#text", "Enter")))
+    page.locator("#hits .open").first.click()
+    expect(page.locator("#player")).to_be_visible()
+    search_with(page, page.go_back)
+    expect(page.locator("#player")).to_be_hidden()
+    assert (page.url, page.input_value("#text")) == (first, QUERY)
+    page.locator("#hits .open").first.click()
+    search_with(page, lambda: page.click("#player_similar"))
+    expect(page.locator("#status")).to_contain_text("Moments like")
+    assert "%22like%22" in page.url
+    search_with(page, page.reload)
+    expect(page.locator("#status")).to_contain_text("Moments like")
+
+
+def test_the_focus_stays_on_something(page):
+    """What has the focus may go away: an example, a card."""
+    page.evaluate(
+        """() => { window.lost = 0; setInterval(() => { lost += document.activeElement === document.body; }, 5); }"""
+    )
+    search_with(page, page.locator(".example").first.click)
+    assert focused(page) in ("open", "text")
+    page.locator("#hits .open").first.focus()
+    page.go_back()
+    expect(page.locator("#recent .card")).to_have_count(6)
+    assert focused(page) == "text"
+    page.locator("#recent .open").first.focus()
+    search_with(page, page.go_forward)
+    page.locator("#hits .similar").first.focus()
+    search_with(page, lambda: page.keyboard.press("Enter"))
+    page.get_by_role("button", name="Back to the query").focus()
+    search_with(page, lambda: page.keyboard.press("Enter"))
+    page.wait_for_timeout(100)
+    assert page.evaluate("lost") == 0 and focused(page) != "BODY"
+
+
 def test_a_picture_is_a_query(page, index, tmp_path):
     page.wait_for_selector("#recent .card")
     picture = tmp_path / "frame.png"
@@ -299,14 +381,9 @@ def test_a_card_plays_while_the_mouse_is_on_it(page):
 
 def test_a_browser_shows_the_token_once(browser, index):
     """The page asks for it, and its cookie opens pictures and files as well."""
-    listener = serve.listen("127.0.0.1", 0)
-    app = serve.make_app({"index": index}, page_size=3, token="0123456789abcdef")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
+    with served(index, token="0123456789abcdef") as address:
         page = browser.new_page()
-        page.goto(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        page.goto(address)
         page.fill("#token", "wrong")
         page.press("#token", "Enter")
         expect(page.locator("#status")).to_have_text("That is not the token.")
@@ -315,12 +392,9 @@ def test_a_browser_shows_the_token_once(browser, index):
         expect(page.locator("#recent .card")).to_have_count(6)
         expect(page.locator("#sign_in")).to_be_hidden()
         page.wait_for_load_state("networkidle")
-        assert page.locator("#recent img").first.evaluate("i => i.naturalWidth") == 320
+        assert page.locator("#recent img").first.evaluate("i => i.naturalWidth") == 64
         page.close()
-    finally:
-        browser.clear_cookies()
-        server.should_exit = True
-        thread.join()
+    browser.clear_cookies()
 
 
 def test_on_a_phone_results_are_one_column_of_compact_rows(page):
