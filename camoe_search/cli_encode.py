@@ -100,6 +100,10 @@ def _add_load(commands):
     parser.add_argument("--index", metavar="DIR", help="folder of the index, new or loaded before")
     parser.add_argument("--model", help="the model that made the parts, if it has moved")
     parser.add_argument("--device", help="where the model runs")
+    parser.add_argument(
+        "--bank", metavar="FILE", help="texts of a new query bank, one per line (default: the index's, or the parts')"
+    )
+    parser.add_argument("--tau", type=float, help="temperature of the bank")
     parser.add_argument("--no-text-tower", action="store_true", help="do not export the text tower into the index")
     parser.add_argument("--uri", help="of Milvus (a server's token: environment variable MILVUS_TOKEN)")
     parser.add_argument("--collection", metavar="NAME", help="of Milvus (default: camoe)")
@@ -150,10 +154,9 @@ def _encode(options):
     index = IndexOptions(**{name: getattr(options, name) for name in names}, queries=_lines(options.bank))
     if options.stride is not None and not options.window:
         raise SearchError("--stride needs a --window of more than 0 seconds")
-    for name in ("window", "stride", "tau"):
-        value = getattr(options, name)
-        if value is not None and not (value > 0 or (name == "window" and value == 0)):
-            raise SearchError(f"--{name} is {value:g}: give a number above 0")
+    if options.window != 0:
+        _check_positive(options, "window")
+    _check_positive(options, "stride", "tau")
     report, present = encode_library(
         options.manifest,
         EncodeOptions(
@@ -188,6 +191,13 @@ def _encode(options):
         print(f"  {count} x {cause}, for example: {report.examples[cause][0]}")
 
 
+def _check_positive(options, *names: str):
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise SearchError(f"--{name} is {value:g}: give a number above 0")
+
+
 def _lines(path: str | None) -> list[str] | None:
     if path is None:
         return None
@@ -200,17 +210,18 @@ def _lines(path: str | None) -> list[str] | None:
 def _load(options):
     from .load import load_into_index, load_into_milvus
 
+    _check_positive(options, "tau")
+    common = {"model": options.model, "device": options.device, "queries": _lines(options.bank), "tau": options.tau}
     if options.store == "milvus":
         report = load_into_milvus(
-            options.parts, options.uri, options.collection, options.source, options.milvus_index, options.milvus_dtype
-        )
+            options.parts, options.uri, options.collection, options.source, options.milvus_index, options.milvus_dtype,
+            **common,
+        )  # fmt: skip
         place = f"{options.uri}, collection {options.collection or 'camoe'}"
     else:
         if options.index is None:
             raise SearchError("give the folder of the index: --index DIR")
-        report = load_into_index(
-            options.parts, options.index, options.model, options.device, text_tower=not options.no_text_tower
-        )
+        report = load_into_index(options.parts, options.index, text_tower=not options.no_text_tower, **common)
         place = options.index
     if options.json:
         print(json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False))

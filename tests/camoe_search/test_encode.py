@@ -274,3 +274,9 @@ def test_a_time_that_is_none_is_refused(videos, checkpoint, tmp_path, capsys):
     arguments = ["encode", videos, "--model", checkpoint, "--out", tmp_path / "parts"]
     assert "--window is -1" in mistake(capsys, *arguments, "--window", -1)
     assert "--stride needs a --window" in mistake(capsys, *arguments, "--stride", 1)
+
+
+def test_ray_that_is_not_installed_is_named(videos, checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    arguments = ["encode", videos, "--model", checkpoint, "--out", tmp_path / "parts", "--engine", "ray"]
+    assert 'pip install "camoe[cluster]"' in mistake(capsys, *arguments)
