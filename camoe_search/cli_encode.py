@@ -72,7 +72,9 @@ def _add_encode(commands):
     parser.add_argument("--bank", metavar="FILE", help="texts of the query bank, one per line (default: the model's)")
     parser.add_argument("--tau", type=float, help="temperature of the bank")
     parser.add_argument("--batch-size", type=_count, default=16, help="moments per forward pass (default: 16)")
-    parser.add_argument("--num-workers", type=int, default=2, help="processes that decode for each model (default: 2)")
+    parser.add_argument(
+        "--num-workers", type=_count_or_zero, default=2, help="processes that decode for each model (default: 2)"
+    )
     parser.add_argument("--device", help="where the model runs (default: a GPU if any)")
     parser.add_argument("--trust-remote-code", action="store_true", help="let a SentenceTransformer run its own code")
     parser.add_argument(
@@ -123,10 +125,14 @@ def _add_push(commands):
 # --- values of options -----------------------------------------------------------------------------------------------
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+def _count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return int(text)
+
+
+def _count_or_zero(text: str) -> int:
+    return _count(text, least=0)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -185,6 +191,8 @@ def _encode(options):
         f"{report.files} files, {report.hours:.3g} hours of video, {report.moments} moments in {report.parts} parts; "
         f"{present} rows were there; {rate:.3g} moments a second on {report.device}"
     )
+    if report.repeated:
+        print(f"{report.repeated} rows name the same window as an earlier row, and are left out")
     if report.failed:
         print(f"{report.failed} rows have no vector; --retry tries them again")
     for cause, count in list(report.causes.items())[:SHOWN_CAUSES]:
