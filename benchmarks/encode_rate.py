@@ -8,7 +8,8 @@
   over the same clips. Both run in this process, in turns, without workers, and their own time (CPU) is compared.
 - **Ray** with two workers against two processes, `--shard 0/2` and `--shard 1/2`. Parts are counted while they run.
   What a file takes without start-up is measured between the parts at FROM and TO of all; with it, over all the time.
-  On a machine that does other work, too, the CPU time of all processes, Ray's own among them, says more.
+  On a machine that does other work, too, the CPU time of all processes, Ray's own among them, says more; those of
+  Ray take about a tenth of a core, however many workers there are.
 """
 
 import os
@@ -88,30 +89,35 @@ def watch(commands: list[list[str]], out: Path, count: int) -> dict[str, float]:
         used |= cpu_of_descendants(os.getpid())  # of a process that ends, the last number stays
         for name, number in wanted.items():
             if name not in marks and there >= number:
-                marks[name] = there, time.perf_counter() - begin, sum(used.values())
+                workers = [cpu for command, cpu in used.values() if "MapWorker" in command]
+                of_all = sum(cpu for _, cpu in used.values())
+                marks[name] = there, time.perf_counter() - begin, of_all, sum(workers) or of_all
         time.sleep(0.05)
     for each in running:
         each.wait()
-    (first, t0, cpu0), (last, t1, cpu1) = marks["from"], marks["to"]
+    (first, t0, cpu0, workers0), (last, t1, cpu1, workers1) = marks["from"], marks["to"]
     files = FILES_PER_PART * (last - first)
     return {
         "a file, without start-up": (t1 - t0) / files,
         "a file, without start-up, CPU": (cpu1 - cpu0) / files,
+        "a file, without start-up, CPU of the workers": (workers1 - workers0) / files,
         "a file, with start-up": marks["end"][1] / (FILES_PER_PART * count),
         "until the first parts": t0,
     }
 
 
-def cpu_of_descendants(process: int) -> dict[int, float]:
-    """Seconds of CPU of each process that a process started, and theirs."""
+def cpu_of_descendants(process: int) -> dict[int, tuple[str, float]]:
+    """Command and seconds of CPU of each process that a process started, and theirs."""
     parents, seconds = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
+                command = (entry / "cmdline").read_text()
                 fields = re.sub(r"^.*\) ", "", (entry / "stat").read_text()).split()  # a name may hold spaces
             except OSError:
                 continue  # it has just ended
-            parents[int(entry.name)], seconds[int(entry.name)] = int(fields[1]), sum(map(int, fields[11:13])) / TICKS
+            parents[int(entry.name)] = int(fields[1])
+            seconds[int(entry.name)] = command, sum(map(int, fields[11:13])) / TICKS
     found, new = set(), {process}
     while new:
         new = {child for child, parent in parents.items() if parent in new and child not in found}
