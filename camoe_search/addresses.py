@@ -42,12 +42,26 @@ def open_system(address: str) -> tuple:
 
 def exists(address: str) -> bool:
     system, path = open_system(address)
-    return system.exists(path)
+    return _web_type(address) is not None if _is_web(address) else system.exists(path)
 
 
 def is_folder(address: str) -> bool:
     system, path = open_system(address)
+    if _is_web(address) and "html" not in (_web_type(address) or ""):
+        return False  # only a page has links
     return system.isdir(path)
+
+
+def _is_web(address: str) -> bool:
+    return address.lower().startswith("http")
+
+
+def _web_type(address: str) -> str | None:
+    """What kind of file a web server says it has there; None: none. (fsspec would ask for all of a video to see.)"""
+    try:
+        return _info(address).get("mimetype", "")
+    except OSError:
+        return None
 
 
 def stat(address: str) -> tuple[int, int]:

@@ -72,7 +72,9 @@ def _add_encode(commands):
     parser.add_argument("--bank", metavar="FILE", help="texts of the query bank, one per line (default: the model's)")
     parser.add_argument("--tau", type=float, help="temperature of the bank")
     parser.add_argument("--batch-size", type=_count, default=16, help="moments per forward pass (default: 16)")
-    parser.add_argument("--num-workers", type=int, default=2, help="processes that decode for each model (default: 2)")
+    parser.add_argument(
+        "--num-workers", type=_count_or_zero, default=2, help="processes that decode for each model (default: 2)"
+    )
     parser.add_argument("--device", help="where the model runs (default: a GPU if any)")
     parser.add_argument("--trust-remote-code", action="store_true", help="let a SentenceTransformer run its own code")
     parser.add_argument(
@@ -100,6 +102,10 @@ def _add_load(commands):
     parser.add_argument("--index", metavar="DIR", help="folder of the index, new or loaded before")
     parser.add_argument("--model", help="the model that made the parts, if it has moved")
     parser.add_argument("--device", help="where the model runs")
+    parser.add_argument(
+        "--bank", metavar="FILE", help="texts of a new query bank, one per line (default: the index's, or the parts')"
+    )
+    parser.add_argument("--tau", type=float, help="temperature of the bank")
     parser.add_argument("--no-text-tower", action="store_true", help="do not export the text tower into the index")
     parser.add_argument("--uri", help="of Milvus (a server's token: environment variable MILVUS_TOKEN)")
     parser.add_argument("--collection", metavar="NAME", help="of Milvus (default: camoe)")
@@ -119,10 +125,14 @@ def _add_push(commands):
 # --- values of options -----------------------------------------------------------------------------------------------
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+def _count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return int(text)
+
+
+def _count_or_zero(text: str) -> int:
+    return _count(text, least=0)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -150,10 +160,9 @@ def _encode(options):
     index = IndexOptions(**{name: getattr(options, name) for name in names}, queries=_lines(options.bank))
     if options.stride is not None and not options.window:
         raise SearchError("--stride needs a --window of more than 0 seconds")
-    for name in ("window", "stride", "tau"):
-        value = getattr(options, name)
-        if value is not None and not (value > 0 or (name == "window" and value == 0)):
-            raise SearchError(f"--{name} is {value:g}: give a number above 0")
+    if options.window != 0:
+        _check_positive(options, "window")
+    _check_positive(options, "stride", "tau")
     report, present = encode_library(
         options.manifest,
         EncodeOptions(
@@ -182,10 +191,19 @@ def _encode(options):
         f"{report.files} files, {report.hours:.3g} hours of video, {report.moments} moments in {report.parts} parts; "
         f"{present} rows were there; {rate:.3g} moments a second on {report.device}"
     )
+    if report.repeated:
+        print(f"{report.repeated} rows name the same window as an earlier row, and are left out")
     if report.failed:
         print(f"{report.failed} rows have no vector; --retry tries them again")
     for cause, count in list(report.causes.items())[:SHOWN_CAUSES]:
         print(f"  {count} x {cause}, for example: {report.examples[cause][0]}")
+
+
+def _check_positive(options, *names: str):
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise SearchError(f"--{name} is {value:g}: give a number above 0")
 
 
 def _lines(path: str | None) -> list[str] | None:
@@ -200,17 +218,18 @@ def _lines(path: str | None) -> list[str] | None:
 def _load(options):
     from .load import load_into_index, load_into_milvus
 
+    _check_positive(options, "tau")
+    common = {"model": options.model, "device": options.device, "queries": _lines(options.bank), "tau": options.tau}
     if options.store == "milvus":
         report = load_into_milvus(
-            options.parts, options.uri, options.collection, options.source, options.milvus_index, options.milvus_dtype
-        )
+            options.parts, options.uri, options.collection, options.source, options.milvus_index, options.milvus_dtype,
+            **common,
+        )  # fmt: skip
         place = f"{options.uri}, collection {options.collection or 'camoe'}"
     else:
         if options.index is None:
             raise SearchError("give the folder of the index: --index DIR")
-        report = load_into_index(
-            options.parts, options.index, options.model, options.device, text_tower=not options.no_text_tower
-        )
+        report = load_into_index(options.parts, options.index, text_tower=not options.no_text_tower, **common)
         place = options.index
     if options.json:
         print(json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False))

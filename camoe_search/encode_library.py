@@ -14,7 +14,7 @@ from .encode_parts import EncodeReport, device_of, encode_parts
 from .encoder import load_encoder
 from .errors import SearchError
 from .manifest import read_manifest
-from .parts import FILES_PER_PART, Part, PartFolder, plan_parts, remove_unfinished
+from .parts import FILES_PER_PART, Part, PartFolder, plan_parts, remove_unfinished, without_repeated
 from .prepare import IndexOptions, choose_bank, describe_index
 
 
@@ -78,10 +78,10 @@ def encode_library(source: str, options: EncodeOptions) -> tuple[EncodeReport, i
     Raises:
         SearchError: saying what is wrong and what to do. What is finished stays.
     """
-    begin = time.perf_counter()
     manifest = read_manifest(source, options.names, options.index.exclude or ())
     if not len(manifest):
         raise SearchError(f"{source} names no file")
+    rows, manifest = len(manifest), without_repeated(manifest)
     out = PartFolder(options.out)
     encoder = load_encoder(options.model, options.device, options.sampling, options.trust_remote_code)
     description = describe_index(encoder, None, options.index)
@@ -96,7 +96,7 @@ def encode_library(source: str, options: EncodeOptions) -> tuple[EncodeReport, i
         reports = encode_with_ray(job, parts)
     else:
         reports = job.encode(parts, encoder)
-    total = EncodeReport(device=device_of(encoder))
+    total, begin = EncodeReport(device=device_of(encoder), repeated=rows - len(manifest)), time.perf_counter()
     with tqdm(total=sum(len(part.rows) for part in parts), unit="file", disable=not options.progress) as bar:
         for report in reports if parts else ():
             total += report

@@ -45,6 +45,7 @@ class EncodeReport:
     causes: dict[str, int] = field(default_factory=dict)  # of failures, without the names of files
     examples: dict[str, list[str]] = field(default_factory=dict)  # the first errors of each cause
     parts: int = 0
+    repeated: int = 0  # rows of the manifest that name the same window as an earlier one
     seconds: float = 0.0  # of the device
     device: str = ""
 
@@ -53,7 +54,7 @@ class EncodeReport:
         examples = {
             cause: [*self.examples.get(cause, ()), *other.examples.get(cause, ())][:EXAMPLES] for cause in causes
         }
-        numbers = "files moments hours damaged failed parts seconds".split()
+        numbers = "files moments hours damaged failed parts repeated seconds".split()
         sums = {name: getattr(self, name) + getattr(other, name) for name in numbers}
         return EncodeReport(**sums, causes=causes, examples=examples, device=self.device or other.device)
 

@@ -105,6 +105,8 @@ def load_into_index(
     model: str | None = None,
     device: str | None = None,
     text_tower: bool = True,
+    queries: list[str] | None = None,
+    tau: float | None = None,
 ) -> LoadReport:
     """Put parts into an index folder, new or not.
 
@@ -113,6 +115,7 @@ def load_into_index(
         folder: of the index.
         model: the one that made the parts, if it has moved.
         text_tower: export it, for searches without torch.
+        queries, tau: a new query bank, as of `VideoIndex.calibrate`; default: the index's, or the parts'.
 
     Raises:
         SearchError: the index is of another model or other settings, or not all rows have arrived.
@@ -120,9 +123,10 @@ def load_into_index(
     begin, report = time.perf_counter(), LoadReport()
     parts, folder = Parts(source), Path(folder)
     description = parts.description
-    encoder = _load_model(description, model, device, text_tower)
+    is_needed = text_tower or description.bank or queries is not None or tau is not None
+    encoder = _load_model(description, model, device) if is_needed else None
     with write_lock(folder):
-        _prepare(folder, description, encoder)
+        _prepare(folder, description, encoder, queries, tau)
         with IndexWriter(folder) as writer:
             roots, seen = parts.roots(), _Distinct()
             ((before,),) = writer.connection.execute("SELECT count(*) FROM windows WHERE row IS NOT NULL")
@@ -147,10 +151,8 @@ def load_into_index(
     return report
 
 
-def _load_model(description: Description, model: str | None, device: str | None, text_tower: bool):
-    """The model of the parts, where the index needs it: for its text tower, or the vectors of its query bank."""
-    if not text_tower and not description.bank:
-        return None
+def _load_model(description: Description, model: str | None, device: str | None):
+    """The model of the parts: for its text tower, or the vectors of a query bank."""
     from .encoder import load_encoder
 
     encoder = load_encoder(model or description.model, device, description.sampling)
@@ -158,8 +160,8 @@ def _load_model(description: Description, model: str | None, device: str | None,
     return encoder
 
 
-def _prepare(folder: Path, description: Description, encoder):
-    """Make the index, or check that it is of the same kind."""
+def _prepare(folder: Path, description: Description, encoder, queries: list[str] | None, tau: float | None):
+    """Make the index, or check that it is of the same kind. Its query bank is there before rows are."""
     if exists(folder):
         with contextlib.closing(connect(folder)) as connection:
             old = read_description(connection)
@@ -169,12 +171,15 @@ def _prepare(folder: Path, description: Description, encoder):
                     f"the index {folder} was made with {name} {getattr(old, name)}, the parts with "
                     f"{getattr(description, name)}: give another --index"
                 )
+        if queries is not None or tau is not None:
+            with IndexWriter(folder) as writer:
+                writer.set_bank(choose_bank(encoder, writer.bank, queries, tau))
         return
     name = description.model if encoder is None else encoder.name
     create(folder, dataclasses.replace(description, model=name, tau=None, bank="", milvus=None, cache=None))
-    if encoder is not None and description.bank:
+    if description.bank or queries is not None or tau is not None:
         with IndexWriter(folder) as writer:
-            writer.set_bank(choose_bank(encoder, None, None, description.tau))
+            writer.set_bank(choose_bank(encoder, None, queries, tau or description.tau))
 
 
 def _complete(table: pa.Table) -> pa.Table:
@@ -217,12 +222,17 @@ def load_into_milvus(
     name: str | None = None,
     index_type: str | None = None,
     dtype: str | None = None,
+    model: str | None = None,
+    device: str | None = None,
+    queries: list[str] | None = None,
+    tau: float | None = None,
 ) -> LoadReport:
     """Put parts into a collection of Milvus, where rows of the same key are replaced.
 
     Args:
         source: see [`Parts`]. name: what these rows are called in the collection; default: the folder's name.
         uri, collection, index_type, dtype: as of `camoe index --store milvus`.
+        model, device, queries, tau: as of `load_into_index`; default: the biases that the parts have.
 
     Raises:
         SearchError: as `MilvusStore.prepare`; or not all rows have arrived.
@@ -235,7 +245,10 @@ def load_into_milvus(
     name = name or os.path.basename(parts.folder.path.rstrip("/"))
     given = settings(uri, collection, name, source, index_type, None, dtype)
     milvus = given | {"id": f"parts:{name}"}
-    description = dataclasses.replace(parts.description, milvus=milvus)
+    description, bank = dataclasses.replace(parts.description, milvus=milvus), None
+    if queries is not None or tau is not None:
+        bank = choose_bank(_load_model(description, model, device), None, queries, tau)
+        description = dataclasses.replace(description, tau=bank and bank.tau, bank=bank.hash if bank else "")
     with contextlib.closing(MilvusStore(milvus["uri"], milvus["collection"])) as store:
         store.prepare(description)
         before, keys = store.count_source(name), set()
@@ -243,6 +256,9 @@ def load_into_milvus(
         for _, table in parts.tables():
             report.failed += len(table) - table["error"].null_count
             good = _complete(table.filter(pc.is_null(table["error"])))
+            if bank is not None:
+                biases = pa.array(bank.bias(as_matrix(good["vector"]).astype(np.float32))[0])
+                good = good.set_column(good.column_names.index("bias"), "bias", biases)
             rows = rows_of_table(description, good, numbers(good))
             keys.update(row["key"] for row in rows)
             store.upsert(rows)

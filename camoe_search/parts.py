@@ -24,6 +24,7 @@ import posixpath
 import tempfile
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
@@ -100,6 +101,13 @@ def plan_parts(
     return todo, present
 
 
+def without_repeated(manifest: pa.Table) -> pa.Table:
+    """The rows of a manifest, each window once: of a list with a row for each caption, the first of each clip."""
+    keys = pa.table({"key": _row_keys(manifest), "row": np.arange(len(manifest))})
+    first = keys.group_by("key").aggregate([("row", "min")])["row_min"].combine_chunks()
+    return manifest if len(first) == len(manifest) else manifest.take(first.sort())
+
+
 def _part_name(settings: str, rows: pa.Table) -> str:
     digest = hashlib.blake2b("\n".join(_row_keys(rows).to_pylist()).encode(), digest_size=8)
     return f"part-{settings}-{digest.hexdigest()}.parquet"
@@ -169,6 +177,8 @@ class PartFolder:
                 raise SearchError(f"{self.path} cannot be listed: {error}") from error
             names = {posixpath.basename(file.rstrip("/")) for file in files}
             return {name for name in names if _is_part(name)}
+        if os.path.isfile(self.path):
+            raise SearchError(f"{self.path} is a file: give a folder of parts")
         names = {name for name in os.listdir(self.path) if _is_part(name)} if os.path.isdir(self.path) else set()
         for name in names:
             _check_complete(os.path.join(self.path, name))

@@ -165,6 +165,8 @@ def _follow_moved_roots(writer: IndexWriter, videos: list[VideoFile], known: dic
     """
     roots = dict(writer.connection.execute("SELECT path, id FROM roots").fetchall())
     gone = {id: path for path, id in roots.items() if not is_folder(path)}
+    # A web server may have files in what it does not list.
+    gone = {id: path for id, path in gone.items() if not any(is_inside(video.path, path) for video in videos)}
     if not gone:
         return videos
     lost = {}

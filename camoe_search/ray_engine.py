@@ -109,6 +109,7 @@ def _started(ray, options) -> Iterator[bool]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.ERROR)
     else:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 leaves workers what others do not want of a core
         # One more than the actors take, or nothing would be left for the tasks that feed them, which would wait for
         # ever. These are places in Ray's books, not cores.
         places = math.ceil(options.concurrency[1] * options.num_cpus) + 1

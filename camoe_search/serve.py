@@ -45,11 +45,13 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from modeling_camoe.frames import VideoDecodingError
 
 from . import schemas
+from .addresses import is_address
 from .browse import place
 from .clip import ClipCache
 from .errors import SearchError
 from .guard import COOKIE, UPLOADS, Guard, MediaFile, problem, session
 from .index import VideoIndex
+from .remote_media import remote_response
 from .service import NoSuchMomentError, SearchService, UnavailableError
 
 
@@ -163,15 +165,18 @@ def make_app(
         return await run_in_threadpool(service_of(index).upload, content)
 
     @app.get("/media/{key}", response_class=FileResponse)
-    def media(key: str, download: bool = False) -> Response:
+    def media(request: Request, key: str, download: bool = False) -> Response:
         """The file of a moment; ranges can be asked for."""
         path = find(lambda service: service.locate(key)).path
-        if not os.path.isfile(path):
-            raise HTTPException(404, f"{os.path.basename(path)} no longer exists")
+        name = os.path.basename(path)
+        if not is_address(path) and not os.path.isfile(path):
+            raise HTTPException(404, f"{name} no longer exists")
         kind = mimetypes.guess_type(path)[0] or ""
         # Never as HTML: a browser would run the scripts in it.
         kind = kind if kind.startswith("video/") else "video/mp4"
-        return MediaFile(path, media_type=kind, filename=os.path.basename(path) if download else None)
+        if is_address(path):
+            return remote_response(path, request.headers.get("range"), kind, download)
+        return MediaFile(path, media_type=kind, filename=name if download else None)
 
     @app.get("/clip/{key}", response_class=FileResponse)
     def clip(key: str, start: Second, end: Second, encode: bool = False) -> Response:

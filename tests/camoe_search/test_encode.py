@@ -157,6 +157,17 @@ def test_what_is_there_is_not_encoded_again_however_the_manifest_grows(videos, c
     assert sorted(rows_of(out)["path"].to_pylist()) == [str(videos / name) for name in names]
 
 
+def test_rows_that_name_the_same_window_are_encoded_once_and_counted(videos, checkpoint, tmp_path, capsys):
+    """As in a list with a row for each caption."""
+    rows = ["clip_0.mp4,a,,", "clip_1.mp4,b,,", "clip_0.mp4,c,,", "clip_0.mp4,d,0,0.5", "clip_0.mp4,e,0,0.5"]
+    (videos / "m.csv").write_text("path,caption,start,end\n" + "\n".join(rows) + "\n")
+    report = encode(capsys, videos / "m.csv", checkpoint, tmp_path / "parts")
+    assert (report["files"], report["moments"], report["repeated"]) == (2, 3, 2)
+    assert rows_of(tmp_path / "parts")["caption"].to_pylist() == ["a", "b", "d"]
+    again = encode(capsys, videos / "m.csv", checkpoint, tmp_path / "parts")
+    assert (again["moments"], again["present"], again["repeated"]) == (0, 3, 2)
+
+
 def test_shares_of_a_manifest_are_the_whole(videos, checkpoint, tmp_path, capsys):
     for shard in ("0/3", "1/3", "2/3"):
         report = encode(capsys, videos, checkpoint, tmp_path / "parts", "--files-per-part", 1, "--shard", shard)
@@ -263,6 +274,19 @@ def test_a_killed_run_goes_on_and_has_every_clip_once(videos, checkpoint, tmp_pa
     assert rows["content_hash"].to_pylist() == [content_hash(path) for path in rows["path"].to_pylist()]
 
 
+def test_the_folder_of_parts_is_no_file(videos, checkpoint, tmp_path, capsys):
+    (tmp_path / "parts").write_text("notes")
+    found = mistake(capsys, "encode", videos, "--model", checkpoint, "--out", tmp_path / "parts")
+    assert f"{tmp_path}/parts is a file" in found
+    assert "is a file" in mistake(capsys, "load", tmp_path / "parts", "--index", tmp_path / "i")
+
+
+def test_a_number_of_decoders_that_is_none_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["encode", "m.csv", "--model", "m", "--out", "o", "--num-workers", "-1"])
+    assert ended.value.code == 2 and "'-1' is not a whole number of at least 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["3/3", "1", "a/b", "1/0"])
 def test_a_share_that_is_none_is_refused(text, capsys):
     with pytest.raises(SystemExit):
@@ -274,3 +298,9 @@ def test_a_time_that_is_none_is_refused(videos, checkpoint, tmp_path, capsys):
     arguments = ["encode", videos, "--model", checkpoint, "--out", tmp_path / "parts"]
     assert "--window is -1" in mistake(capsys, *arguments, "--window", -1)
     assert "--stride needs a --window" in mistake(capsys, *arguments, "--stride", 1)
+
+
+def test_ray_that_is_not_installed_is_named(videos, checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    arguments = ["encode", videos, "--model", checkpoint, "--out", tmp_path / "parts", "--engine", "ray"]
+    assert 'pip install "camoe[cluster]"' in mistake(capsys, *arguments)

@@ -122,6 +122,24 @@ def test_windows_that_a_manifest_gave_are_loaded_as_they_are(library, checkpoint
     assert "the window starts at 50" in skipped["cause"] and (skipped["start"], skipped["end"]) == (50.0, 60.0)
 
 
+def test_a_new_query_bank_is_part_of_loading(library, parts, encoder, tmp_path, capsys):
+    texts = ["a dog", "two kids play", "a car"]
+    (tmp_path / "log.txt").write_text("\n".join(texts) + "\n")
+    load(capsys, parts, "--index", tmp_path / "one", "--bank", tmp_path / "log.txt", "--tau", 0.02)
+    built = VideoIndex.create_or_update([library], tmp_path / "built", encoder, num_workers=0, text_encoder=False)
+    built.calibrate(texts, 0.02)
+    load(capsys, parts, "--index", tmp_path / "two")  # and into an index that is there
+    before = VideoIndex.load(tmp_path / "two").table()["bias"].to_numpy()
+    report = load(capsys, parts, "--index", tmp_path / "two", "--bank", tmp_path / "log.txt", "--tau", 0.02)
+    assert report["added"] == 0
+    for name in ("one", "two"):
+        index = VideoIndex.load(tmp_path / name)
+        assert index.info()["query_bank"] == built.info()["query_bank"] and index.info()["query_bank"]["queries"] == 3
+        found, wanted = (each.table()["bias"].to_numpy() for each in (index, built))
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+        assert not np.allclose(found, before, atol=1e-3)
+
+
 def test_parts_at_addresses_keep_the_addresses(library, checkpoint, tmp_path, capsys):
     import fsspec
 
@@ -205,4 +223,17 @@ def test_parts_in_milvus_are_found_as_in_the_index(parts, encoder, tmp_path, cap
     for query in ("a dog", "two kids play"):
         ours, theirs = (each.search(query, k=5, merge=False) for each in (milvus, index))
         np.testing.assert_allclose([hit.score for hit in ours], [hit.score for hit in theirs], atol=1e-5)
+    milvus.close()
+
+
+def test_a_new_query_bank_gives_the_rows_in_milvus_their_bias(parts, encoder, tmp_path, capsys):
+    pytest.importorskip("milvus_lite", reason="the embedded server of the extra `milvus`")
+    (tmp_path / "log.txt").write_text("a dog\ntwo kids play\n")
+    bank = ["--bank", tmp_path / "log.txt", "--tau", 0.02]
+    uri = str(tmp_path / "milvus.db")
+    load(capsys, parts, "--store", "milvus", "--uri", uri, *bank)
+    load(capsys, parts, "--index", tmp_path / "i", "--no-text-tower", *bank)
+    index, milvus = VideoIndex.load(tmp_path / "i", encoder), VideoIndex.connect(uri, model=encoder)
+    ours, theirs = (each.search("a car", k=5, merge=False) for each in (milvus, index))
+    np.testing.assert_allclose([hit.score for hit in ours], [hit.score for hit in theirs], atol=1e-5)
     milvus.close()
