@@ -50,7 +50,7 @@ from camoe_search.encoder import ClipBatch
 from camoe_search.index import VideoIndex
 
 class Probe:
-    duration, width, height = 10.0, 64, 48
+    duration, width, height, start = 10.0, 64, 48, 0.0
 
 contents.probe_video = lambda path: Probe
 

@@ -8,6 +8,7 @@ The model is small, so that nearly all of the time is decoding: with a larger on
 
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from clips import write_clip
@@ -17,7 +18,7 @@ from transformers import CLIPConfig
 from modeling_camoe import CAMoEConfig, CAMoEModel, CAMoEVideoProcessor
 
 
-SIZE, SECONDS, DISTINCT = (640, 360), 10, 6
+SIZE, SECONDS, DISTINCT = (640, 360), 10, 4
 
 
 def main():
@@ -33,6 +34,7 @@ def main():
         cost = in_turns(
             {name: lambda name=name: index(videos, folders[name], encoder, name == "with") for name in folders},
             options.repeats,
+            clock=time.process_time,  # decoding, the model and the index all work in this process
         )
         pictures = [path.stat().st_size for path in (folders["with"] / "thumbnails").iterdir()]
         if len(pictures) != options.clips:

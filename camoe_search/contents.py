@@ -10,6 +10,9 @@ from .files import content_hash, cut_windows
 from .shots import cut_at_shots, find_shots
 
 
+LATE = 0.5  # seconds after the sound from which on pictures begin late: times count from what comes first
+
+
 class Content(NamedTuple):
     """What is in a file, or the cause: why it cannot be read. Only the hash, if that content is known already."""
 
@@ -17,13 +20,17 @@ class Content(NamedTuple):
     duration: float | None = None  # seconds
     cause: str | None = None
     picture: tuple[int, int] | None = None  # width, height
-    shots: list[float] | None = None  # seconds at which shots begin, if windows are cut there
+    shots: list[float] | None = None  # seconds from the first picture to where shots begin, if windows are cut there
+    begin: float = 0.0  # seconds to the first picture
 
     def windows(self, window: float | None, stride: float | None) -> list[tuple[float, float]]:
         """Its windows as (start, end) in seconds; see `files.cut_windows`."""
         if self.shots is None:
-            return cut_windows(self.duration, window, stride)
-        return cut_at_shots(self.duration, self.shots, window, stride)
+            windows = cut_windows(self.duration, window, stride)
+        else:
+            windows = cut_at_shots(self.duration, self.shots, window, stride)
+        begin = self.begin if self.begin >= LATE else 0.0
+        return [(begin + start, begin + end) for start, end in windows]
 
 
 def examine(path: str, windows: str = "time", known: Container[str] = ()) -> Content:
@@ -47,4 +54,4 @@ def probe(path: str, digest: str, windows: str = "time") -> Content:
         shots = find_shots(path) if windows == "shots" else None
     except VideoDecodingError as error:
         return Content(digest, cause=str(error))
-    return Content(digest, info.duration, None, (info.width, info.height), shots)
+    return Content(digest, info.duration, None, (info.width, info.height), shots, info.start)

@@ -233,7 +233,7 @@ class LocalStore:
         return single_window(0.0, *best[1:])
 
     def key_at(self, key: str, at: float) -> str:
-        """The key itself if its moment has the second `at`; else of the content's first moment that has it.
+        """The key itself if its moment has the second `at`, else of the first moment of the same content that has it.
 
         Raises:
             KeyError: there is none.

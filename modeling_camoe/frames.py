@@ -64,6 +64,7 @@ class VideoInfo:
     average_fps: float
     num_frames: int  # as stated, else duration * average_fps
     codec: str
+    start: float = 0.0  # when the first frame is shown, seconds: the sound may begin earlier
 
 
 def sample_frames(
@@ -276,6 +277,7 @@ def probe_video(source: str | os.PathLike | bytes | Clip) -> VideoInfo:
             average_fps=video.fps,
             num_frames=video.stream.frames or max(1, round((last - first) * video.fps)),
             codec=video.decoder.name,
+            start=first,
         )
 
 

@@ -11,6 +11,7 @@ from camoe_search.errors import SearchError
 from camoe_search.files import cut_windows
 from camoe_search.writer import IndexWriter
 from tests.camoe_search.scenes import SCENES, SceneEncoder, build, overlaps, scene_vector, vector_index, write_film
+from tests.video_files import write_video
 
 
 def windows_of(seconds, scenes_of, **options):
@@ -124,6 +125,17 @@ def test_best_moments_of_a_real_film_are_within_a_window_of_the_truth(tmp_path):
         assert hits[0].peak[0] < start + length and hits[0].peak[1] > start
         assert len(hits[0].paths) == 2 and overlaps(hits) == 0
         start += length
+
+
+@pytest.mark.parametrize("begin", [0.0, 3.0])
+def test_windows_cover_a_film_whose_pictures_begin_late(tmp_path, begin):
+    """The sound may come first, as in a recording of a broadcast: times count from it, as in a player."""
+    film = write_video(tmp_path / "late.ts", 144, 12, start=begin, audio=15.0)
+    encoder = SceneEncoder(str(tmp_path))
+    index = build(film, tmp_path / "index", encoder, window=5, stride=5)
+    assert [(row["start"], row["end"]) for row in index.table().to_pylist()] == [
+        pytest.approx((begin + start, begin + start + 5), abs=0.2) for start in (0, 5, 7)
+    ]
 
 
 def test_an_unknown_grouping_is_an_error(library):

@@ -136,7 +136,7 @@ def test_search_correction_paging_and_similar_moments(page, index):
     assert page.locator("#hits .name").all_inner_texts() == [os.path.basename(hit.path) for hit in expected[:3]]
     page.wait_for_load_state("networkidle")
     picture = page.locator("#hits .open img").first
-    assert picture.evaluate("i => [i.naturalWidth, i.naturalHeight]") == [320, 240]  # all of the frame, not a square
+    assert picture.evaluate("i => [i.naturalWidth, i.naturalHeight]") == [64, 48]  # all of the frame, not a square
     assert picture.evaluate("i => getComputedStyle(i).objectFit") == "contain"
 
     page.click("#options summary")
