@@ -208,7 +208,7 @@ def main():
         "--example_clips", nargs="+", metavar="CLIP", default=[],
         help="clips for the card and the Space; make sure that you may publish them",
     )  # fmt: skip
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing to main")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
