@@ -357,7 +357,7 @@ class Runner:
 def score_all(runner: Runner, runs: list[Run]):
     """Score the trained runs on the tests of the table that they have not been scored on."""
     if not runner.table.get("tests"):
-        raise UserError("--score is for a table with `tests`; elsewhere a run is scored when it was trained")
+        raise UserError("--score is for a table with `tests`; without them each run is scored after its training")
     names = {test["name"] for test in runner.table["tests"]}
     evaluate = arguments(runner.table.get("evaluate") or {})
     for run in runs:
@@ -388,7 +388,7 @@ def main():
         if (options.only is None or run.name in options.only) and (options.seeds is None or run.seed in options.seeds)
     ]
     if not wanted:
-        raise UserError("no row has one of these --seeds: give --table's, or add them to it")
+        raise UserError("no row has one of these --seeds: choose seeds of the table, or add these to it")
     missing = [run for run in wanted if runner.result_of(run) is None]
     print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are done")
     if options.dry_run:

@@ -210,7 +210,7 @@ class TrainOptions:
                 raise UserError("--steps_per_epoch is for --streaming: elsewhere an epoch is a pass over the pairs")
             return
         if self.steps_per_epoch is None:
-            raise UserError("--streaming needs --steps_per_epoch: how long a stream is, is not known")
+            raise UserError("--streaming needs --steps_per_epoch, because the length of a stream is not known")
         for name in ("feature_cache", "max_train_clips"):
             if getattr(self, name) is not None:
                 raise UserError(f"--{name} does not work with --streaming, which sees the clips one by one")
@@ -224,6 +224,8 @@ class TrainOptions:
                 "or use --frame_cache"
             )
         if self.frame_cache is not None:
-            raise UserError("options 'feature_cache' and 'frame_cache' exclude each other: features need no frames")
+            raise UserError(
+                "options 'feature_cache' and 'frame_cache' cannot be used together: features need no frames"
+            )
         if self.clip_config is not None:
             raise UserError("option 'feature_cache' needs a trained CLIP: start from --model_name_or_path")
