@@ -141,6 +141,19 @@ print(answers)
 """
 
 
+def test_a_segments_file_goes_only_when_no_commit_on_the_disk_names_it(tmp_path, monkeypatch):
+    """Commits wait in the log, unsynced: a power cut after the file has gone must not bring them back."""
+    random_index(tmp_path, 40)
+    log, pending = tmp_path / "index.sqlite-wal", []
+    monkeypatch.setattr(
+        "camoe_search.writer.delete_segments", lambda folder, keep: pending.append((log.stat().st_size, keep))
+    )
+    with IndexWriter(tmp_path) as writer:
+        writer.remove_files(list(range(1, 21)))
+        writer.tidy()
+    assert pending == [(0, {2})]
+
+
 def test_readers_see_the_state_of_some_commit_while_a_writer_adds_removes_and_compacts(tmp_path):
     seconds = 6
     vectors = random_videos(100)[0].numpy()

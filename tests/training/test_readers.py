@@ -4,6 +4,7 @@
 import collections
 import json
 import pickle
+import re
 
 import datasets
 import pytest
@@ -204,6 +205,36 @@ def test_a_window_without_a_sentence_is_left_out_and_the_others_keep_their_times
     ]
 
 
+def test_lists_of_file_names_name_the_same_videos_as_lists_of_ids(folder):
+    for write_files, benchmark, name, suffix in (
+        (files.write_msvd, "msvd", "test_list.txt", ".avi"),
+        (files.write_msrvtt, "msrvtt", "MSRVTT_train.7k.csv", ".mp4"),
+        (files.write_msrvtt, "msrvtt", "MSRVTT_JSFUSION_test.csv", ".MP4"),
+    ):
+        write_files(folder)
+        wanted = read_annotations(benchmark, str(folder))
+        path = folder / name
+        path.write_text(re.sub(r"(video\d+|_5_15)(?=\n|,\")", rf"\g<1>{suffix}", path.read_text()))
+        assert suffix in path.read_text()
+        assert read_annotations(benchmark, str(folder)) == wanted
+
+
+def test_activitynet_ids_without_v_list_the_same_videos(folder):
+    files.write_activitynet(folder)
+    wanted = read_annotations("activitynet", str(folder))
+    (folder / "val_ids.json").write_text('["cc", "dd", "without_captions"]')
+    assert read_annotations("activitynet", str(folder)) == wanted
+
+
+@pytest.mark.parametrize("header", ["clip_id\tstart_aligned\t", '\ufeff"video_id"\tstart\t'])
+def test_the_header_of_a_copy_of_lsmdc_is_no_clip(folder, header):
+    files.write_lsmdc(folder)
+    wanted = read_annotations("lsmdc", str(folder))
+    path = folder / "LSMDC16_challenge_1000_publictect.csv"
+    path.write_text(header + "end\tstart\tend\tsentence\n" + path.read_text())
+    assert read_annotations("lsmdc", str(folder)) == wanted
+
+
 # --- one line that says why ------------------------------------------------------------------------------------------
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -239,6 +270,31 @@ def write_pickle(value):
             "msrvtt",
             write("MSRVTT_JSFUSION_test.csv", "key,vid_key,video_id,sentence\na,b,video7012,x\na,b,video9999\n"),
             ["MSRVTT_JSFUSION_test.csv, line 3, has no 'sentence'"],
+        ),
+        (
+            "msrvtt",
+            write("MSRVTT_JSFUSION_test.csv", "key,vid_key,video_id,sentence\na,b,video7012,a dog, a cat\n"),
+            ["MSRVTT_JSFUSION_test.csv, line 2, has more fields than the header", "in double quotes"],
+        ),
+        (
+            "msrvtt",
+            write("MSRVTT_JSFUSION_test.csv", 'key,vid_key,video_id,sentence\na,b,video7,"a dog\nc,d,video9,x\n'),
+            ["MSRVTT_JSFUSION_test.csv, line 2, is not comma-separated text", "correct its quotes"],
+        ),
+        (
+            "msrvtt",
+            change_json("MSRVTT_data.json", lambda data: data | {"videos": [{"video_id": ["video0"]}]}),
+            ["MSRVTT_data.json has a record whose 'video_id' is no name: \"['video0']\"; correct or remove it"],
+        ),
+        (
+            "msrvtt",
+            change_json("MSRVTT_data.json", lambda data: data | {"sentences": 5}),
+            ["MSRVTT_data.json holds something else than lists of records: 5; download it again"],
+        ),
+        (
+            "didemo",
+            change_json("test_data.json", lambda moments: [{"video": {}}]),
+            ["a record whose 'video'"],
         ),
         ("msvd", write("raw-captions.pkl", POINTER), ["raw-captions.pkl is a Git LFS pointer"]),
         ("msvd", write("raw-captions.pkl", b"\x80\x04\x95nonsense"), ["cannot read", "raw-captions.pkl", "again"]),

@@ -315,8 +315,8 @@ def test_rows_are_compared_query_by_query_over_all_seeds(tmp_path):
     (better,) = [line for line in lines if line.startswith("| better | better − base | 3 |")]
     (same,) = [line for line in lines if line.startswith("| same | same − base | 3 |")]
     share = np.mean([np.random.default_rng(s).integers(0, 4, size=200) == 1 for s in range(3)])
-    assert f"{100 * share:+.1f}\\*\\* [" in better
-    assert "| +0.0 [+0.0, +0.0] |" in same
+    assert f"{100 * share:+.1f}\\*\\* [" in better and better.endswith("] 3/3 |")
+    assert "| +0.0 [+0.0, +0.0] 0/3 |" in same
     table["compares"] = [{"what": "one", "row": "same", "with": "better"}]
     line = ablation_report.paired_table(table, results, done, ["test"]).splitlines()[-1]
     assert line.startswith(f"| one | same − better | 3 | {-100 * share:+.1f}")

@@ -9,7 +9,7 @@ evaluates on val_1, so it is `test` here. There is no validation split; see `--h
 from pathlib import Path
 
 from ..errors import UserError
-from .common import AnnotatedClip, Splits, by_video, caption_list, check_unique, get_field, read_json
+from .common import AnnotatedClip, Splits, by_video, caption_list, check_unique, get_field, read_json, twin_in
 
 
 def read_activitynet(folder: Path, windows: bool = False) -> Splits:
@@ -20,7 +20,8 @@ def read_activitynet(folder: Path, windows: bool = False) -> Splits:
         videos = by_video(read_json(path), path)
         if listed_in.is_file():
             # Some listed videos have no captions in this release; CLIP4Clip skips them as well.
-            keys = [key for key in _listed(read_json(listed_in), listed_in) if key in videos]
+            keys = [twin_in(videos, key) for key in _listed(read_json(listed_in), listed_in)]
+            keys = [key for key in keys if key is not None]
         else:
             keys, listed_in = list(videos), path
         check_unique(keys, listed_in)

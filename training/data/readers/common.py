@@ -27,6 +27,8 @@ class AnnotatedClip:
 Splits = dict[str, list[AnnotatedClip]]  # split name -> its rows
 
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+# Some lists have the names of files instead of ids.
+VIDEO_SUFFIX = re.compile(r"\.(avi|mkv|mov|mp4|webm)$", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -82,9 +84,10 @@ def read_csv(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     """The rows of a comma-separated file with a header: the given columns, stripped.
 
     Raises:
-        UserError: the file has no such column, or a row has nothing in it.
+        UserError: the file has no such column, or a row has nothing in it or more fields than the header.
     """
-    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))  # a quoted field may hold line ends
+    # A quoted field may hold line ends. Strict: a quote that is never closed would swallow the lines after it.
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         names = {(name or "").strip(): name for name in rows.fieldnames or []}
         for column in columns:
@@ -95,13 +98,19 @@ def read_csv(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
                 )
         found = []
         for row in rows:
+            if None in row:  # the caption would be cut at its comma
+                raise UserError(
+                    f"{path}, line {rows.line_num}, has more fields than the header: put the text that has a comma "
+                    "in double quotes"
+                )
             values = {column: (row[names[column]] or "").strip() for column in columns}
             empty = [column for column, value in values.items() if not value]
             if empty:
                 raise UserError(f"{path}, line {rows.line_num}, has no {empty[0]!r}: correct or remove the line")
             found.append(values)
     except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num}, is not comma-separated text: {error}") from error
+        line = rows.line_num + 1  # where the row begins
+        raise UserError(f"{path}, line {line}, is not comma-separated text: {error}; correct its quotes") from error
     return found
 
 
@@ -110,6 +119,20 @@ def get_field(record, name: str, path: Path):
     if not isinstance(record, dict) or name not in record:
         raise UserError(f"{path} has a record without {name!r}: {str(record)[:80]}; is it another benchmark's file?")
     return record[name]
+
+
+def get_name(record, name: str, path: Path) -> str:
+    """`record[name]` of a JSON file, where it names a video: a text, or a number as a text."""
+    value = get_field(record, name, path)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise UserError(f"{path} has a record whose {name!r} is no name: {str(value)[:80]!r}; correct or remove it")
+    return str(value)
+
+
+def twin_in(records: Mapping, name: str) -> str | None:
+    """A name as the records have it: as it is, without the suffix of a video, or with or without "v_"."""
+    names = (name, re.sub(VIDEO_SUFFIX, "", name), f"v_{name}", name.removeprefix("v_"))
+    return next((name for name in names if name in records), None)
 
 
 def caption_list(value, where: str | Path, video_id: str) -> list[str]:
@@ -148,7 +171,7 @@ def by_video(data, path: Path, names: tuple[str, ...] = ("video_id", "video", "i
     found = {}
     for record in data:
         name = next((name for name in names if isinstance(record, dict) and name in record), names[0])
-        video_id = str(get_field(record, name, path))
+        video_id = get_name(record, name, path)
         if video_id in found:
             raise UserError(f"{path} has two records of video {video_id!r}: keep one")
         found[video_id] = record
@@ -164,6 +187,7 @@ def check_unique(video_ids: Iterable[str], where: str | Path):
 
 def add_captions(video_ids: list[str], captions: dict[str, list[str]], listed_in: Path, described_in: Path):
     """The rows for a list of distinct videos, each with all its captions that are not blank."""
+    video_ids = [twin_in(captions, name) or name for name in video_ids]
     check_unique(video_ids, listed_in)
     clips = [AnnotatedClip(name, name, [text for text in captions.get(name, []) if text]) for name in video_ids]
     for clip in clips:

@@ -9,7 +9,7 @@ all described videos are used.
 from pathlib import Path
 
 from ..errors import UserError
-from .common import AnnotatedClip, Splits, add_captions, caption_list, get_field, read_json, read_lines
+from .common import AnnotatedClip, Splits, add_captions, caption_list, get_field, get_name, read_json, read_lines
 
 
 # Annotators saw the first 30 seconds (LocalizingMoments' README); CLIP4Clip reads 0 to 31, and so do we.
@@ -24,7 +24,7 @@ def read_didemo(folder: Path, windows: bool = False) -> Splits:
         path, listed_in = folder / f"{file}_data.json", folder / f"{file}_list.txt"
         moments: dict[str, list[dict]] = {}
         for moment in _moments(read_json(path), path):
-            moments.setdefault(get_field(moment, "video", path), []).append(moment)
+            moments.setdefault(get_name(moment, "video", path), []).append(moment)
         descriptions = {
             v: [text for m in found for text in caption_list(get_field(m, "description", path), path, v)]
             for v, found in moments.items()

@@ -6,6 +6,7 @@ tab-separated columns: clip_id, start_aligned, end_aligned, start_extracted, end
 those of the movie, not of the clip, so they give no windows.
 """
 
+import re
 from pathlib import Path
 
 from ..errors import UserError
@@ -18,13 +19,17 @@ FILES = {
     "test": "LSMDC16_challenge_1000_publictect.csv",
 }
 
+# Of copies that pandas wrote. As a row, it would be a clip whose video is missing.
+HEADER = re.compile(r"\W*(clip|video)_?id\b", re.IGNORECASE)
+
 
 def read_lsmdc(folder: Path, windows: bool = False) -> Splits:
     """train, validation and test; the sentences of one clip are its captions."""
     splits = {}
     for name, file in FILES.items():
         path = folder / file
-        pairs = [_clip_and_sentence(line, number, path) for number, line in numbered_lines(path)]
+        lines = [(number, line) for number, line in numbered_lines(path) if not HEADER.match(line)]
+        pairs = [_clip_and_sentence(line, number, path) for number, line in lines]
         if name == "test":  # the 1,000 clips have one sentence each; in the other splits a clip may have several
             check_unique((clip_id for clip_id, _ in pairs), path)
         captions: dict[str, list[str]] = {}

@@ -19,8 +19,10 @@ from .common import (
     check_unique,
     clean,
     get_field,
+    get_name,
     read_csv,
     read_json,
+    twin_in,
 )
 
 
@@ -40,8 +42,8 @@ def read_msrvtt(folder: Path, windows: bool = False) -> Splits:
     sentences = get_field(data, "sentences", path)
     if isinstance(sentences, dict):  # {video: captions}
         sentences = [{"video_id": video, "caption": texts} for video, texts in sentences.items()]
-    for sentence in sentences:
-        video = get_field(sentence, "video_id", path)
+    for sentence in _records(sentences, path):
+        video = get_name(sentence, "video_id", path)
         captions[video] += caption_list(get_field(sentence, "caption", path), path, video)
 
     splits: Splits = {}
@@ -54,15 +56,18 @@ def read_msrvtt(folder: Path, windows: bool = False) -> Splits:
     listed_in = folder / "MSRVTT_JSFUSION_test.csv"
     if listed_in.is_file():
         rows = read_csv(listed_in, ["video_id", "sentence"])
+        for row in rows:
+            row["video_id"] = twin_in(captions, row["video_id"]) or row["video_id"]
         check_unique((row["video_id"] for row in rows), listed_in)
         splits["test_1k"] = [AnnotatedClip(row["video_id"], row["video_id"], [clean(row["sentence"])]) for row in rows]
 
     videos = get_field(data, "videos", path)
     if isinstance(videos, dict):
-        videos = [{"video_id": video, **(record or {})} for video, record in videos.items()]
+        videos = [{**(record or {}), "video_id": video} for video, record in videos.items()]
+    videos = [{**video, "video_id": get_name(video, "video_id", path)} for video in _records(videos, path)]
     if "train_7k" in splits and "test_1k" in splits:
         used = {clip.video_id for name in ("train_7k", "test_1k") for clip in splits[name]}
-        unused = [video["video_id"] for video in videos if get_field(video, "video_id", path) not in used]
+        unused = [video["video_id"] for video in videos if video["video_id"] not in used]
         if unused:
             splits["validation_7k"] = add_captions(unused, captions, path, path)
 
@@ -73,13 +78,19 @@ def read_msrvtt(folder: Path, windows: bool = False) -> Splits:
     return splits | {full[name]: add_captions(members[name], captions, path, path) for name in full if members[name]}
 
 
+def _records(records, path: Path) -> list[dict]:
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise UserError(f"{path} holds something else than lists of records: {str(records)[:80]}; download it again")
+    return records
+
+
 def official_split(video: dict, path: Path) -> str:
     """train, validate or test: by the record's field or else by the video's number."""
     if "split" in video:
-        if video["split"] not in OFFICIAL_RANGES:
+        if video["split"] not in list(OFFICIAL_RANGES):
             raise UserError(f"{path} has split {video['split']!r}; MSR-VTT's are {', '.join(OFFICIAL_RANGES)}")
         return video["split"]
-    number = re.fullmatch(r"video(\d+)", get_field(video, "video_id", path))
+    number = re.fullmatch(r"video(\d+)", video["video_id"])
     for name, numbers in OFFICIAL_RANGES.items():
         if number and int(number[1]) in numbers:
             return name
