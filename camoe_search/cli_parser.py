@@ -88,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     search.add_argument("-k", type=_count, default=10, help="how many results (default: 10)")
     search.add_argument(
         "--correction", choices=("none", "query_bank", "dynamic"),
-        help="for hubs; dynamic: only where the best result is one (default: query_bank if the index has one)",
+        help="lowers hubs; dynamic: only where the best result is one (default: query_bank if the index has one)",
     )  # fmt: skip
     search.add_argument(
         "--expert", type=_expert, action="append", default=[], metavar="NAME=WEIGHT",
@@ -104,14 +104,16 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=_count_or_zero, default=7860, help="0 picks a free one (default: 7860)")
     serve.add_argument("--page-size", type=_count, default=12, metavar="K", help="results per page (default: 12)")
     serve.add_argument(
-        "--token-file", metavar="FILE", help="a token that every request must bear; needed beyond this machine"
+        "--token-file",
+        metavar="FILE",
+        help="file with a token that every request must carry; needed to let other machines in",
     )
     serve.add_argument("--access-log", action="store_true", help="print a line for every request")
 
     remove = command("remove", "take files out of an index", REMOVE_HELP)
     remove.add_argument("patterns", nargs="*", metavar="PATTERN", help="a file, a folder, or a pattern of whole paths")
-    remove.add_argument("--source", metavar="NAME", help="instead: all rows of this source in Milvus")
-    _add_milvus_options(remove, "of Milvus, with --source")
+    remove.add_argument("--source", metavar="NAME", help="instead of PATTERN: all rows of this source in Milvus")
+    _add_milvus_options(remove, "address of Milvus, with --source")
     remove.add_argument("--json", action="store_true", help="print the numbers as JSON")
 
     calibrate = command(
@@ -121,7 +123,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_bank_options(calibrate, required=True)
 
     optimize = command("optimize", "make an approximate index, for millions of moments", OPTIMIZE_HELP)
-    optimize.add_argument("--kind", required=True, choices=("ivf", "hnsw", "none"), help="none removes it")
+    optimize.add_argument(
+        "--kind", required=True, choices=("ivf", "hnsw", "none"), help="kind of the approximate index; none removes it"
+    )
     optimize.add_argument("--json", action="store_true", help="print JSON")
 
     info = command("info", "show what is in an index")
@@ -143,14 +147,16 @@ def _add_index_options(index):
         help="a CAMoE checkpoint, a plain dual encoder (CLIP, SigLIP, …) or a SentenceTransformer that encodes video: "
         "folder or Hub id (default: the one that the index was made with)",
     )
-    index.add_argument("--files-from", metavar="FILE", help="also the paths in this file, one per line; - is stdin")
+    index.add_argument(
+        "--files-from", metavar="FILE", help="also index the paths in this file, one per line; - is stdin"
+    )
     index.add_argument(
         "--exclude", action="append", metavar="GLOB",
-        help="leave out files and folders with such a name or path from ROOT; may be repeated; the index remembers it",
+        help="leave out files and folders whose name or path from ROOT matches; may be repeated; the index remembers",
     )  # fmt: skip
     index.add_argument("--prune", action="store_true", help="forget files that are no longer there, or excluded")
-    index.add_argument("--watch", action="store_true", help="go on for ever: index what appears and changes")
-    index.add_argument("--retry", action="store_true", help="read files again that could not be read")
+    index.add_argument("--watch", action="store_true", help="keep running: index what appears and changes")
+    index.add_argument("--retry", action="store_true", help="try again the files that could not be read")
     index.add_argument("--rebuild", action="store_true", help="empty the index first, for example for another model")
     index.add_argument(
         "--windows", choices=("time", "shots"),
@@ -168,29 +174,40 @@ def _add_index_options(index):
     )
     index.add_argument(
         "--on-damage", "--on_damage", choices=("error", "around"),
-        help="what to do about damaged files: leave them out and say why, or take frames around the damage and count "
-        "such moments; the index remembers it (default: error). With --retry, files that were left out are read again",
+        help="what to do with damaged files: leave them out and say why, or take frames from around the damage and "
+        "count such moments; the index remembers it (default: error). With --retry, files left out are read again",
     )  # fmt: skip
     index.add_argument(
-        "--dtype", choices=("float32", "float16"), help="of the stored vectors; float16 halves them (default: float32)"
+        "--dtype",
+        choices=("float32", "float16"),
+        help="type of the stored vectors; float16 takes half the space (default: float32)",
     )
     _add_bank_options(index, required=False)
     index.add_argument("--store", choices=("milvus",), help="also keep a copy in Milvus, for searches from elsewhere")
-    _add_milvus_options(index, "of Milvus: http://host:19530, or a file name ending in .db for an embedded database")
-    index.add_argument("--source", metavar="NAME", help="of this index among those that share a collection")
+    _add_milvus_options(
+        index, "address of Milvus: http://host:19530, or a file name ending in .db for an embedded database"
+    )
+    index.add_argument("--source", metavar="NAME", help="name of this index among those that share a collection")
     index.add_argument(
         "--milvus-index",
         choices=("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "DISKANN"),
-        help="of a new collection (default: FLAT)",
+        help="index of a new collection (default: FLAT)",
     )
     index.add_argument(
-        "--milvus-params", type=_json_object, metavar="JSON", help="""of that index, for example '{"M": 32}'"""
+        "--milvus-params",
+        type=_json_object,
+        metavar="JSON",
+        help="""parameters of that index, for example '{"M": 32}'""",
     )
-    index.add_argument("--milvus-dtype", choices=("float32", "float16"), help="of a new collection (default: float32)")
+    index.add_argument(
+        "--milvus-dtype",
+        choices=("float32", "float16"),
+        help="type of the vectors in a new collection (default: float32)",
+    )
     index.add_argument(
         "--milvus-bias", choices=("folded", "column"),
-        help="the correction as one more entry of the vector, exact (default), or as a column: for quantised vectors; "
-        "then the best 10 k are fetched and ranked",
+        help="where the correction is kept: as one more entry of the vector, exact (default), or as a column, for "
+        "quantised vectors; a search then fetches the best 10 k and ranks them again",
     )  # fmt: skip
     index.add_argument(
         "--thumbnails", action=argparse.BooleanOptionalAction, default=True,
@@ -213,7 +230,7 @@ def _add_bank_options(parser, required: bool):
 
 def _add_milvus_options(parser, help: str):
     parser.add_argument("--uri", help=help + " (a server's token: environment variable MILVUS_TOKEN)")
-    parser.add_argument("--collection", metavar="NAME", help="of Milvus (default: camoe)")
+    parser.add_argument("--collection", metavar="NAME", help="collection in Milvus (default: camoe)")
 
 
 # --- values of options -----------------------------------------------------------------------------------------------

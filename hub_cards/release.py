@@ -103,8 +103,8 @@ def check_paths(folder: Path):
     found = find_machine_paths(folder)
     if found:
         raise ReleaseError(
-            f"paths of this machine would be published: {'; '.join(found)}. Write what a reader needs to know instead "
-            "(the name of the data, of the model on the Hub) into these files of the run, and release again"
+            f"the release would publish paths of this machine: {'; '.join(found)}. Replace them in these files of the "
+            "run by what a reader needs to know (the name of the data, of the model on the Hub), and release again"
         )
 
 
@@ -120,7 +120,7 @@ def verify(folder: Path, expected: dict[str, str]):
         cause = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ReleaseError(f"the release does not load where this project is not installed: {cause[0]}")
     if json.loads(done.stdout.splitlines()[-1]) != expected:
-        raise ReleaseError("the release loads, but gives other vectors than the run's model")
+        raise ReleaseError("the release loads, but its vectors differ from those of the run's model")
 
 
 def describe(folder: Path, repo_id: str) -> str:
@@ -208,7 +208,7 @@ def main():
         "--example_clips", nargs="+", metavar="CLIP", default=[],
         help="clips for the card and the Space; make sure that you may publish them",
     )  # fmt: skip
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing to main")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     arguments = parser.parse_args()
     logging.set_verbosity_error()

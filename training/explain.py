@@ -305,8 +305,8 @@ def as_text(explanation: Explanation) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="CAMoE checkpoint, a folder or Hub id")
-    parser.add_argument("--query", required=True, help="the query, a text")
-    parser.add_argument("--video", required=True, help="the clip, a video file")
+    parser.add_argument("--query", required=True, help="what to look for: a text")
+    parser.add_argument("--video", required=True, help="the clip: a video file")
     parser.add_argument("--out", default="explain.png", help="file for the picture (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON instead of a summary")
     options = parser.parse_args()

@@ -218,18 +218,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--split_seed",
         type=whole_number,
         metavar="N",
-        help="seed of another set: validation and test show nothing that its training clips show (default: --seed)",
+        help="validation and test show nothing that the training clips of this seed's set show (default: --seed)",
     )
     parser.add_argument(
         "--twins",
         action="store_true",
-        help="every second clip is the one before it played backwards, with the caption that is then right: only the "
-        "order of their frames differs",
+        help="every second clip is the one before it played backwards, with the caption that is right for it: the two "
+        "differ only in the order of their frames",
     )
     parser.add_argument(
         "--other_captions",
         action="store_true",
-        help="captions of another grammar: relative clauses, passives, lists, typos, lower case",
+        help="write captions in another grammar: relative clauses, passives, lists, typos, lower case",
     )
     for number, split in enumerate(SPLITS):
         defaults = ", ".join(f"{preset.counts[number]:,} in {name}" for name, preset in PRESETS.items())
@@ -241,10 +241,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=whole_number,
         default=cores,
         metavar="N",
-        help=f"processes (default: all cores, here {cores})",
+        help=f"processes that draw (default: all cores, here {cores})",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace the clips of a folder that has other settings"
+        "--overwrite", action="store_true", help="replace the clips of a folder that was made with other settings"
     )
     options = parser.parse_args(arguments)
     if options.num_workers == 0:

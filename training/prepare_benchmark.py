@@ -50,15 +50,17 @@ FEATURES = datasets.Features(
 class PrepareOptions:
     """The options after the benchmark's name."""
 
-    annotations: str = option(help="folder of the published annotation files, or a Hub repository (id or clone)")
+    annotations: str = option(help="folder of the published annotation files, or a Hub repository (its id or a clone)")
     videos: str = option(help="folder of the videos; subfolders are searched")
     output: str = option(help="folder for the tables")
-    check_videos: bool = option(False, "open every video, and treat those that cannot be opened as missing")
+    check_videos: bool = option(False, "open every video; those that cannot be opened count as missing")
     allow_missing: float = option(0.05, "share of a split's videos that may be missing, from 0 to 1")
     hold_out: int = option(
-        0, "training videos to hold out for validation, for training splits without a validation split"
+        0, "training videos to hold out for validation, of training splits without a validation split"
     )
-    windows: bool = option(False, "one clip per timed sentence, not one paragraph per video (didemo, activitynet)")
+    windows: bool = option(
+        False, "make one clip per timed sentence, not one paragraph per video (didemo, activitynet)"
+    )
     splits: list | str = option([], "splits to prepare, for example test, or [train_9k, test_1k] (default: all)")
     num_workers: int = option(8, "videos that --check_videos opens at the same time")
 

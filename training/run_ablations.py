@@ -58,20 +58,20 @@ class AblationOptions:
     """What to run, and where the results go."""
 
     table: str | None = option(None, "YAML file of the rows, e.g. training/recipes/ablations.yaml")
-    recipes: list | None = option(None, "instead of a table: recipes of one experiment, the last wins")
-    methods: list = option([], "with --recipes: recipes that go on top of them, each one more row")
-    train: dict = option({}, "options of run_retrieval.py for every row that sets no other: --train.batch_size 256")
+    recipes: list | None = option(None, "instead of --table: recipes of one experiment; later ones win")
+    methods: list = option([], "with --recipes: recipes that go on top of them; each makes one more row")
+    train: dict = option({}, "options of run_retrieval.py for rows that do not set them, e.g. --train.batch_size 256")
     evaluate: dict = option({}, "options of evaluate_retrieval.py, e.g. --evaluate.split test_1k")
     only: list | None = option(None, "names of the rows to run; the page still shows all rows")
     seeds: list | None = option(None, "seeds to run (default: the table's; with --recipes 0, 1 and 2)")
-    dry_run: bool = option(False, "print what is done and what would run, and stop")
-    score: bool = option(False, "train nothing: score the trained runs on the table's tests, each once")
+    dry_run: bool = option(False, "print what is done and what would run, then stop")
+    score: bool = option(False, "train nothing: score each trained run once on the table's tests")
     report: bool = option(False, "run nothing: write the page and the chart from the existing results")
     launcher: str | None = option(None, "command put before every program, e.g. 'taskset -c 0'")
-    devices: list | None = option(None, 'GPUs, each for a job of its own; \'["0,1", "2,3"]\': two each (default: all)')
-    jobs: int | None = option(None, "runs at a time (default: one a device)")
+    devices: list | None = option(None, 'GPUs, one per run; \'["0,1", "2,3"]\': two per run (default: all)')
+    jobs: int | None = option(None, "runs at a time (default: one per GPU)")
     runs_dir: str = option("runs/ablations", "folder for checkpoints and logs")
-    results_dir: str = option("training/results", "folder for the results, one JSON file a table")
+    results_dir: str = option("training/results", "folder for the results, one JSON file per table")
     page: str = option("docs/ablations.md", "page that holds the table")
     chart: str = option("docs/images/ablations.png", "bar chart of the results")
 
@@ -357,7 +357,7 @@ class Runner:
 def score_all(runner: Runner, runs: list[Run]):
     """Score the trained runs on the tests of the table that they have not been scored on."""
     if not runner.table.get("tests"):
-        raise UserError("--score is for a table with `tests`; elsewhere a run is scored when it was trained")
+        raise UserError("--score is for a table with `tests`; without them each run is scored after its training")
     names = {test["name"] for test in runner.table["tests"]}
     evaluate = arguments(runner.table.get("evaluate") or {})
     for run in runs:
@@ -388,7 +388,7 @@ def main():
         if (options.only is None or run.name in options.only) and (options.seeds is None or run.seed in options.seeds)
     ]
     if not wanted:
-        raise UserError("no row has one of these --seeds: give --table's, or add them to it")
+        raise UserError("no row has one of these --seeds: choose seeds of the table, or add these to it")
     missing = [run for run in wanted if runner.result_of(run) is None]
     print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are done")
     if options.dry_run:

@@ -44,7 +44,7 @@ class ShowOptions:
     split: str = option("test", "split to search in")
     queries: list | None = option(None, "queries (default: the captions of some clips of the split)")
     num_queries: int = option(5, "number of captions to use when no queries are given")
-    seed: int = option(0, "seed of their choice")
+    seed: int = option(0, "seed that chooses these captions")
     video_column: str = option("video", "column of video paths")
     caption_column: str | None = option(None, "column of captions (default: captions or caption)")
     num_workers: int = option(2, "processes that decode")

@@ -32,6 +32,7 @@ SMALL = {
     "run_retrieval.py": "--max_train_steps 1 --batch_size 4 --num_frames 3 --max_words 20 --num_workers 0",
     "evaluate_retrieval.py": "--num_workers 0 --bootstrap 10",
     "camoe index": "--num-workers 0 --no-text-tower",
+    "camoe encode": "--num-workers 0",
 }
 # Run before a program: it starts in the page's folder, and a server ends when it would begin to listen.
 BEFORE = """
@@ -57,10 +58,13 @@ def workplace(tmp_path, monkeypatch) -> Path:
         tiny_backbone(tmp_path / f"openai/clip-vit-{name}", "clip")
     write_run(tmp_path / "runs/demo", 0)
     write_videos(tmp_path / "MSRVTT_Videos", write_msrvtt(tmp_path / "msrvtt_data"))
-    for name in ("Videos/a.mp4", "Videos/b.mp4", "data/motion_demo/test/test_00279.mp4"):
+    clips = ("Videos/a.mp4", "Videos/b.mp4", "data/motion_demo/test/test_00279.mp4")
+    for name in (*clips, "videos/2024/beach.mp4", "videos/old/a.mp4", "videos/raw/b.mov"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write_video(tmp_path / name, num_frames=8 + len(name))
     (tmp_path / "columns.txt").write_text("0\n1\n")
+    (tmp_path / "query_log.txt").write_text("a dog on a beach\na red star\n")
+    (tmp_path / "films.csv").write_text("path\nVideos/a.mp4\nVideos/b.mp4\n")
     return tmp_path
 
 
@@ -124,12 +128,21 @@ def test_the_commands_of_a_page_run(page, workplace):
             printed.append(run_command(command, workplace))
     made = {
         "README.md": ["my-index/index.sqlite"],
+        "search.md": ["found.png"],
+        "scale.md": ["parts"],
         "training.md": ["runs/demo/eval_results.json", "runs/msrvtt_b16_lora/adapter/adapter_model.safetensors"],
         "evaluation.md": ["runs/msrvtt_7k/eval_ranks.safetensors", "theirs/eval_results.json"],
         "model.md": ["explain.png"],
         "publish.md": ["release/README.md", "release/model.safetensors"],
     }
     assert all((workplace / path).exists() for path in made.get(page.name, []))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_commands_says_whether_it_is_run(page):
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    command = re.compile(r"(camoe|python|pip|make|curl|accelerate) ")
+    assert not [body for language, body in fences if language not in ("bash", "sh") and command.match(body)]
 
 
 def test_a_command_that_is_wrong_is_found(workplace):

@@ -136,7 +136,7 @@ def test_the_same_window_twice_is_refused():
 
 @pytest.mark.parametrize("start", [-1.0, float("nan"), float("inf")])
 def test_a_time_that_is_none_is_named_with_its_row(start):
-    with pytest.raises(UserError, match="row 1 of the data set has .* as 'start': give seconds from 0 on"):
+    with pytest.raises(UserError, match="row 1 of the data set has .* as 'start': give seconds, 0 or more"):
         read_rows(video=["x.mp4", "y.mp4"], start=[0.0, start], end=[2.0, 2.0])
 
 

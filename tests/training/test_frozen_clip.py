@@ -144,7 +144,7 @@ def test_a_clip_that_cannot_be_embedded_is_skipped_and_listed(clips, tmp_path):
     ("options", "message"),
     [
         (["--clip_learning_rate", "1e-7"], "set --clip_learning_rate 0"),
-        (["--frame_cache", "x"], "exclude each other"),
+        (["--frame_cache", "x"], "cannot be used together"),
         (["--lora.r", "4"], "no --lora"),
     ],
 )

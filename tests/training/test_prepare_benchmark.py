@@ -306,7 +306,7 @@ def no_videos(annotations, videos):
     ("mistake", "words"),
     [
         (other_column, ["MSRVTT_JSFUSION_test.csv has no column 'sentence'", "with its header"]),
-        (duplicate_id, ["MSRVTT_train.9k.csv names video 'video2' 2 times", "leave one line for each video"]),
+        (duplicate_id, ["MSRVTT_train.9k.csv names video 'video2' 2 times", "keep one line for each video"]),
         (empty_split, ["split 'train_7k'", "is empty", "download the annotations again"]),
         (
             a_third_missing,

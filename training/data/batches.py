@@ -36,7 +36,7 @@ class RunBatchSampler(Sampler):
 
     def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1):
         if batch_size % world != 0:
-            raise UserError(f"option 'batch_size' {batch_size} must be a multiple of the {world} processes")
+            raise UserError(f"option 'batch_size' {batch_size} must be a multiple of the number of processes, {world}")
         if length < batch_size * accumulate:
             what = f"option 'batch_size' {batch_size}"
             what += f" times 'gradient_accumulation_steps' {accumulate}" if accumulate > 1 else ""

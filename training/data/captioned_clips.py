@@ -240,7 +240,9 @@ def _check_seconds(data: datasets.Dataset, column: str):
 def check_second(value, row: int, column: str):
     """Raises UserError for a time that is none."""
     if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
-        raise UserError(f"row {row} of the data set has {value!r} as {column!r}: give seconds from 0 on, or nothing")
+        raise UserError(
+            f"row {row} of the data set has {value!r} as {column!r}: give seconds, 0 or more, or leave it empty"
+        )
 
 
 def check_decodable(split: CaptionedClips, decode: Callable, name: str):

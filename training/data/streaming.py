@@ -120,7 +120,7 @@ class StreamBatches:
 
     def __init__(self, steps_per_epoch, batch_size, seed, rank, world, accumulate, workers, shards, block):
         if batch_size % world != 0:
-            raise UserError(f"option 'batch_size' {batch_size} must be a multiple of the {world} processes")
+            raise UserError(f"option 'batch_size' {batch_size} must be a multiple of the number of processes, {world}")
         self.steps_per_epoch, self.batch_size, self.seed = steps_per_epoch, batch_size, seed
         self.rank, self.world, self.accumulate = rank, world, accumulate
         self.workers, self.shards, self.block = max(1, workers), shards, block

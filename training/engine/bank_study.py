@@ -174,7 +174,7 @@ def run(options: StudyOptions):
 
         def sides(data, by_text=by_text):
             if not torch.equal(data.video_of_text, torch.arange(len(data.text_vectors))):
-                raise UserError("this study takes one caption a clip, in the order of the clips")
+                raise UserError("this study takes one caption per clip, in the order of the clips")
             pair = data.text_vectors, data.video_vectors
             return pair if by_text else pair[::-1]
 

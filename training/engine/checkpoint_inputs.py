@@ -131,7 +131,7 @@ class CheckpointInputs:
         if leaked and self.options.on_leak == "raise":
             raise UserError(
                 f"{found} holds {len(leaked)} of the captions that are scored, {leaked[0]!r} among them: a query bank "
-                "must be training captions; --on_leak drop, the default, leaves those out of the bank"
+                "must be training captions; --on_leak drop, the default, drops these from the bank"
             )
         bank = [text for text in bank if _plain(text) not in tested]
         if not bank:

@@ -13,19 +13,23 @@ from .recipe import option
 
 @dataclass
 class EvaluationOptions:
-    """Everything that an evaluation is told."""
+    """All options of an evaluation."""
 
     # What is scored: one of these three
-    checkpoint: str | None = option(None, "CAMoE checkpoint, or plain dual encoder as it is; folder or Hub id")
+    checkpoint: str | None = option(
+        None, "CAMoE checkpoint, or a plain dual encoder, scored as it is; folder or Hub id"
+    )
     scores: str | None = option(None, "scores of any system, .npy or .safetensors: rows texts, columns videos")
-    results: str | None = option(None, "eval_results.json of a finished evaluation, only to --compare it")
+    results: str | None = option(
+        None, "eval_results.json of a finished evaluation, to --compare without scoring again"
+    )
 
     # Data
     dataset_name: str | None = option(None, "folder of clips with metadata.jsonl, folder of tables, or Hub id")
-    dataset_config: str | None = option(None, "configuration of a Hub data set")
+    dataset_config: str | None = option(None, "name of a configuration of the Hub data set")
     split: str = option("test", "split to score")
     validation_split: str | None = option("validation", "split that chooses the corrections' temperatures")
-    train_split: str | None = option("train", "split whose clips are the bank for video to text")
+    train_split: str | None = option("train", "split whose clips are the bank of clips, for video to text")
     captions: str = option("first", "queries: the first caption of every clip, or all", choices=("first", "all"))
     video_column: str = option("video", "column of video paths")
     caption_column: str | None = option(None, "column of captions (default: captions or caption)")
@@ -33,13 +37,17 @@ class EvaluationOptions:
     max_clips: int | None = option(None, "keep only the first clips, for a quick look")
 
     # Of a matrix (--scores)
-    text_to_video_ids: str | None = option(None, "file with the video of each text, its column or id, one a line")
-    video_ids: str | None = option(None, "file with the ids of the columns, one a line")
+    text_to_video_ids: str | None = option(
+        None, "file with the video of each text, as a column number or an id, one per line"
+    )
+    video_ids: str | None = option(None, "file with the ids of the columns, one per line")
     scale: float | None = option(None, "factor that makes logits of the scores, for dual softmax (default: 1)")
-    validation_scores: str | None = option(None, "matrix of validation data, chooses temperatures")
-    validation_text_to_video_ids: str | None = option(None, "its texts' columns, one a line")
+    validation_scores: str | None = option(None, "matrix of validation scores that chooses the temperatures")
+    validation_text_to_video_ids: str | None = option(
+        None, "file with the video of each text of --validation_scores, one per line"
+    )
     text_bank_scores: str | None = option(None, "scores of training captions with the test videos, a query bank")
-    video_bank_scores: str | None = option(None, "scores of training videos with the test texts, the other bank")
+    video_bank_scores: str | None = option(None, "scores of training videos with the test texts, a bank of clips")
 
     shared_columns: list = option(
         [], "columns of the data set (color, action, ...): report how often the best clip has the right clip's value"
@@ -48,38 +56,40 @@ class EvaluationOptions:
     # Corrections
     corrections: list | None = option(
         None,
-        "of none, dual_softmax, query_bank, dynamic_query_bank, sinkhorn; none always is reported "
-        "(default: none, dual_softmax and query_bank of a CAMoE, the first two of a plain model, none of a matrix)",
+        "any of none, dual_softmax, query_bank, dynamic_query_bank and sinkhorn; none is always reported (default: "
+        "none, dual_softmax and query_bank for a CAMoE, the first two for a plain model, none for a matrix)",
     )
     dual_softmax_temp: float | None = option(None, "temperature of test-time dual softmax (default: from validation)")
-    query_bank_tau: float | None = option(None, "temperature of the query banks (default: from validation)")
+    query_bank_tau: float | None = option(None, "temperature of the query bank (default: from validation)")
     video_bank_tau: float | None = option(
         None, "temperature of the bank of clips (default: --query_bank_tau if given, or from validation)"
     )
     sinkhorn_temp: float | None = option(None, "temperature of sinkhorn (default: from validation)")
     bank: int = option(1000, "size of the banks: captions of query_bank.txt, and training clips, both sampled")
     on_leak: str = option(
-        "drop", "a scored caption in the bank: drop it from the bank and say so, or stop", choices=("drop", "raise")
+        "drop",
+        "what to do with a scored caption in the bank: drop it from the bank and say so, or stop",
+        choices=("drop", "raise"),
     )
 
     # Running
     compare: str | None = option(None, "eval_results.json of another run on the same queries: a paired test")
     on_bad_video: str = option(
-        "raise", "a clip that cannot be decoded: stop, or skip and list", choices=("raise", "skip")
+        "raise", "what to do with a clip that cannot be decoded: stop, or skip and list it", choices=("raise", "skip")
     )
     on_damage: str | None = option(
         None,
-        "a clip of which a wanted frame is damaged: as one that cannot be decoded, or take frames around the damage "
-        "and count it (default: as in training)",
+        "what to do with a clip of which a wanted frame is damaged: treat it as one that cannot be decoded, or take "
+        "frames from around the damage and count it (default: as in training)",
         choices=("error", "around"),
     )
-    batch_size: int = option(32, "clips a forward pass")
+    batch_size: int = option(32, "clips per forward pass")
     num_workers: int = option(2, "processes that decode")
-    frame_cache: str | None = option(None, "folder in which sampled frames are kept, for many evaluations")
-    bootstrap: int = option(1000, "resamples behind the 95 % intervals; 0 for none")
-    seed: int = option(0, "of the resampling")
+    frame_cache: str | None = option(None, "folder that caches sampled frames, for many evaluations")
+    bootstrap: int = option(1000, "bootstrap resamples for the 95 % intervals; 0 for no intervals")
+    seed: int = option(0, "seed of the resampling")
     output_dir: str | None = option(
-        None, "where the results go (default: the checkpoint's folder, or the matrix's name without its suffix)"
+        None, "folder for the results (default: the checkpoint's, or the matrix's name without its suffix)"
     )
 
     def __post_init__(self):

@@ -141,9 +141,9 @@ def read_ids(path: str) -> list:
             ids = Path(path).read_text(encoding="utf-8").split("\n")
             ids = [line.strip() for line in (ids[:-1] if ids[-1] == "" else ids)]
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the ids {path}: {error}; one a line, a JSON list, or a .npy array") from error
+        raise UserError(f"cannot read the ids {path}: {error}; one per line, a JSON list, or a .npy array") from error
     if not isinstance(ids, list) or not all(isinstance(entry, str | int) for entry in ids):
-        raise UserError(f"{path} must hold a list of ids: one a line, a JSON list, or a .npy array of one dimension")
+        raise UserError(f"{path} must hold a list of ids: one per line, a JSON list, or a .npy array of one dimension")
     return ids
 
 
@@ -151,7 +151,7 @@ def _columns_of(ids: list, video_ids: list[str], ids_path: str, video_ids_path: 
     columns = {name: column for column, name in enumerate(video_ids)}
     if len(columns) < len(video_ids):
         twice = next(name for name in video_ids if video_ids.count(name) > 1)
-        raise UserError(f"{video_ids_path} names video {twice!r} twice: one line a column of the scores")
+        raise UserError(f"{video_ids_path} names video {twice!r} twice: give one line per column of the scores")
     for row, name in enumerate(ids):
         if str(name) not in columns:
             remedy = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `run_retrieval.py`, that is, the fields of a recipe. docs/training.md explains them in context.
+"""The options of `run_retrieval.py`, which are also the fields of a recipe. docs/training.md explains them in context.
 
 Where CLIP4Clip's recipe for MSR-VTT (arXiv 2104.08860), the common baseline, sets a value, it is the default here.
 """
@@ -17,10 +17,12 @@ class TrainOptions:
 
     # Data
     dataset_name: str = option(help="folder of clips with metadata.jsonl, folder of tables, or Hub id")
-    output_dir: str = option(help="where the model, its log and its checkpoints go")
-    dataset_config: str | None = option(None, "configuration of a Hub data set")
+    output_dir: str = option(help="folder for the model, its log and its checkpoints")
+    dataset_config: str | None = option(None, "name of a configuration of the Hub data set")
     train_split: str = option("train", "split to train on")
-    validation_split: str | None = option("validation", "split that chooses the best checkpoint; never the test split")
+    validation_split: str | None = option(
+        "validation", "split that chooses the best checkpoint, never the test split; null: keep the last"
+    )
     video_column: str = option("video", "column of video paths")
     caption_column: str | None = option(None, "column of captions, a text or a list (default: captions or caption)")
     video_root: str | None = option(None, "folder that relative video paths are relative to")
@@ -28,16 +30,15 @@ class TrainOptions:
         False,
         "read the training split as it comes, for data that does not fit the disk. What it cannot do: rows are "
         "shuffled within stream_shuffle of them, not over the whole; the number of steps is unknown, so give "
-        "steps_per_epoch; query_bank.txt holds the first captions, not a sample; a resume needs as many processes and "
-        "num_workers; no feature_cache, no max_train_clips. Best with as many files as processes x num_workers, or a "
-        "multiple",
+        "steps_per_epoch; query_bank.txt holds the first captions, not a sample; a resume needs the same number of "
+        "processes and num_workers; no feature_cache, no max_train_clips. Best if the number of files is a multiple "
+        "of processes x num_workers",
     )
     stream_shuffle: int = option(
-        100, "rows of a stream that are shuffled together; each worker holds as many, videos in a table with them"
+        100,
+        "rows of a stream that are shuffled together; each worker holds that many, with any videos inside the table",
     )
-    steps_per_epoch: int | None = option(
-        None, "streaming: steps that count as an epoch, after which the run validates and saves"
-    )
+    steps_per_epoch: int | None = option(None, "with streaming: steps after which the run validates and saves")
     max_train_clips: int | None = option(None, "keep only the first clips, for a quick try")
     max_validation_clips: int | None = option(None, "the same for the validation split")
     captions_per_video: str = option(
@@ -48,12 +49,12 @@ class TrainOptions:
     )
     validation_captions: str = option("first", "captions that are queries in validation", choices=("first", "all"))
     on_bad_video: str = option(
-        "raise", "a clip that cannot be decoded: stop, or skip and list", choices=("raise", "skip")
+        "raise", "what to do with a clip that cannot be decoded: stop, or skip and list it", choices=("raise", "skip")
     )
     on_damage: str = option(
         "error",
-        "a clip of which a wanted frame is damaged: as one that cannot be decoded, or take frames around the damage; "
-        "saved with the model's processor",
+        "what to do with a clip of which a wanted frame is damaged: treat it as one that cannot be decoded, or take "
+        "frames from around the damage; saved with the model's processor",
         choices=("error", "around"),
     )
 
@@ -65,7 +66,7 @@ class TrainOptions:
     spatial_start: bool = option(False, "with clip_config: initialise the vision tower to attend to positions")
     tokenizer_vocab_size: int = option(2000, "size of the tokenizer that is trained when starting from scratch")
     model: dict = option({}, "fields of CAMoEConfig, e.g. --model.experts '[fusion]'")
-    streams: dict | None = option(None, "expert -> caption stream, for experts not named after a stream")
+    streams: dict | None = option(None, "caption stream of each expert that is not named after one")
     lora: dict | None = option(
         None, "train LoRA matrices instead of CLIP's weights: fields of peft's LoraConfig, e.g. --lora.r 16"
     )
@@ -78,7 +79,7 @@ class TrainOptions:
     max_words: int = option(32, "tokens per text, at most what the text tower takes (CLIP: 77)")
     train_sampling: str = option(
         "uniform",
-        "frames in training: segment centres, or one random frame per segment",
+        "frames in training, from equal segments: their centres (uniform), or a random frame of each (jitter)",
         choices=("uniform", "jitter"),
     )
     frames_per_second: float | None = option(
@@ -93,13 +94,13 @@ class TrainOptions:
     )
     num_train_epochs: int = option(5, "passes over the pairs")
     max_train_steps: int | None = option(None, "stop after this many steps instead; the schedule ends there too")
-    learning_rate: float = option(1e-4, "of the new layers")
-    clip_learning_rate: float = option(1e-7, "of CLIP's own parameters, or of their LoRA; 0 freezes CLIP")
-    layer_decay: float = option(
-        1.0, "the learning rate of a layer of CLIP is this times that of the layer above; 1: all alike"
+    learning_rate: float = option(1e-4, "learning rate of the new layers")
+    clip_learning_rate: float = option(
+        1e-7, "learning rate of CLIP's own parameters, or of their LoRA; 0 freezes CLIP"
     )
-    weight_decay: float = option(0.2, "not on norms, biases and logit_scale")
-    warmup_ratio: float = option(0.1, "share of the steps in which the learning rate rises; then a cosine")
+    layer_decay: float = option(1.0, "learning rate of each layer of CLIP, as a multiple of that of the layer above")
+    weight_decay: float = option(0.2, "weight decay; not on norms, biases and logit_scale")
+    warmup_ratio: float = option(0.1, "share of the steps in which the learning rate rises; then it falls as a cosine")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     ema_decay: float | None = option(
         None, "validate and publish an exponential moving average of the weights, e.g. 0.999 (default: none)"
@@ -107,11 +108,11 @@ class TrainOptions:
     mask_same_captions: bool = option(
         True, "pairs of different videos with the same caption are not each other's negatives"
     )
-    adam_beta1: float = option(0.9, "AdamW")
-    adam_beta2: float = option(0.98, "AdamW")
-    adam_epsilon: float = option(1e-6, "AdamW")
+    adam_beta1: float = option(0.9, "beta 1 of AdamW")
+    adam_beta2: float = option(0.98, "beta 2 of AdamW")
+    adam_epsilon: float = option(1e-6, "epsilon of AdamW")
     dry_run: bool = option(False, "print what the run would do, and stop")
-    samples_per_second: float = option(100.0, "rate for which a dry run says the hours")
+    samples_per_second: float = option(100.0, "pairs a second, from which a dry run computes the hours")
     seed: int = option(42, "random seed")
 
     # Running
@@ -121,15 +122,15 @@ class TrainOptions:
     )
     eval_batch_size: int = option(32, "clips per forward pass in validation")
     validation_epochs: int = option(1, "epochs between validations")
-    frame_cache: str | None = option(None, "folder that caches sampled frames, for runs of many epochs")
+    frame_cache: str | None = option(None, "folder that caches sampled frames, so that each clip is decoded once")
     frame_cache_jpeg: int | None = option(
-        None, "keep frames as JPEG of this quality, e.g. 95: a fifth of the space (default: as they are)"
+        None, "cache frames as JPEG of this quality, e.g. 95: a fifth of the space (default: raw)"
     )
     feature_cache: str | None = option(
         None, "folder that caches the embeddings of a frozen CLIP: after the first run nothing is decoded"
     )
     gradient_cache_chunk: int | None = option(
-        None, "embed this many pairs of each process at a time: contrastive batches beyond memory, exact"
+        None, "embed this many pairs of each process at a time: exact contrastive batches larger than memory"
     )
     gradient_checkpointing: bool = option(False, "keep no activations inside layers: less memory, a third more time")
     torch_compile: str | None = option(
@@ -141,9 +142,11 @@ class TrainOptions:
     save_total_limit: int | None = option(2, "checkpoints to keep")
     resume_from_checkpoint: str | None = option(None, "latest, or a folder in output_dir/checkpoints")
     on_nan: str = option(
-        "raise", "a loss or gradient that is not finite: stop, or skip the step", choices=("raise", "skip")
+        "raise",
+        "what to do at a loss or gradient that is not finite: stop, or skip the step",
+        choices=("raise", "skip"),
     )
-    max_nan_skips: int = option(10, "stop anyway after this many skipped steps")
+    max_nan_skips: int = option(10, "stop after this many skipped steps")
     report_to: str | None = option(None, "Accelerate tracker: tensorboard, trackio, wandb, ...")
     logging_steps: int = option(10, "steps between lines of training_log.jsonl")
     query_bank_size: int = option(5000, "training captions written to query_bank.txt for search and evaluation")
@@ -207,7 +210,7 @@ class TrainOptions:
                 raise UserError("--steps_per_epoch is for --streaming: elsewhere an epoch is a pass over the pairs")
             return
         if self.steps_per_epoch is None:
-            raise UserError("--streaming needs --steps_per_epoch: how long a stream is, is not known")
+            raise UserError("--streaming needs --steps_per_epoch, because the length of a stream is not known")
         for name in ("feature_cache", "max_train_clips"):
             if getattr(self, name) is not None:
                 raise UserError(f"--{name} does not work with --streaming, which sees the clips one by one")
@@ -221,6 +224,8 @@ class TrainOptions:
                 "or use --frame_cache"
             )
         if self.frame_cache is not None:
-            raise UserError("options 'feature_cache' and 'frame_cache' exclude each other: features need no frames")
+            raise UserError(
+                "options 'feature_cache' and 'frame_cache' cannot be used together: features need no frames"
+            )
         if self.clip_config is not None:
             raise UserError("option 'feature_cache' needs a trained CLIP: start from --model_name_or_path")

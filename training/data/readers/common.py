@@ -173,7 +173,7 @@ def by_video(data, path: Path, names: tuple[str, ...] = ("video_id", "video", "i
         name = next((name for name in names if isinstance(record, dict) and name in record), names[0])
         video_id = get_name(record, name, path)
         if video_id in found:
-            raise UserError(f"{path} has two records of video {video_id!r}: leave one")
+            raise UserError(f"{path} has two records of video {video_id!r}: keep one")
         found[video_id] = record
     return found
 
@@ -182,7 +182,7 @@ def check_unique(video_ids: Iterable[str], where: str | Path):
     """Raise UserError if a video appears twice; it names the first one."""
     for video_id, count in Counter(video_ids).items():
         if count > 1:
-            raise UserError(f"{where} names video {video_id!r} {count} times: leave one line for each video")
+            raise UserError(f"{where} names video {video_id!r} {count} times: keep one line for each video")
 
 
 def add_captions(video_ids: list[str], captions: dict[str, list[str]], listed_in: Path, described_in: Path):
