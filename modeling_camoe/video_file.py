@@ -10,6 +10,7 @@ time stamps of the stream.
 
 import functools
 import io
+import itertools
 import math
 import multiprocessing
 import os
@@ -326,7 +327,8 @@ class VideoFile:
     def _stated_span(self):
         first = self.seconds(self.first_tick)
         if self.container.format.name == MP4 and self.stream.duration and self._index_agrees():
-            return first, self.seconds(self.first_tick + self.stream.duration)
+            end = self.first_tick + self.stream.duration
+            return first, self.seconds(max(end, self._end_of_uneven_mp4() or end))
         if self.container.format.name == MATROSKA and self.container.duration:
             end = self._end_of_matroska()
             if end is not None:
@@ -369,6 +371,24 @@ class VideoFile:
             return False
         listed = (index[-1].timestamp - index[0].timestamp) * self.time_base  # from the first frame to the last
         return -0.001 <= self.stream.duration * self.time_base - listed <= 1.5 / self.fps
+
+    def _end_of_uneven_mp4(self):
+        """
+        An MP4 states how long decoding its frames takes. If the last ones are reordered and come at an uneven rate,
+        they are shown for longer: reads until when, in ticks. None for all others, and if its packets do not tell.
+        """
+        last = [entry.timestamp for entry in self.stream.index_entries[-18:]]  # of which 17 may have been overtaken
+        steps = [later - earlier for earlier, later in itertools.pairwise(last)]
+        if not self.decoder.has_b_frames or max(steps, default=0) - min(steps, default=0) <= self.interval / 2:
+            return None
+        with closing(self._open_container(self.options)) as container:
+            stream = container.streams[self.stream.index]
+            try:
+                container.seek(last[-1], stream=stream)
+                packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
+            except pyav().FFmpegError:
+                return None
+        return max((packet.pts + (packet.duration or self.interval) for packet in packets), default=None)
 
     def _end_of_matroska(self):
         """

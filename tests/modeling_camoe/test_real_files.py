@@ -157,6 +157,21 @@ def test_packets_without_content_show_the_frame_before_on(folder):
     assert sampled.duration == pytest.approx(4.0)
 
 
+def test_reordered_frames_at_an_uneven_rate_are_shown_to_their_end(folder):
+    times = np.cumsum([0, 1, 1, 1, 8, 8, 8, 8, 8, 8, 8, 8]) / 12
+    path = write_video(folder / "uneven.mp4", len(times), fps=12, times=times, options={"g": "12", "bf": "3"})
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert float(stream.duration * stream.time_base) < times[-1]  # what the file states
+    for threads in (1, 2):
+        sampled = sample(path, 5, threads=threads)
+        assert sampled.duration == pytest.approx(times[-1] + 1 / 12, abs=0.01)
+        centres = (np.arange(5) + 0.5) * sampled.duration / 5
+        assert indices_of(sampled.frames) == (np.searchsorted(times, centres, side="right") - 1).tolist()
+    assert indices_of(sample(path, 1, start=times[-1]).frames) == [11]
+    assert probe_video(path).duration == pytest.approx(times[-1] + 1 / 12, abs=0.01)
+
+
 def test_an_early_subtitle_that_lasts_longest_does_not_make_a_file_look_cut_off(folder):
     text, path = folder / "text.srt", folder / "subtitle.mkv"
     text.write_text("1\n00:00:00,500 --> 00:01:00,000\nHello\n")
