@@ -388,7 +388,10 @@ class VideoFile:
                 packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
             except pyav().FFmpegError:
                 return None
-        return max((packet.pts + (packet.duration or self.interval) for packet in packets), default=None)
+        if not packets:
+            return None
+        # The others' durations are from decoding to decoding.
+        return max(packet.pts for packet in packets) + (packets[-1].duration or self.interval)
 
     def _end_of_matroska(self):
         """
