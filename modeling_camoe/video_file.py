@@ -45,6 +45,7 @@ MAX_PIXELS = 2**26
 OPEN_QUICKLY = {"skip_frame": "all"}
 # An FLV does not list its streams, and FFmpeg looks for them in its first 5 MB and 90 seconds only.
 LOOK_FURTHER = {"probesize": str(2**31 - 1), "analyzeduration": str(2**31 - 1)}  # bytes, microseconds
+SEGMENT_BOXES = (b"styp", b"sidx", b"moof")  # with which a part of a streamed MP4 begins
 MP4_BOXES, MATROSKA_MARK = (b"ftyp", b"moov"), b"\x1aE\xdf\xa3"
 
 # Containers whose time stamps are the same after a jump, as FFmpeg names them. All others are read from the beginning.
@@ -132,6 +133,7 @@ class VideoFile:
         self.name = name
         self.wanted_threads = threads
         head = first_bytes(source, self.name)
+        self.is_segment = head[4:8] in SEGMENT_BOXES
         self.options = OPEN_QUICKLY if head[4:8] in MP4_BOXES else {}
         self.tail_options = OPEN_QUICKLY if head.startswith(MATROSKA_MARK) else {}
         self.is_careful = False  # decodes with one thread, and goes on after damage
@@ -198,6 +200,11 @@ class VideoFile:
         try:
             return av.open(file, options=options, metadata_errors="replace")
         except av.FFmpegError as error:
+            if self.is_segment:
+                raise VideoDecodingError(
+                    f"{self.name}: a segment of a streamed video without its header; append it to its initialization "
+                    "segment"
+                ) from error
             raise VideoDecodingError(
                 f"{self.name}: no video, or cut off before its end ({error.strerror}); encode or download it again"
             ) from error

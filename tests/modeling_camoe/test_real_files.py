@@ -336,6 +336,19 @@ def test_what_is_named_like_a_video_and_is_none_is_called_what_it_is(folder, vid
             probe_video(source)
 
 
+def test_a_segment_without_its_header_is_called_one_and_appended_to_it_a_video(folder):
+    options = {"movflags": "dash+frag_keyframe+empty_moov+default_base_moof"}
+    content = write_video(folder / "streamed.mp4", 24, container_options=options).read_bytes()
+    start = min(content.index(box) for box in (b"sidx", b"moof") if box in content) - 4
+    for segment in (content[start:], (b"\0\0\0\x10stypmsdh\0\0\0\0") + content[start:]):
+        (folder / "segment.m4s").write_bytes(segment)
+        for source in (folder / "segment.m4s", segment):
+            with pytest.raises(VideoDecodingError, match="a segment of a streamed video without its header; append"):
+                sample(source)
+        (folder / "joined.mp4").write_bytes(content[:start] + segment)
+        assert indices_of(sample(folder / "joined.mp4", 4).frames) == [3, 9, 15, 21]
+
+
 def test_an_animated_webp_is_called_what_it_is(folder):
     pictures = [PIL.Image.fromarray(natural_picture(48, 64, seed)) for seed in range(3)]
     pictures[0].save(folder / "animated.webp", save_all=True, append_images=pictures[1:], duration=100)
