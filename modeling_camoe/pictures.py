@@ -6,6 +6,8 @@ Files may ask for pixels that are not square (DVDs, old broadcasts) and, by a ma
 mirroring (telephones). Both are applied.
 """
 
+import math
+
 import numpy as np
 
 from .video_source import pyav
@@ -88,7 +90,11 @@ class PictureMaker:
 
 def display_matrix(frame):
     """The linear part of the display matrix: ((a, b), (c, d)), by which x' = ax + cy and y' = bx + dy; or None."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV knows fewer kinds of side data than FFmpeg, which stereoscopic HEVC for instance has
+        turn = math.radians(frame.rotation)  # counterclockwise
+        return (math.cos(turn), -math.sin(turn)), (math.sin(turn), math.cos(turn))
     if data is None or data.buffer_size < 36:
         return None
     a, b, _, c, d, *_ = np.frombuffer(data, np.int32, 9).tolist()

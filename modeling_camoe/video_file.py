@@ -10,6 +10,7 @@ time stamps of the stream.
 
 import functools
 import io
+import itertools
 import math
 import multiprocessing
 import os
@@ -44,6 +45,7 @@ MAX_PIXELS = 2**26
 OPEN_QUICKLY = {"skip_frame": "all"}
 # An FLV does not list its streams, and FFmpeg looks for them in its first 5 MB and 90 seconds only.
 LOOK_FURTHER = {"probesize": str(2**31 - 1), "analyzeduration": str(2**31 - 1)}  # bytes, microseconds
+SEGMENT_BOXES = (b"styp", b"sidx", b"moof")  # with which a part of a streamed MP4 begins
 MP4_BOXES, MATROSKA_MARK = (b"ftyp", b"moov"), b"\x1aE\xdf\xa3"
 
 # Containers whose time stamps are the same after a jump, as FFmpeg names them. All others are read from the beginning.
@@ -131,6 +133,7 @@ class VideoFile:
         self.name = name
         self.wanted_threads = threads
         head = first_bytes(source, self.name)
+        self.is_segment = head[4:8] in SEGMENT_BOXES
         self.options = OPEN_QUICKLY if head[4:8] in MP4_BOXES else {}
         self.tail_options = OPEN_QUICKLY if head.startswith(MATROSKA_MARK) else {}
         self.is_careful = False  # decodes with one thread, and goes on after damage
@@ -197,6 +200,11 @@ class VideoFile:
         try:
             return av.open(file, options=options, metadata_errors="replace")
         except av.FFmpegError as error:
+            if self.is_segment:
+                raise VideoDecodingError(
+                    f"{self.name}: a segment of a streamed video without its header; append it to its initialization "
+                    "segment"
+                ) from error
             raise VideoDecodingError(
                 f"{self.name}: no video, or cut off before its end ({error.strerror}); encode or download it again"
             ) from error
@@ -326,7 +334,8 @@ class VideoFile:
     def _stated_span(self):
         first = self.seconds(self.first_tick)
         if self.container.format.name == MP4 and self.stream.duration and self._index_agrees():
-            return first, self.seconds(self.first_tick + self.stream.duration)
+            end = self.first_tick + self.stream.duration
+            return first, self.seconds(max(end, self._end_of_uneven_mp4() or end))
         if self.container.format.name == MATROSKA and self.container.duration:
             end = self._end_of_matroska()
             if end is not None:
@@ -369,6 +378,27 @@ class VideoFile:
             return False
         listed = (index[-1].timestamp - index[0].timestamp) * self.time_base  # from the first frame to the last
         return -0.001 <= self.stream.duration * self.time_base - listed <= 1.5 / self.fps
+
+    def _end_of_uneven_mp4(self):
+        """
+        An MP4 states how long decoding its frames takes. If the last ones are reordered and come at an uneven rate,
+        they are shown for longer: reads until when, in ticks. None for all others, and if its packets do not tell.
+        """
+        last = [entry.timestamp for entry in self.stream.index_entries[-18:]]  # of which 17 may have been overtaken
+        steps = [later - earlier for earlier, later in itertools.pairwise(last)]
+        if not self.decoder.has_b_frames or max(steps, default=0) - min(steps, default=0) <= self.interval / 2:
+            return None
+        with closing(self._open_container(self.options)) as container:
+            stream = container.streams[self.stream.index]
+            try:
+                container.seek(last[-1], stream=stream)
+                packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
+            except pyav().FFmpegError:
+                return None
+        if not packets:
+            return None
+        # The others' durations are from decoding to decoding.
+        return max(packet.pts for packet in packets) + (packets[-1].duration or self.interval)
 
     def _end_of_matroska(self):
         """

@@ -238,24 +238,39 @@ def _picture(file, name: str) -> np.ndarray:
                 raise VideoDecodingError(
                     f"{name}: an animated picture; convert it to a video, with FFmpeg for instance"
                 )
-            return np.array(load_image(image))[None]
+            return _pixels(image, name)[None]
     except FileNotFoundError as error:
         raise VideoDecodingError(f"{name}: no such file") from error
     except (OSError, PIL.Image.DecompressionBombError) as error:
         raise VideoDecodingError(f"{name}: a picture that cannot be read ({error})") from error
 
 
+def _pixels(image, name: str) -> np.ndarray:
+    """A PIL image as (H, W, 3) uint8. By itself, PIL makes all grey levels above 255 white."""
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode != "F" and (image.mode != "I" or values.max() > 255):
+            values = values // 257  # of 16 bits
+        low, high = values.min(), values.max()
+        if not 0 <= low <= high <= 255 or (image.mode == "F" and 0 < high <= 1):
+            raise VideoDecodingError(f"{name}: grey levels from {low:.4g} to {high:.4g}: give them from 0 to 255")
+        image = PIL.Image.fromarray(values.astype(np.uint8))
+    return np.array(load_image(image))
+
+
 def _read_frames(video, index) -> np.ndarray | torch.Tensor:
     """One frame, a list of frames, or an array of them -> (T, ...)."""
     if not isinstance(video, list | tuple):
         if is_pil_image(video):
-            return np.array(load_image(video))[None]
+            return _pixels(video, f"video {index}")[None]
         return _with_channels(video) if video.ndim == 4 else _with_channels(video)[None]
     frames = [_picture(os.fspath(frame), os.fspath(frame)) if _is_name(frame) else frame for frame in video]
-    frames = [np.asarray(load_image(frame)) if is_pil_image(frame) else frame for frame in frames]
+    frames = [_pixels(frame, f"video {index}") if is_pil_image(frame) else frame for frame in frames]
     frames = [_with_channels(frame[0] if frame.ndim == 4 else frame) for frame in frames]
     if len({tuple(frame.shape) for frame in frames}) > 1:
         raise ValueError(f"video {index} has frames of different sizes")
+    if len({str(frame.dtype) for frame in frames}) > 1:  # the same scale would be guessed for all of them
+        raise ValueError(f"video {index} has frames of different types, {frames[0].dtype} and others; give uint8")
     return torch.stack(frames) if isinstance(frames[0], torch.Tensor) else np.stack(frames)
 
 
@@ -264,6 +279,8 @@ def _is_name(frame) -> bool:
 
 
 def _with_channels(frame):
+    if isinstance(frame, np.ndarray):  # PyTorch knows the byte order of this machine only
+        frame = frame.astype(frame.dtype.newbyteorder("="), copy=False)
     return frame[..., None] if frame.ndim == 2 else frame
 
 
@@ -281,6 +298,8 @@ def as_uint8(video: torch.Tensor, index: int) -> torch.Tensor:
         return video
     if video.dtype == torch.bool or video.is_complex():
         raise ValueError(f"video {index} has frames of type {video.dtype}; give uint8 from 0 to 255")
+    if video.dtype == torch.uint16:  # PyTorch can do little with it
+        video = video.int()
     low, high = video.min().item(), video.max().item()
     is_float = video.is_floating_point()
     if not (0 <= low and high <= 255) or (is_float and 1 < high <= LOWEST_BRIGHT):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pixels: scaling, cropping, colours, rotation, formats."""
 
+import struct
+
+import av
 import numpy as np
 import PIL.Image
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 from modeling_camoe import video_file
 from modeling_camoe.frames import VideoDecodingError
+from modeling_camoe.pictures import display_matrix, upright
 from tests import video_files
 from tests.video_files import indices_of, natural_picture, sample, write_video
 
@@ -114,3 +118,30 @@ def test_frames_that_are_too_large_or_grow_to_be_are_refused(folder, monkeypatch
     (folder / "growing.ts").write_bytes(small.read_bytes() + large.read_bytes())
     with pytest.raises(VideoDecodingError, match="growing.ts: damaged or incomplete"):
         sample(folder / "growing.ts", 4)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_a_frame_with_side_data_that_pyav_does_not_know_is_turned_nevertheless(folder, degrees):
+    path = write_video(folder / f"turned{degrees}.mp4", 1)
+    content = bytearray(path.read_bytes())
+    cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[degrees // 90]
+    matrix = content.index(b"tkhd") + 44
+    values = (cosine, sine, 0, -sine, cosine, 0, 0, 0)
+    content[matrix : matrix + 36] = struct.pack(">9i", *(value << 16 for value in values), 1 << 30)
+    path.write_bytes(content)
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+
+    class FrameOfAnotherKind:
+        """As PyAV gives one of stereoscopic HEVC."""
+
+        rotation = frame.rotation
+
+        @property
+        def side_data(self):
+            raise ValueError("29 is not a valid Type")
+
+    image = np.arange(6).reshape(1, 2, 3)
+    wanted = upright(image, display_matrix(frame))
+    assert np.array_equal(upright(image, display_matrix(FrameOfAnotherKind())), wanted)
+    assert np.array_equal(wanted, image) == (degrees == 0)

@@ -157,6 +157,21 @@ def test_packets_without_content_show_the_frame_before_on(folder):
     assert sampled.duration == pytest.approx(4.0)
 
 
+def test_reordered_frames_at_an_uneven_rate_are_shown_to_their_end(folder):
+    times = np.cumsum([0, 1, 1, 1, 8, 8, 8, 8, 8, 8, 8, 8]) / 12
+    path = write_video(folder / "uneven.mp4", len(times), fps=12, times=times, options={"g": "12", "bf": "3"})
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert float(stream.duration * stream.time_base) < times[-1]  # what the file states
+    for threads in (1, 2):
+        sampled = sample(path, 5, threads=threads)
+        assert sampled.duration == pytest.approx(times[-1] + 1 / 12, abs=0.01)
+        centres = (np.arange(5) + 0.5) * sampled.duration / 5
+        assert indices_of(sampled.frames) == (np.searchsorted(times, centres, side="right") - 1).tolist()
+    assert indices_of(sample(path, 1, start=times[-1]).frames) == [11]
+    assert probe_video(path).duration == pytest.approx(times[-1] + 1 / 12, abs=0.01)
+
+
 def test_an_early_subtitle_that_lasts_longest_does_not_make_a_file_look_cut_off(folder):
     text, path = folder / "text.srt", folder / "subtitle.mkv"
     text.write_text("1\n00:00:00,500 --> 00:01:00,000\nHello\n")
@@ -319,6 +334,19 @@ def test_what_is_named_like_a_video_and_is_none_is_called_what_it_is(folder, vid
             sample_frames(source)
         with pytest.raises(VideoDecodingError, match=cause):
             probe_video(source)
+
+
+def test_a_segment_without_its_header_is_called_one_and_appended_to_it_a_video(folder):
+    options = {"movflags": "dash+frag_keyframe+empty_moov+default_base_moof"}
+    content = write_video(folder / "streamed.mp4", 24, container_options=options).read_bytes()
+    start = min(content.index(box) for box in (b"sidx", b"moof") if box in content) - 4
+    for segment in (content[start:], (b"\0\0\0\x10stypmsdh\0\0\0\0") + content[start:]):
+        (folder / "segment.m4s").write_bytes(segment)
+        for source in (folder / "segment.m4s", segment):
+            with pytest.raises(VideoDecodingError, match="a segment of a streamed video without its header; append"):
+                sample(source)
+        (folder / "joined.mp4").write_bytes(content[:start] + segment)
+        assert indices_of(sample(folder / "joined.mp4", 4).frames) == [3, 9, 15, 21]
 
 
 def test_an_animated_webp_is_called_what_it_is(folder):

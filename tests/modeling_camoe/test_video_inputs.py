@@ -16,6 +16,7 @@ from datasets import Dataset, Video
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
 from modeling_camoe.frames import Clip, VideoDecodingError, sample_frames
+from modeling_camoe.video_inputs import read_video
 from modeling_camoe.video_processing_camoe import CAMoEVideoProcessor
 from tests.video_files import index_picture, indices_of, write_video
 
@@ -322,3 +323,36 @@ def test_pixels_are_those_of_the_librarys_image_processor(
 def test_decoded_frames_are_resized_before_they_travel(video):
     processor = CAMoEVideoProcessor(num_frames=4, size={"height": 20, "width": 30}, do_center_crop=False)
     assert processor.decode(video).frames.shape == (4, 3, 20, 30)
+
+
+# --- frames of unusual types -----------------------------------------------------------------------------------------
+
+
+def test_grey_pictures_of_16_bits_keep_their_levels(tmp_path):
+    levels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    picture = PIL.Image.fromarray(levels)
+    picture.save(tmp_path / "levels.png")
+    expected = np.repeat((levels // 257).astype(np.uint8)[None, :, :, None], 3, -1)
+    for video in (picture, tmp_path / "levels.png", (tmp_path / "levels.png").read_bytes(), [picture]):
+        assert np.array_equal(read_video(video)[0], expected)
+
+
+def test_grey_pictures_of_an_unknown_scale_are_refused():
+    for values in (np.full((8, 8), 0.5, np.float32), np.full((8, 8), -3, np.int32)):
+        with pytest.raises(ValueError, match="video 4: grey levels from .* give them from 0 to 255"):
+            read_video([PIL.Image.fromarray(values)], 4)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", ">u2", ">i2", ">f4"])
+def test_frames_of_other_types_and_byte_orders_are_the_same_frames(dtype):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    processor = CAMoEVideoProcessor(num_frames=3, **SMALL)
+    expected = processor(videos=[frames], return_tensors="pt")["pixel_values_videos"]
+    pixels = processor(videos=[frames.astype(dtype)], return_tensors="pt")["pixel_values_videos"]
+    assert torch.equal(pixels, expected)
+
+
+def test_a_list_of_frames_of_different_types_is_refused():
+    frame = np.full((32, 32, 3), 128, np.uint8)
+    with pytest.raises(ValueError, match="video 2 has frames of different types, uint8 and others; give uint8"):
+        read_video([frame, frame / 255], 2)
