@@ -127,10 +127,10 @@ def test_best_moments_of_a_real_film_are_within_a_window_of_the_truth(tmp_path):
         start += length
 
 
-@pytest.mark.parametrize("begin", [0.0, 3.0])
-def test_windows_cover_a_film_whose_pictures_begin_late(tmp_path, begin):
+@pytest.mark.parametrize(("name", "begin"), [("film.mp4", 0.0), ("late.mp4", 3.0), ("late.mkv", 3.0)])
+def test_windows_cover_a_film_whose_pictures_begin_late(tmp_path, name, begin):
     """The sound may come first, as in a recording of a broadcast: times count from it, as in a player."""
-    film = write_video(tmp_path / "late.ts", 144, 12, start=begin, audio=15.0)
+    film = write_video(tmp_path / name, 144, 12, start=begin, audio=15.0)
     encoder = SceneEncoder(str(tmp_path))
     index = build(film, tmp_path / "index", encoder, window=5, stride=5)
     assert [(row["start"], row["end"]) for row in index.table().to_pylist()] == [
