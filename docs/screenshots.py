@@ -111,6 +111,8 @@ def show(page: Page, width: int, options):
     take("results")
     page.locator("#hits .card").filter(has_text=options.play).locator(".open").first.click()
     page.wait_for_function("document.querySelector('#video').currentTime > 0.5")
+    painted = "new Promise(painted => document.querySelector('#video').requestVideoFrameCallback(() => painted()))"
+    page.evaluate(painted)
     page.evaluate("document.querySelector('#video').pause()")
     take("player")
     page.press("#close", "Enter")
