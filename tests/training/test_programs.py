@@ -125,7 +125,7 @@ def test_the_program_runs_by_its_path_and_explains_its_options(tmp_path):
     assert done.returncode == 0, done.stderr
     for name in ("--gradient_cache_chunk", "--feature_cache", "--lora", "--resume_from_checkpoint"):
         assert name in done.stdout
-    assert "contrastive batches beyond memory, exact (default: None)" in done.stdout
+    assert "exact contrastive batches larger than memory (default: None)" in " ".join(done.stdout.split())
 
 
 def test_a_dry_run_says_what_it_would_do_and_leaves_nothing(clips, recipe, tmp_path):

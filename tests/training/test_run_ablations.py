@@ -367,7 +367,7 @@ def test_a_table_with_tests_is_scored_when_it_is_asked_for_and_each_run_once(pro
     assert scored == ["mean_pool_seed0", "full_seed0"]
     page = (project / "docs/ablations.md").read_text()
     assert "### Fresh" in page and "| full | 1 | 12.5 | 12.5 | 50.0 |" in page
-    assert "| full | full − mean pool | 1 | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] |" in page
+    assert "| full | full − mean pool | 1 | +0.0 [+0.0, +0.0] 0/1 | +0.0 [+0.0, +0.0] 0/1 |" in page
 
 
 @pytest.mark.parametrize(
