@@ -20,7 +20,7 @@ help:  ## show the targets
 	$(BIN)/python -m pip install --quiet --editable '.[train,search,hub,test]'
 	touch $@
 
-demo: .venv/.ready  ## draw motion clips, train a tiny CAMoE on them, score it and draw pictures (about 7 minutes)
+demo: .venv/.ready  ## draw motion clips, train a tiny CAMoE on them, score it and draw pictures (about 6 minutes)
 	@echo "1 of 4: drawing 3,700 clips of moving shapes into data/motion_demo, with captions; about 1 minute, once"
 	$(BIN)/python training/make_motion_clips.py --preset demo --output data/motion_demo
 	@echo "2 of 4: training CAMoE on 3,000 of them from scratch, into $(DEMO); about 4 minutes"

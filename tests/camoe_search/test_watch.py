@@ -29,8 +29,9 @@ def test_files_that_appear_and_go_are_followed_until_interrupted(some_videos, ch
     command += ["--index", str(tmp_path / "index"), "--num-workers", "0", "--no-text-tower", "--prune"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.getcwd()}
     with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in a background
+    ) as process:  # fmt: skip
         try:
             while "watching" not in (line := process.stderr.readline()):
                 assert line, "it ended"
