@@ -57,6 +57,8 @@ SUBJECTS = {
     "index_changes": "changing an index",
     "index_readers": "reading while writing",
     "library_scale": "a million moments",
+    "encode_rate": "engines that encode a library",
+    "index_thumbnails": "pictures of moments",
     "evaluation": "evaluation",
     "tagging": "tagging captions",
     "startup": "starting, loading, a cold search",
