@@ -88,7 +88,6 @@ class IndexWriter:
         self.description = read_description(self.connection)
         self.bank = read_bank(self.connection, self.description.tau)
         self._best = self._best_scores()
-        self._gone: list[str] = []  # keys of removed moments, whose pictures `tidy` deletes
         self._segment: tuple[int, int] | None = None  # number and rows of the one that is written now
         if process == 0:
             self._segment = self.connection.execute(
@@ -366,7 +365,7 @@ class IndexWriter:
     # --- removing ----------------------------------------------------------------------------------------------------
 
     def remove_files(self, files: list[int]) -> int:
-        """Remove files by id, and what no other file holds. Returns the number of windows that went."""
+        """Remove files by id, and what no other file holds, pictures too. Returns the number of windows that went."""
         with transaction(self.connection) as connection:
             contents = {
                 content
@@ -374,7 +373,10 @@ class IndexWriter:
             }
             select_in(connection, "DELETE FROM files WHERE id IN ({})", files)
             removed = self._remove_orphans(connection, sorted(contents - {None}))
-        return removed
+        with contextlib.suppress(OSError):  # a picture that is left is deleted by the next `camoe index`
+            for key in removed:
+                thumbnail_path(self.folder, key).unlink(missing_ok=True)
+        return len(removed)
 
     def change_content(self, file: int, content: int | None, size: int, mtime_ns: int, cause: str | None = None):
         """Give a file another content, or none and the cause; inside a transaction."""
@@ -386,16 +388,15 @@ class IndexWriter:
         if old is not None and old != content:
             self._remove_orphans(self.connection, [old])
 
-    def _remove_orphans(self, connection: sqlite3.Connection, contents: list[int]) -> int:
-        """Remove contents that no file holds, with their windows."""
+    def _remove_orphans(self, connection: sqlite3.Connection, contents: list[int]) -> list[str]:
+        """Remove contents that no file holds, with their windows. Returns the keys of these."""
         held = select_in(connection, "SELECT DISTINCT content FROM files WHERE content IN ({})", contents)
         orphans = sorted(set(contents) - {content for (content,) in held})
         windows = select_in(connection, f"SELECT row, {KEY} WHERE content IN ({{}})", orphans)
         self._kill(connection, [row for row, _ in windows if row is not None])
-        self._gone += [key for _, key in windows]
         select_in(connection, "DELETE FROM windows WHERE content IN ({})", orphans)
         select_in(connection, "DELETE FROM contents WHERE id IN ({})", orphans)
-        return len(windows)
+        return [key for _, key in windows]
 
     def _kill(self, connection: sqlite3.Connection, rows: list[int]):
         """Mark rows as dead."""
@@ -419,10 +420,6 @@ class IndexWriter:
         # Commits are not synced one by one: those that no longer name a segment have to be before its file goes.
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         delete_segments(self.folder, keep)
-        with contextlib.suppress(OSError):
-            for key in self._gone:
-                thumbnail_path(self.folder, key).unlink(missing_ok=True)
-        self._gone.clear()
 
     def keys(self) -> set[str]:
         """Of all moments."""
