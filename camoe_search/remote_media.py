@@ -10,6 +10,8 @@ from starlette.responses import Response, StreamingResponse
 
 from modeling_camoe.video_address import BLOCK_BYTES, RemoteFile
 
+from .guard import problem
+
 
 RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII | re.IGNORECASE)
 
@@ -36,7 +38,9 @@ def remote_response(address: str, wanted: str | None, media_type: str, download:
         headers["Content-Range"] = f"bytes {first}-{last}/{file.size}"
         if first > last:
             file.close()
-            return Response(status_code=416, headers={"Content-Range": f"bytes */{file.size}"})
+            refusal = problem(416, "the file has no such range of bytes")
+            refusal.headers["Content-Range"] = f"bytes */{file.size}"
+            return refusal
     headers["Content-Length"] = str(last + 1 - first)
     return StreamingResponse(_read(file, first, last + 1), status, headers, media_type)
 

@@ -91,8 +91,9 @@ def test_a_range_of_a_file_at_an_address_costs_its_blocks(server, storage, key):
     assert (status, whole) == (200, storage.content)
     assert headers["Content-Disposition"] == "attachment; filename*=utf-8''a.mp4"
     beyond = {"Range": f"bytes={len(storage.content)}-"}
-    status, headers, _ = server.ask("GET", f"/media/{key}", headers=beyond)
+    status, headers, refusal = server.ask("GET", f"/media/{key}", headers=beyond)
     assert (status, headers["Content-Range"]) == (416, f"bytes */{len(storage.content)}")
+    assert "error" in json.loads(refusal)
 
 
 @pytest.mark.parametrize(
