@@ -24,6 +24,7 @@ not committed.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import sqlite3
@@ -43,6 +44,8 @@ FILE = "index.sqlite"
 BUSY_SECONDS = 60.0  # processes of one run take turns to write; each needs milliseconds
 # One statement may name this many rows (SQLite's limit is 32,766 variables from 3.32 on).
 MAX_VARIABLES = 10_000
+INSERTED_ROWS = 100  # in one statement: more are not faster
+LOG_PAGES = 1 << 14  # of the write-ahead log, 64 MB, that a writer copies into the database, with the disk waiting
 # The whole path of a file, in statements that join `files` and `roots`.
 PATH = f"roots.path || '{os.sep}' || files.path"
 
@@ -192,7 +195,9 @@ def _open(path: Path, write: bool) -> sqlite3.Connection:
             if write:
                 # NORMAL: the log is synced at checkpoints. A kill loses nothing that was committed; a power failure
                 # may lose the last commits, and leaves the state of an earlier one.
-                connection.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")
+                connection.executescript(
+                    f"PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {LOG_PAGES};"
+                )
             connection.execute("SELECT count(*) FROM settings").fetchone()
         except sqlite3.Error as error:
             connection.close()
@@ -281,6 +286,17 @@ def select_in(connection: sqlite3.Connection, statement: str, values: list, *mor
         part = values[first : first + MAX_VARIABLES]
         rows += connection.execute(statement.format(",".join("?" * len(part))), (*part, *more)).fetchall()
     return rows
+
+
+def insert_many(connection: sqlite3.Connection, statement: str, rows: list[tuple]):
+    """Run "INSERT INTO table(columns) VALUES {}" for rows of equal length, many to a statement.
+
+    Two to three times as fast as `executemany`, where SQLite notes the last number of an AUTOINCREMENT for every row.
+    """
+    for first in range(0, len(rows), INSERTED_ROWS):
+        part = rows[first : first + INSERTED_ROWS]
+        one = f"({','.join('?' * len(part[0]))})"
+        connection.execute(statement.format(",".join([one] * len(part))), list(itertools.chain.from_iterable(part)))
 
 
 @contextlib.contextmanager

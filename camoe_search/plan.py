@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .addresses import is_address
 from .contents import Content, examine, probe
-from .database import Description, transaction
+from .database import Description, insert_many, transaction
 from .errors import SearchError
 from .files import Scan, VideoFile, absolute, exists, find_videos, is_folder, is_inside, relative
 from .prepare import IndexOptions
@@ -250,8 +250,9 @@ def _content_id(connection, found: Content, description: Description) -> int:
         connection.execute("INSERT OR REPLACE INTO pictures VALUES(?, ?, ?)", (content, *found.picture))
     if found.duration is not None:
         times = found.windows(description.window, description.stride)
-        connection.executemany(
-            "INSERT INTO windows(content, number, start, end, whole) VALUES(?, ?, ?, ?, ?)",
+        insert_many(
+            connection,
+            "INSERT INTO windows(content, number, start, end, whole) VALUES {}",
             [(content, number, start, end, len(times) == 1) for number, (start, end) in enumerate(times)],
         )
     return content

@@ -18,6 +18,7 @@ import numpy as np
 from .bank import QueryBank, read_bank
 from .database import (
     connect,
+    insert_many,
     read_description,
     select_in,
     snapshot,
@@ -33,7 +34,7 @@ from .thumbnails import thumbnail_path
 
 
 # How rows are named: the new windows of files that were encoded elsewhere, or windows that are waiting for a vector.
-INSERT = "INSERT INTO windows(row, id, content, number, start, end, whole) VALUES(?, ?, ?, ?, ?, ?, ?)"
+INSERT = "INSERT INTO windows(row, id, content, number, start, end, whole) VALUES {}"
 UPDATE = "UPDATE windows SET row = ?, cause = NULL WHERE id = ?"
 KEY = "hash || '.' || number FROM windows JOIN contents ON contents.id = content"
 BLOCK_ROWS = 4096  # rows scored or moved at a time: (1000, 4096) scores of a query bank are 16 MB
@@ -171,7 +172,8 @@ class IndexWriter:
             first = segment * SEGMENT_ROWS + rows
             last = first + len(vectors)
             connection.execute("UPDATE segments SET rows = ? WHERE id = ?", (rows + len(vectors), segment))
-            connection.executemany(statement, [(row, *next(windows)) for row in range(first, last)])
+            run = insert_many if statement == INSERT else sqlite3.Connection.executemany
+            run(connection, statement, [(row, *next(windows)) for row in range(first, last)])
             named = connection.execute("SELECT row FROM windows WHERE row >= ? AND row < ?", (first, last)).fetchall()
             if len(named) < len(vectors):  # another process has removed windows, because their file had changed
                 self._kill(connection, sorted(set(range(first, last)) - {row for (row,) in named}))
@@ -206,10 +208,8 @@ class IndexWriter:
                 window += 1
                 windows.append((window, content, number, moment.start, moment.end, 0))
                 number += 1
-            connection.executemany("INSERT INTO contents(id, hash, duration) VALUES(?, ?, ?)", contents)
-            connection.executemany(
-                "INSERT INTO files(root, path, size, mtime_ns, content) VALUES(?, ?, ?, ?, ?)", files
-            )
+            insert_many(connection, "INSERT INTO contents(id, hash, duration) VALUES {}", contents)
+            insert_many(connection, "INSERT INTO files(root, path, size, mtime_ns, content) VALUES {}", files)
             self._name_rows(connection, places, windows, INSERT)
 
     def load(self, roots: Sequence[str], rows: Sequence[LoadedWindow], vectors: np.ndarray) -> int:
@@ -250,9 +250,8 @@ class IndexWriter:
                 else:
                     failed.append((last, content, number, *times, 0, row.error))
             self._append(connection, new, vectors[kept], INSERT)
-            connection.executemany(
-                "INSERT INTO windows(id, content, number, start, end, whole, cause) VALUES(?, ?, ?, ?, ?, ?, ?)",
-                failed,
+            insert_many(
+                connection, "INSERT INTO windows(id, content, number, start, end, whole, cause) VALUES {}", failed
             )
         return len(new)
 
@@ -265,8 +264,9 @@ class IndexWriter:
             inside = {relative(path, root): row for path, row in files.items() if is_inside(path, root)}
             statement = "SELECT path, content FROM files WHERE path IN ({}) AND root = ?"
             before = dict(select_in(connection, statement, list(inside), ids[root]))
-            connection.executemany(
-                "INSERT INTO files(root, path, size, mtime_ns, content) VALUES(?, ?, ?, ?, ?) ON CONFLICT(root, path) "
+            insert_many(
+                connection,
+                "INSERT INTO files(root, path, size, mtime_ns, content) VALUES {} ON CONFLICT(root, path) "
                 "DO UPDATE SET size = excluded.size, mtime_ns = excluded.mtime_ns, content = excluded.content, "
                 "cause = NULL",
                 [
@@ -283,8 +283,9 @@ class IndexWriter:
         for row in rows:
             if row.content_hash not in first or row.error is None:
                 first[row.content_hash] = row
-        connection.executemany(
-            "INSERT INTO contents(hash, duration, cause) VALUES(?, ?, ?) "
+        insert_many(
+            connection,
+            "INSERT INTO contents(hash, duration, cause) VALUES {} "
             "ON CONFLICT(hash) DO UPDATE SET cause = excluded.cause, duration = excluded.duration "
             "WHERE contents.cause IS NOT NULL AND excluded.cause IS NULL",
             [

@@ -17,6 +17,8 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.utils import logging
 
+from .losses import DUAL_SOFTMAX_PRIORS
+
 
 logger = logging.get_logger(__name__)
 
@@ -82,6 +84,9 @@ class CAMoEConfig(PreTrainedConfig):
         dual_softmax_temp (`float`, *optional*, defaults to 100.0):
             Temperature of the dual softmax loss's prior; `None` trains with plain symmetric cross entropy. The
             default was best over both directions in our ablations (docs/ablations.md).
+        dual_softmax_prior (`str`, *optional*, defaults to `"trained"`):
+            `"trained"` is the paper's prior; `"detached"` stops its gradient; `"own_axis"` normalises it over the axis
+            of the cross entropy. The last two are ours.
         expert_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the mean of the experts' own contrastive losses beside the fused one.
         image_mean, image_std (`list[float]` or `float`, *optional*):
@@ -124,6 +129,7 @@ class CAMoEConfig(PreTrainedConfig):
     max_frames: int = 64
     excitation_reduction: int = 4
     dual_softmax_temp: float | int | None = 100.0
+    dual_softmax_prior: str = "trained"
     expert_loss_weight: float | int = 0.0
     image_mean: list[float] | float = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
     image_std: list[float] | float = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
@@ -193,6 +199,10 @@ class CAMoEConfig(PreTrainedConfig):
             )
         if self.dual_softmax_temp is not None and self.dual_softmax_temp <= 0:
             raise ValueError(f"`dual_softmax_temp` must be positive or None, got {self.dual_softmax_temp}.")
+        if self.dual_softmax_prior not in DUAL_SOFTMAX_PRIORS:
+            raise ValueError(
+                f"`dual_softmax_prior` is {self.dual_softmax_prior!r}; choose from {DUAL_SOFTMAX_PRIORS}."
+            )
 
     def _check_experts(self):
         """Names, and the fields that are per expert."""

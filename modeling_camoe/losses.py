@@ -39,6 +39,11 @@ from torch import nn
 from .retrieval import similarity
 
 
+# What the prior of the dual softmax loss is. "trained": CAMoE's, a softmax over the axis that the cross entropy does
+# not normalise, with its gradient. "detached": the same numbers as constants. "own_axis": over the one it does.
+DUAL_SOFTMAX_PRIORS = ("trained", "detached", "own_axis")
+
+
 def _rank_and_world_size(gather: bool, group) -> tuple[int, int]:
     if gather and dist.is_available() and dist.is_initialized():
         return dist.get_rank(group), dist.get_world_size(group)
@@ -79,6 +84,7 @@ def contrastive_loss(
     video_ids: torch.Tensor | None = None,
     dual_softmax_temp: float | None = None,
     *,
+    dual_softmax_prior: str = "trained",
     gather_across_devices: bool = False,
     process_group=None,
 ) -> torch.Tensor:
@@ -95,6 +101,8 @@ def contrastive_loss(
         video_ids: (n,) integers; pairs of the same video are not each other's negatives. With (n,J), pairs that agree
             in any of the J numbers are not: for example the video and a hash of the caption.
         dual_softmax_temp: temperature of the prior, None for no prior. 1000, in the authors' file, is close to none.
+        dual_softmax_prior: "trained" is CAMoE's. Ours, to see what in it works: "detached" keeps its numbers and stops
+            its gradient, so that a falling score never raises its own logit; "own_axis" is softmax(S / temp, dim=1).
         gather_across_devices: the negatives are the pairs of all processes, which must all call this.
         process_group: of torch.distributed, the processes to gather from; None is all of them.
 
@@ -102,8 +110,10 @@ def contrastive_loss(
         Scalar, the mean over this process's rows, in float32 or better whatever the vectors are.
 
     Raises:
-        ValueError: the numbers of texts, videos and `video_ids` differ.
+        ValueError: the numbers of texts, videos and `video_ids` differ, or there is no such prior.
     """
+    if dual_softmax_prior not in DUAL_SOFTMAX_PRIORS:
+        raise ValueError(f"`dual_softmax_prior` is {dual_softmax_prior!r}; choose from {DUAL_SOFTMAX_PRIORS}.")
     rows = text_vectors.shape[0]
     if video_vectors.shape[0] != rows:
         raise ValueError(f"The loss takes pairs, got {rows} texts and {video_vectors.shape[0]} videos.")
@@ -114,12 +124,12 @@ def contrastive_loss(
         dtype = torch.promote_types(text_vectors.dtype, torch.float32)
         vectors = text_vectors.to(dtype), video_vectors.to(dtype)
         scale = scale.to(dtype) if isinstance(scale, torch.Tensor) else scale
-        gathering = gather_across_devices, process_group
-        return _loss_of_pairs(*vectors, scale, video_ids, dual_softmax_temp, *gathering)
+        prior = None if dual_softmax_temp is None else (dual_softmax_temp, dual_softmax_prior)
+        return _loss_of_pairs(*vectors, scale, video_ids, prior, gather_across_devices, process_group)
 
 
 def _loss_of_pairs(
-    text_vectors, video_vectors, scale, video_ids, dual_softmax_temp, gather_across_devices, process_group
+    text_vectors, video_vectors, scale, video_ids, prior, gather_across_devices, process_group
 ) -> torch.Tensor:
     rows = text_vectors.shape[0]
     rank, world_size = _rank_and_world_size(gather_across_devices, process_group)
@@ -127,7 +137,7 @@ def _loss_of_pairs(
     all_texts, all_videos = text_vectors, video_vectors
     if world_size > 1:
         all_texts, all_videos = (gather_with_grad(v, process_group) for v in (text_vectors, video_vectors))  # (N,K)
-    if world_size == 1 or dual_softmax_temp is not None:  # the prior is over all rows of a column
+    if world_size == 1 or prior is not None:  # the prior is over all rows of a column
         used = slice(None)
         text_logits = scale * similarity(all_texts, all_videos)  # (N,N)
         video_logits = text_logits.T
@@ -143,9 +153,9 @@ def _loss_of_pairs(
         excluded = (video_ids[used, None] == video_ids).any(dim=-1)  # as the logits, the same for both directions
         excluded[:, used].fill_diagonal_(False)
         text_logits, video_logits = (_mask(logits, excluded) for logits in (text_logits, video_logits))
-    if dual_softmax_temp is not None:
+    if prior is not None:
         text_logits, video_logits = (
-            _apply_prior(logits, own, excluded, dual_softmax_temp) for logits in (text_logits, video_logits)
+            _apply_prior(logits, own, excluded, *prior) for logits in (text_logits, video_logits)
         )
     targets = torch.arange(own.start, own.stop, device=text_logits.device)
     return (F.cross_entropy(text_logits, targets) + F.cross_entropy(video_logits, targets)) / 2
@@ -155,9 +165,12 @@ def _mask(logits: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
     return logits.masked_fill(excluded, torch.finfo(logits.dtype).min)
 
 
-def _apply_prior(logits: torch.Tensor, own: slice, excluded: torch.Tensor | None, temp: float) -> torch.Tensor:
+def _apply_prior(
+    logits: torch.Tensor, own: slice, excluded: torch.Tensor | None, temp: float, kind: str
+) -> torch.Tensor:
     """Rows `own` of the masked (N,N) logits, times the dual softmax prior and N -> (n,N)."""
-    prior = (logits / temp).softmax(dim=0)[own]
+    prior = (logits / temp).softmax(dim=1 if kind == "own_axis" else 0)[own]
+    prior = prior.detach() if kind == "detached" else prior
     weighted = logits[own] * prior * logits.shape[0]
     # The prior of an excluded pair is 0, and a logit of 0 would count as a negative: mask it again.
     return weighted if excluded is None else _mask(weighted, excluded[own])
@@ -169,14 +182,14 @@ def expert_contrastive_loss(
     scale: torch.Tensor | float,
     video_ids: torch.Tensor | None = None,
     dual_softmax_temp: float | None = None,
-    **gathering,
+    **options,
 ) -> torch.Tensor:
     """Mean over experts of each expert's own contrastive loss: (n,E,D), (n,E,D) -> scalar. Our addition.
 
     The other arguments are those of `contrastive_loss`.
     """
     losses = [
-        contrastive_loss(text_embeds[:, e], video_embeds[:, e], scale, video_ids, dual_softmax_temp, **gathering)
+        contrastive_loss(text_embeds[:, e], video_embeds[:, e], scale, video_ids, dual_softmax_temp, **options)
         for e in range(text_embeds.shape[1])
     ]
     return torch.stack(losses).mean()
@@ -187,6 +200,7 @@ class DualSoftmaxLoss(nn.Module):
 
     Args:
         temp: temperature of the dual softmax prior; None is plain symmetric cross entropy, CLIP's loss.
+        prior: "trained", "detached" or "own_axis": `dual_softmax_prior` of `contrastive_loss`.
         gather_across_devices, process_group: as for `contrastive_loss`.
 
     Example:
@@ -198,11 +212,20 @@ class DualSoftmaxLoss(nn.Module):
     ```
     """
 
-    def __init__(self, temp: float | None = 100.0, gather_across_devices: bool = False, process_group=None):
+    def __init__(
+        self,
+        temp: float | None = 100.0,
+        gather_across_devices: bool = False,
+        process_group=None,
+        prior: str = "trained",
+    ):
         super().__init__()
         if temp is not None and temp <= 0:
             raise ValueError(f"`temp` must be positive or None, got {temp}.")
+        if prior not in DUAL_SOFTMAX_PRIORS:
+            raise ValueError(f"`prior` is {prior!r}; choose from {DUAL_SOFTMAX_PRIORS}.")
         self.temp = temp
+        self.prior = prior
         self.gather_across_devices = gather_across_devices
         self.process_group = process_group
 
@@ -220,12 +243,13 @@ class DualSoftmaxLoss(nn.Module):
             scale,
             video_ids,
             self.temp,
+            dual_softmax_prior=self.prior,
             gather_across_devices=self.gather_across_devices,
             process_group=self.process_group,
         )
 
     def extra_repr(self) -> str:
-        return f"temp={self.temp}, gather_across_devices={self.gather_across_devices}"
+        return f"temp={self.temp}, prior={self.prior}, gather_across_devices={self.gather_across_devices}"
 
 
 __all__ = ["DualSoftmaxLoss", "contrastive_loss", "expert_contrastive_loss", "gather_with_grad"]

@@ -477,7 +477,10 @@ class CAMoEModel(CAMoEPreTrainedModel):
         dtype = torch.promote_types(texts.dtype, torch.float32)
         scale = (self.clip.logit_scale if log_scale is None else log_scale).to(texts.device, dtype).exp()
         temp = self.config.dual_softmax_temp
-        gathering = {"gather_across_devices": gather_across_devices}
+        options = {
+            "dual_softmax_prior": self.config.dual_softmax_prior,
+            "gather_across_devices": gather_across_devices,
+        }
         # In bf16, logits near 100 are multiples of 0.5: no mixed precision here.
         with torch.autocast(texts.device.type, enabled=False):
             loss = contrastive_loss(
@@ -486,12 +489,12 @@ class CAMoEModel(CAMoEPreTrainedModel):
                 scale,
                 video_ids,
                 temp,
-                **gathering,
+                **options,
             )
             # CODEPATH: above 0 only in recipes that also train each expert on its own; checkpoints look the same
             if self.config.expert_loss_weight > 0:
                 embeds = texts.to(dtype), videos.to(dtype)
-                expert_loss = expert_contrastive_loss(*embeds, scale, video_ids, temp, **gathering)
+                expert_loss = expert_contrastive_loss(*embeds, scale, video_ids, temp, **options)
                 loss = loss + self.config.expert_loss_weight * expert_loss
         return loss
 

@@ -30,6 +30,44 @@ def test_dual_softmax_loss_equals_the_authors_formula_in_both_directions(temp):
     torch.testing.assert_close(contrastive_loss(texts, videos, 20.0, dual_softmax_temp=temp), expected)
 
 
+@pytest.mark.parametrize("prior", ["detached", "own_axis"])
+def test_other_priors_equal_their_formulas_and_so_do_their_gradients(prior):
+    torch.manual_seed(0)
+    videos = torch.randn(5, 8, dtype=torch.float64)
+    texts = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    loss = contrastive_loss(texts, videos, 3.0, dual_softmax_temp=10.0, dual_softmax_prior=prior)
+    expected = 0.0
+    for logits in (3.0 * texts @ videos.T, 3.0 * videos @ texts.T):
+        weights = (logits / 10).exp()
+        weights = (
+            weights.detach() / weights.detach().sum(0) if prior == "detached" else weights / weights.sum(1)[:, None]
+        )
+        expected = expected - (logits * weights * 5).log_softmax(dim=1).diag().mean() / 2
+    torch.testing.assert_close(loss, expected)
+    actual_and_naive = [torch.autograd.grad(value, texts)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*actual_and_naive)
+    module = DualSoftmaxLoss(temp=10.0, prior=prior)
+    assert torch.equal(module(texts, videos, 3.0), loss)
+
+
+def test_with_a_detached_prior_a_falling_score_does_not_raise_its_own_logit():
+    """At temp 1 the trained prior is better served by the lowest score of all: the model ends upside down."""
+    signs = {}
+    for prior in ("trained", "detached"):
+        score = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+        texts = torch.stack([torch.stack([score, torch.zeros(())]), torch.tensor([0.0, 0.5])])
+        loss = contrastive_loss(texts, torch.eye(2, dtype=torch.float64), 20.0, None, 1.0, dual_softmax_prior=prior)
+        signs[prior] = torch.autograd.grad(loss, score)[0].sign().item()
+    assert signs == {"trained": 1, "detached": -1}  # minus: descent raises the score of a matching pair
+
+
+def test_an_unknown_prior_is_named():
+    with pytest.raises(ValueError, match="`dual_softmax_prior` is 'none'; choose from"):
+        contrastive_loss(torch.zeros(2, 4), torch.zeros(2, 4), 1.0, dual_softmax_prior="none")
+    with pytest.raises(ValueError, match="`prior` is 'none'; choose from"):
+        DualSoftmaxLoss(prior="none")
+
+
 def test_without_dual_softmax_the_loss_is_symmetric_cross_entropy():
     torch.manual_seed(0)
     texts, videos = (torch.randn(6, 16, dtype=torch.float64) for _ in range(2))

@@ -187,6 +187,7 @@ def test_a_saved_configuration_names_every_aggregation_so_that_no_later_default_
         ({"gate": "double"}, "'double'; choose from"),
         ({"gate_prior": {"fusion": 1.0}}, "positive weight for every expert"),
         ({"dual_softmax_temp": 0.0}, "must be positive"),
+        ({"dual_softmax_prior": "none"}, "`dual_softmax_prior` is 'none'; choose from"),
         ({"max_frames": "many"}, "max_frames"),
     ],
 )
@@ -356,6 +357,8 @@ def test_the_loss_of_the_configuration_is_used():
     dual = tiny_model(dual_softmax_temp=10.0)(**inputs, return_loss=True).loss
     with_experts = tiny_model(dual_softmax_temp=None, expert_loss_weight=1.0)(**inputs, return_loss=True).loss
     assert (dual - plain).abs() > 1e-3 and with_experts > plain + 0.5
+    own_axis = tiny_model(dual_softmax_temp=10.0, dual_softmax_prior="own_axis")(**inputs, return_loss=True).loss
+    assert (own_axis - dual).abs() > 1e-3
     default = tiny_model(dual_softmax_temp=100.0)(**inputs, return_loss=True).loss
     assert torch.equal(tiny_model()(**inputs, return_loss=True).loss, default) and not torch.equal(default, plain)
 
