@@ -48,7 +48,7 @@ from evaluation.compare_runs import RANKS_FILE, RunRanks
 
 
 PROGRAMS = Path(__file__).parent
-TABLE_FIELDS = {"title", "base", "train", "evaluate", "tests", "seeds", "rows", "compares"}
+TABLE_FIELDS = {"title", "base", "train", "evaluate", "tests", "seeds", "rows", "compares", "page"}
 ROW_FIELDS = {"name", "group", "note", "base", "train", "seeds"}
 TEST_FIELDS = {"name", "note", "dataset_name", "split", "shared_columns", "twins"}
 
@@ -72,8 +72,8 @@ class AblationOptions:
     jobs: int | None = option(None, "runs at a time (default: one per GPU)")
     runs_dir: str = option("runs/ablations", "folder for checkpoints and logs")
     results_dir: str = option("training/results", "folder for the results, one JSON file per table")
-    page: str = option("docs/ablations.md", "page that holds the table")
-    chart: str = option("docs/images/ablations.png", "bar chart of the results")
+    page: str | None = option(None, "page that holds the table (default: the table's `page`, or docs/ablations.md)")
+    chart: str | None = option(None, "bar chart of the results (default: images/ beside the page)")
 
 
 @dataclass(frozen=True)
@@ -395,6 +395,8 @@ def main():
         for run in missing:
             print(f"would run: {run.name}, seed {run.seed}: run_retrieval.py {shlex.join(run.train)}")
         return
+    page = Path(options.page or table.get("page", "docs/ablations.md"))
+    chart = Path(options.chart) if options.chart else page.parent / "images" / f"{page.stem}.png"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the program as Ctrl-C does
     try:
         if options.score:
@@ -403,9 +405,9 @@ def main():
             runner.run_all(missing)
     finally:
         done = {(run.name, run.seed): run.key for run in runs if runner.result_of(run) is not None}
-        draw_chart(table, runner.results, done, Path(options.chart))
-        write_page(table, runner.results, done, Path(options.page), options)
-        print(f"wrote {options.page} and {options.chart}: {len(done)} of {len(runs)} runs")
+        draw_chart(table, runner.results, done, chart)
+        write_page(table, runner.results, done, page, options)
+        print(f"wrote {page} and {chart}: {len(done)} of {len(runs)} runs")
 
 
 if __name__ == "__main__":
