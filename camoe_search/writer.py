@@ -209,6 +209,7 @@ class IndexWriter:
                 windows.append((window, content, number, moment.start, moment.end, 0))
                 number += 1
             insert_many(connection, "INSERT INTO contents(id, hash, duration) VALUES {}", contents)
+            files.sort()  # by path, as they go into an index: a page of it is looked for once
             insert_many(connection, "INSERT INTO files(root, path, size, mtime_ns, content) VALUES {}", files)
             self._name_rows(connection, places, windows, INSERT)
 

@@ -83,7 +83,8 @@ class CAMoEConfig(PreTrainedConfig):
             The excitation's hidden layer has D / this many units.
         dual_softmax_temp (`float`, *optional*, defaults to 100.0):
             Temperature of the dual softmax loss's prior; `None` trains with plain symmetric cross entropy. The
-            default was best over both directions in our ablations (docs/ablations.md).
+            default is CLIP's scale: a prior at the scale learned faster in our ablations, and after longer training
+            the plain loss was better video to text (docs/ablations.md).
         dual_softmax_prior (`str`, *optional*, defaults to `"trained"`):
             `"trained"` is the paper's prior; `"detached"` stops its gradient; `"own_axis"` normalises it over the axis
             of the cross entropy. The last two are ours.
