@@ -46,8 +46,8 @@ BUSY_SECONDS = 60.0  # processes of one run take turns to write; each needs mill
 MAX_VARIABLES = 10_000
 INSERTED_ROWS = 100  # in one statement: more are not faster
 LOG_PAGES = 1 << 14  # of the write-ahead log, 64 MB, that a writer copies into the database, with the disk waiting
-# The whole path of a file, in statements that join `files` and `roots`.
-PATH = f"roots.path || '{os.sep}' || files.path"
+# The whole path of a file, in statements that join `files` and `roots`. The root of all files ends with a separator.
+PATH = f"rtrim(roots.path, '{os.sep}') || '{os.sep}' || files.path"
 
 SCHEMA = """
 CREATE TABLE settings(name TEXT PRIMARY KEY, value TEXT NOT NULL);

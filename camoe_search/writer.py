@@ -431,13 +431,15 @@ class IndexWriter:
         """Write the living rows of segments with many dead ones to the end, a segment at a time."""
         with snapshot(self.connection):
             parts = Rows(self.folder, self.connection, self.description, {}).parts
+        parts = [
+            part
+            for part in parts
+            if part.allowed is not None and (~part.allowed).sum() > MAX_DEAD * len(part.vectors)
+        ]
+        if self._segment is not None and self._segment[0] in {part.first // SEGMENT_ROWS for part in parts}:
+            self._segment = None  # what moves there now would go with it when its turn comes
         for part in parts:
-            living = len(part.vectors) if part.allowed is None else int(part.allowed.sum())
-            if len(part.vectors) - living <= MAX_DEAD * len(part.vectors):
-                continue
             segment = part.first // SEGMENT_ROWS
-            if self._segment is not None and self._segment[0] == segment:
-                self._segment = None
             for start in range(0, len(part.vectors), BLOCK_ROWS):
                 self._move(part, start + np.flatnonzero(part.allowed[start : start + BLOCK_ROWS]))
             with transaction(self.connection) as connection:

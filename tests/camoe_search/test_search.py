@@ -251,6 +251,19 @@ def test_removing_a_hub_makes_the_next_best_moment_one(tmp_path):
     assert hub_numbers(index) == expected_hubs(kept)  # kept by the writer
 
 
+def test_rows_that_move_do_not_go_with_the_next_segment_that_is_compacted(tmp_path, monkeypatch):
+    """Two segments with many dead rows, of which the second has room for what moves out of the first."""
+    monkeypatch.setattr(segments, "SEGMENT_ROWS", 16)
+    monkeypatch.setattr(writer, "SEGMENT_ROWS", 16)
+    monkeypatch.setattr("camoe_search.rows.SEGMENT_ROWS", 16)
+    kept = list(range(0, 24, 2))
+    index = random_index(tmp_path / "index", 24, TAU)
+    index.remove([f"*/{i:03}.mp4" for i in range(24) if i not in kept])
+    rows = {int(row["path"][-7:-4]): row["vector"] for row in VideoIndex(tmp_path / "index").table().to_pylist()}
+    assert sorted(rows) == kept
+    np.testing.assert_array_equal([rows[i] for i in kept], random_videos(24)[0].numpy()[kept])
+
+
 # --- approximate indexes ---------------------------------------------------------------------------------------------
 
 

@@ -318,6 +318,17 @@ def test_without_paths_the_known_folders_are_indexed(videos, tmp_path, encoder):
     assert (index.report.added, index.report.dropped) == (1, 1) and len(index) == 6
 
 
+def test_files_that_share_nothing_but_the_root_of_all_are_known_when_they_are_given_again(
+    videos, tmp_path, encoder, monkeypatch
+):
+    monkeypatch.setattr("camoe_search.plan.os.path.commonpath", lambda paths: os.sep)  # one of them on another disk
+    paths = [videos / "clip_0.mp4", videos / "clip_1.mp4"]
+    for _ in range(2):
+        index = VideoIndex.create_or_update(paths, tmp_path / "index", encoder, **OPTIONS)
+    assert index.info()["roots"] == [os.sep] and index.report.unchanged == 2
+    assert sorted(index.table()["path"].to_pylist()) == [str(path) for path in paths]
+
+
 def test_pruning_does_not_take_an_empty_mount_point_for_an_empty_folder(videos, tmp_path, encoder):
     build_index(videos, tmp_path / "index", encoder)
     videos.rename(tmp_path / "away")
