@@ -57,7 +57,7 @@ def _read_lines(path: str | None) -> list[str] | None:
         return None
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
-        return [line for line in text.splitlines() if line.strip()]
+        return [line for line in text.split("\n") if line.strip()]  # names may hold other ends of lines
     except UnicodeDecodeError:
         raise SearchError(f"{path} is not UTF-8 text: give one per line") from None
 
@@ -91,7 +91,7 @@ def _index(options):
 
         print("watching; Ctrl-C ends it", file=sys.stderr)
         roots = [root for (root,) in index.store.select("SELECT path FROM roots")]
-        for _ in changes(paths or roots):
+        for _ in changes(paths or roots, options.index):
             index.report = index.add(paths, **_settings(options, milvus) | {"rebuild": False})
             report = index.report
             if report.added or report.changed or report.moved or report.dropped:

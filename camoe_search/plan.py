@@ -84,6 +84,8 @@ def plan_update(writer: IndexWriter, paths, options: IndexOptions, progress: boo
                 for video, content in part:
                     _register(writer, roots, video, content, known.get(video.path), plan)
             bar.update(len(part))
+    # Only now: a file may hold what another one held before.
+    writer.remove_unheld()
     if options.prune:
         _forget_missing(writer, plan)
     return plan
@@ -213,7 +215,7 @@ def _register(
     cause = found.cause if content is None else None
     if known is not None:
         file, _, _, old, _ = known
-        writer.change_content(file, content, video.size, video.mtime_ns, cause)
+        writer.change_content(file, content, video.size, video.mtime_ns, cause, keep_old=True)
         if old == content:
             plan.unchanged += 1
         else:
@@ -270,12 +272,18 @@ def _moved_file(connection, content: int | None) -> int | None:
 
 
 def _forget_missing(writer: IndexWriter, plan: Plan):
-    """Remove the files of the folders that were looked at and are no longer there."""
+    """Remove the files of the folders that were looked at and are no longer there.
+
+    What could not be read, or is in a folder that could not be listed, may be there; a link to nothing is not.
+    """
     found = {video.path for video in plan.scan.videos}
+    unread = [entry["path"] for entry in plan.scan.skipped if not os.path.islink(entry["path"])]
     gone = [
         file
         for path, file, *_ in writer.connection.execute(KNOWN).fetchall()
-        if path not in found and any(is_inside(path, folder) for folder in plan.scan.paths)
+        if path not in found
+        and any(is_inside(path, folder) for folder in plan.scan.paths)
+        and not any(is_inside(path, folder) for folder in unread)
     ]
     plan.dropped = len(gone)
     writer.remove_files(gone)

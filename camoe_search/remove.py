@@ -69,7 +69,7 @@ def _find_files(connection, roots: dict[str, int], pattern: str) -> set[int]:
         elif is_inside(wanted, path):
             inner = relative(wanted, path)
             found += connection.execute(INSIDE, (root, inner, inner + os.sep, inner + chr(ord(os.sep) + 1)))
-    if any(character in wanted for character in "*?["):
+    if not found and any(character in wanted for character in "*?["):  # "a[1].mp4" may be a file's own name
         found += connection.execute(MATCHING, (wanted,))
     return {file for (file,) in found}
 

@@ -6,8 +6,11 @@ set, as network shares need it. Without the package, folders are looked at every
 """
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
+
+from .files import is_inside
 
 
 logger = logging.getLogger(__name__)
@@ -17,8 +20,9 @@ QUIET_SECONDS = 2.0
 POLL_SECONDS = 30.0
 
 
-def changes(folders: Sequence[str]) -> Iterator[None]:
-    """Yields when something in the folders may have changed, for ever."""
+def changes(folders: Sequence[str], index: str | os.PathLike | None = None) -> Iterator[None]:
+    """Yields when something in the folders may have changed, for ever; what is written into `index` does not count."""
+    own = None if index is None else os.path.realpath(index)
     try:
         import watchfiles
     except ImportError:
@@ -30,6 +34,6 @@ def changes(folders: Sequence[str]) -> Iterator[None]:
     options = {"step": int(1000 * QUIET_SECONDS), "debounce": 60_000, "raise_interrupt": True}
     has_looked = False
     for found in watchfiles.watch(*folders, **options, rust_timeout=1000, yield_on_timeout=True):
-        if found or not has_looked:
+        if not has_looked or any(own is None or not is_inside(os.path.realpath(path), own) for _, path in found):
             has_looked = True
             yield

@@ -380,15 +380,32 @@ class IndexWriter:
                 thumbnail_path(self.folder, key).unlink(missing_ok=True)
         return len(removed)
 
-    def change_content(self, file: int, content: int | None, size: int, mtime_ns: int, cause: str | None = None):
-        """Give a file another content, or none and the cause; inside a transaction."""
+    def change_content(
+        self,
+        file: int,
+        content: int | None,
+        size: int,
+        mtime_ns: int,
+        cause: str | None = None,
+        keep_old: bool = False,
+    ):
+        """Give a file another content, or none and the cause; inside a transaction.
+
+        With `keep_old` a content that no file holds now stays until `remove_unheld`: another file may come to hold it.
+        """
         ((old,),) = self.connection.execute("SELECT content FROM files WHERE id = ?", (file,))
         self.connection.execute(
             "UPDATE files SET content = ?, size = ?, mtime_ns = ?, cause = ? WHERE id = ?",
             (content, size, mtime_ns, cause, file),
         )
-        if old is not None and old != content:
+        if old is not None and old != content and not keep_old:
             self._remove_orphans(self.connection, [old])
+
+    def remove_unheld(self):
+        """Remove the contents that no file holds."""
+        with transaction(self.connection) as connection:
+            statement = "SELECT id FROM contents EXCEPT SELECT content FROM files"
+            self._remove_orphans(connection, [content for (content,) in connection.execute(statement)])
 
     def _remove_orphans(self, connection: sqlite3.Connection, contents: list[int]) -> list[str]:
         """Remove contents that no file holds, with their windows. Returns the keys of these."""
@@ -420,8 +437,12 @@ class IndexWriter:
         self._merge_biases()
         keep = {segment for (segment,) in self.connection.execute("SELECT id FROM segments")}
         # Commits are not synced one by one: those that no longer name a segment have to be before its file goes.
-        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        delete_segments(self.folder, keep)
+        try:
+            ((is_blocked, *_),) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.OperationalError:  # a full disk
+            is_blocked = True
+        if not is_blocked:  # else by a reader: the next run deletes them
+            delete_segments(self.folder, keep)
 
     def keys(self) -> set[str]:
         """Of all moments."""
@@ -432,9 +453,7 @@ class IndexWriter:
         with snapshot(self.connection):
             parts = Rows(self.folder, self.connection, self.description, {}).parts
         parts = [
-            part
-            for part in parts
-            if part.allowed is not None and (~part.allowed).sum() > MAX_DEAD * len(part.vectors)
+            part for part in parts if part.allowed is not None and (~part.allowed).sum() > MAX_DEAD * len(part.vectors)
         ]
         if self._segment is not None and self._segment[0] in {part.first // SEGMENT_ROWS for part in parts}:
             self._segment = None  # what moves there now would go with it when its turn comes

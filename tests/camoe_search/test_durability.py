@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from camoe_search.cli import main
+from camoe_search.database import connect
 from camoe_search.index import VideoIndex
 from camoe_search.writer import IndexWriter
 from tests.camoe_search.random_index import make_index, moment, random_index, random_texts, random_videos
@@ -198,6 +199,7 @@ import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 from camoe_search.cli import main
+from camoe_search.database import connect
 main(sys.argv[2:])
 """
 
@@ -294,3 +296,20 @@ def test_a_damaged_database_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["info", "--index", str(tmp_path / "index")])
     assert stop.value.code == 2 and "cannot be opened" in capsys.readouterr().err
+
+
+def test_segments_stay_while_a_reader_keeps_the_log_from_being_copied(tmp_path):
+    """A commit that no longer names a segment must be on the disk before the segment's file goes."""
+    vectors = random_videos(20)[0].numpy()
+    index = random_index(tmp_path / "index", 20)
+    with connect(tmp_path / "index") as reader, IndexWriter(tmp_path / "index") as writer:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM windows").fetchone()
+        writer.connection.execute("PRAGMA busy_timeout = 0")
+        writer.add_moments("/videos", [moment(i) for i in range(20, 40)], vectors)
+        (tmp_path / "index" / "segment-000099.vectors").write_bytes(b"of a segment that is no longer named")
+        writer.tidy()
+        assert (tmp_path / "index" / "segment-000099.vectors").exists()
+        reader.execute("COMMIT")
+        writer.tidy()
+    assert not (tmp_path / "index" / "segment-000099.vectors").exists() and len(index) == 40

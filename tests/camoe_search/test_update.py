@@ -433,3 +433,63 @@ def test_the_default_temperature_is_the_one_the_evaluation_chose(videos, tmp_pat
     finally:
         results.unlink()
     assert index.info()["query_bank"] == {"queries": 3, "tau": 0.02}
+
+
+def test_files_that_exchange_their_names_are_not_encoded_again(videos, tmp_path, encoder, encoded_clips):
+    build_index(videos, tmp_path / "index", encoder)
+    before = content(VideoIndex(tmp_path / "index"))
+    encoded_clips.clear()
+    for number in range(5, -1, -1):  # clip_0 becomes clip_1, and so on, as when a first one is put before all
+        (videos / f"clip_{number}.mp4").rename(videos / f"clip_{number + 1}.mp4")
+    index = build_index(videos, tmp_path / "index", encoder)
+    (videos / "clip_1.mp4").rename(videos / "aside")
+    (videos / "clip_2.mp4").rename(videos / "clip_1.mp4")
+    (videos / "aside").rename(videos / "clip_2.mp4")
+    index = build_index(videos, tmp_path / "index", encoder, prune=True)
+    assert encoded_clips == []
+    after = content(index)
+    assert len(after) == 6 and ("clip_0.mp4", 0.0) not in after
+    for now, then in {1: 1, 2: 0, 6: 5}.items():
+        old, new = before[f"clip_{then}.mp4", 0.0]["vector"], after[f"clip_{now}.mp4", 0.0]["vector"]
+        assert old == new
+    database_of = index.store.connection
+    assert database_of.execute("SELECT count(*) FROM contents").fetchone() == (6,)
+
+
+def test_a_content_that_no_file_holds_goes_even_after_a_kill(videos, tmp_path, encoder):
+    index = build_index(videos, tmp_path / "index", encoder)
+    with index.store.state():
+        pass
+    with database.connect(tmp_path / "index", write=True) as connection:  # as a run that was killed leaves it
+        connection.execute("UPDATE files SET content = NULL, size = -1 WHERE path = 'clip_0.mp4'")
+        connection.commit()
+    (videos / "clip_0.mp4").unlink()
+    index = build_index(videos, tmp_path / "index", encoder, prune=True)
+    assert index.store.connection.execute("SELECT count(*) FROM contents").fetchone() == (5,) and len(index) == 5
+
+
+def test_files_of_a_folder_that_cannot_be_listed_are_not_forgotten(videos, tmp_path, encoder, monkeypatch):
+    (videos / "deep").mkdir()
+    (videos / "clip_0.mp4").rename(videos / "deep" / "clip_0.mp4")
+    build_index(videos, tmp_path / "index", encoder)
+    scandir = os.scandir
+
+    def failing(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    (videos / "clip_1.mp4").unlink()
+    index = build_index(videos, tmp_path / "index", encoder, prune=True)
+    assert index.report.dropped == 1 and "clip_0.mp4" in file_names(index) and len(index) == 5
+    assert any("Permission denied" in entry["cause"] for entry in index.report.skipped)
+
+
+def test_the_name_of_a_file_is_not_taken_as_a_pattern(videos, tmp_path, encoder):
+    (videos / "clip_0.mp4").rename(videos / "a[1].mp4")
+    (videos / "clip_1.mp4").rename(videos / "a1.mp4")
+    index = build_index(videos, tmp_path / "index", encoder)
+    assert index.remove([videos / "a[1].mp4"]) == 1
+    assert "a1.mp4" in file_names(VideoIndex(tmp_path / "index"))
+    assert index.remove([videos / "a[1].mp4"]) == 1  # there is no such file any more: a pattern

@@ -69,3 +69,10 @@ def test_commands_that_load_no_model_import_no_torch(name):
         env={**os.environ, "PYTHONPATH": os.getcwd()}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout == "False\n", done.stderr
+
+
+def test_what_an_update_writes_into_an_index_among_the_videos_is_no_change(tmp_path, monkeypatch):
+    index, video = tmp_path / "index", tmp_path / "new.mp4"
+    seen = [set(), {(1, f"{index}/index.sqlite-wal")}, {(1, f"{index}/index.sqlite"), (1, str(video))}]
+    monkeypatch.setattr("watchfiles.watch", lambda *folders, **options: iter(seen))
+    assert list(watch.changes([str(tmp_path)], index)) == [None, None]  # the first look, and the video
