@@ -69,7 +69,9 @@ def prepare_index(folder: Path, encoder: Encoder, options: IndexOptions):
                     write_description(connection, description)
                     if old.milvus is not None and description.milvus["id"] != old.milvus["id"]:
                         connection.execute("DELETE FROM sent")  # another collection, or another name in it
-        if options.queries is not None or options.tau is not None:
+            # A run that was killed between making the index and setting its bank has seen no folder yet.
+            is_unfinished = old.tau is None and not connection.execute("SELECT 1 FROM roots").fetchone()
+        if options.queries is not None or options.tau is not None or is_unfinished:
             with IndexWriter(folder) as writer:
                 writer.set_bank(choose_bank(encoder, writer.bank, options.queries, options.tau))
         return

@@ -493,3 +493,17 @@ def test_the_name_of_a_file_is_not_taken_as_a_pattern(videos, tmp_path, encoder)
     assert index.remove([videos / "a[1].mp4"]) == 1
     assert "a1.mp4" in file_names(VideoIndex(tmp_path / "index"))
     assert index.remove([videos / "a[1].mp4"]) == 1  # there is no such file any more: a pattern
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_a_run_that_was_killed_before_it_had_a_query_bank_gets_it_when_it_is_repeated(
+    videos, tmp_path, encoder, monkeypatch, rebuild
+):
+    if rebuild:
+        build_index(videos, tmp_path / "index", encoder)
+    with monkeypatch.context() as patched:
+        patched.setattr("camoe_search.writer.IndexWriter.set_bank", lambda *_: 1 / 0)  # stands for the kill
+        with pytest.raises(ZeroDivisionError):
+            build_index(videos, tmp_path / "index", encoder, rebuild=rebuild)
+    index = build_index(videos, tmp_path / "index", encoder)
+    assert len(index) == 6 and index.info()["query_bank"]["queries"] > 0
