@@ -221,6 +221,8 @@ def create(folder: Path, description: Description):
     except sqlite3.Error as error:
         temporary.unlink(missing_ok=True)
         raise SearchError(f"cannot write to {folder}: {error}") from error
+    for end in ("-wal", "-shm"):  # of a database that somebody removed: SQLite would put its changes into this one
+        (folder / f"{FILE}{end}").unlink(missing_ok=True)
     os.replace(temporary, folder / FILE)
 
 

@@ -60,6 +60,7 @@ def plan_update(writer: IndexWriter, paths, options: IndexOptions, progress: boo
     Raises:
         SearchError: a path does not exist, or, with `prune`, a folder has lost all of its videos.
     """
+    writer.release_lost_rows()
     plan = Plan(_scan(writer, paths, options))
     known = {path: rest for path, *rest in writer.connection.execute(KNOWN)}
     if options.retry:

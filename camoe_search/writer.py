@@ -401,6 +401,14 @@ class IndexWriter:
         if old is not None and old != content and not keep_old:
             self._remove_orphans(self.connection, [old])
 
+    def release_lost_rows(self):
+        """Windows whose segment is gone, by a mistake of an earlier version, wait for a vector again."""
+        segments = "SELECT id FROM segments"
+        with transaction(self.connection) as connection:
+            connection.execute(
+                f"UPDATE windows SET row = NULL WHERE row IS NOT NULL AND row / ? NOT IN ({segments})", (SEGMENT_ROWS,)
+            )
+
     def remove_unheld(self):
         """Remove the contents that no file holds."""
         with transaction(self.connection) as connection:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Building and updating an index of real files."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from camoe_search import contents, database, update
 from camoe_search.encoder import CAMoEEncoder
 from camoe_search.errors import SearchError
 from camoe_search.index import VideoIndex
+from camoe_search.writer import IndexWriter
 from modeling_camoe.encode import encode_texts, encode_videos
 from modeling_camoe.frames import Clip
 from tests.video_files import cut_off, spoil, write_audio, write_video
@@ -507,3 +509,27 @@ def test_a_run_that_was_killed_before_it_had_a_query_bank_gets_it_when_it_is_rep
             build_index(videos, tmp_path / "index", encoder, rebuild=rebuild)
     index = build_index(videos, tmp_path / "index", encoder)
     assert len(index) == 6 and index.info()["query_bank"]["queries"] > 0
+
+
+def test_moments_that_name_a_segment_that_is_gone_are_encoded_again(videos, tmp_path, encoder, encoded_clips):
+    """As an earlier version left them, whose compaction moved rows into a segment that it then removed."""
+    build_index(videos, tmp_path / "index", encoder)
+    with IndexWriter(tmp_path / "index") as writer, database.transaction(writer.connection) as connection:
+        lost = [row for (row,) in connection.execute("SELECT row FROM windows ORDER BY id LIMIT 2")]
+        writer._kill(connection, lost)
+        connection.execute("UPDATE windows SET row = row + 10000000 WHERE row IN (?, ?)", lost)
+    encoded_clips.clear()
+    index = build_index(videos, tmp_path / "index", encoder)
+    assert sorted(encoded_clips) == ["clip_0.mp4", "clip_1.mp4"] and len(index.search(QUERY, k=9)) == 6
+
+
+def test_a_log_without_its_database_is_not_taken_for_that_of_a_new_one(videos, tmp_path, encoder):
+    build_index(videos, tmp_path / "index", encoder)
+    log = tmp_path / "index" / "index.sqlite-wal"
+    with contextlib.closing(database.connect(tmp_path / "index", write=True)) as connection:
+        connection.execute("UPDATE files SET path = 'old/' || path")
+        (tmp_path / "index" / "index.sqlite").unlink()
+        left = log.read_bytes()
+    log.write_bytes(left)
+    (videos / "clip_0.mp4").unlink()
+    assert left and "old" not in str(build_index(videos, tmp_path / "index", encoder).table()["path"].to_pylist())
