@@ -67,7 +67,7 @@ class CAMoEConfig(PreTrainedConfig):
             name; the configuration then names them all.
         frame_aggregation (`dict[str, str]`, *optional*):
             Expert name -> `"mean"` (no parameters), `"excitation"` (one order-free weight per frame), `"transformer"`
-            (temporal, sees the order) or `"motion"` (the same over what changes: each frame minus the one before).
+            (temporal, can see the order) or `"motion"` (the same over what changes: each frame minus the one before).
             Experts that are not named take their default; the configuration then names them all.
         gate (`str`, *optional*, defaults to `"single"`):
             `"single"`: weights from the video alone, so that an index needs no query. `"uniform"`: 1/E, no parameters.

@@ -51,8 +51,8 @@ def storage(tmp_path_factory):
             self.end_headers()
             with contextlib.suppress(ConnectionError):  # the client has what it wanted
                 for first in range(0, len(part) if found else 0, BLOCK_BYTES):
+                    storage.sent += len(part[first : first + BLOCK_BYTES])  # first: the client does not wait for it
                     self.wfile.write(part[first : first + BLOCK_BYTES])
-                    storage.sent += len(part[first : first + BLOCK_BYTES])
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

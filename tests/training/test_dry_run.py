@@ -137,7 +137,7 @@ def start(tmp_path_factory):
     return folder
 
 
-TABLES = ("ablations", "reproduce_msrvtt")
+TABLES = ("ablations", "ablations_full", "reproduce_msrvtt")
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(RECIPES.glob("*.yaml")) if path.stem not in TABLES])
