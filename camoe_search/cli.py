@@ -16,6 +16,7 @@ from pathlib import Path
 from . import missing_package
 from .cli_parser import make_parser
 from .errors import SearchError
+from .files import read_lines
 
 
 SHOWN_CAUSES = 3  # of skipped files; `camoe info --skipped` has all of them
@@ -52,16 +53,6 @@ def _fail(error: Exception | str):
     sys.exit(2)
 
 
-def _read_lines(path: str | None) -> list[str] | None:
-    if path is None:
-        return None
-    try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
-        return [line for line in text.split("\n") if line.strip()]  # names may hold other ends of lines
-    except UnicodeDecodeError:
-        raise SearchError(f"{path} is not UTF-8 text: give one per line") from None
-
-
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
@@ -76,7 +67,7 @@ def _index(options):
 
             connect(options.index)  # an index of an earlier version: says what to do
         raise SearchError("--model is missing: a new index needs a checkpoint folder or a Hub id")
-    paths = [*options.paths, *(_read_lines(options.files_from) or ())]
+    paths = [*options.paths, *(read_lines(options.files_from) or ())]
     if options.files_from and not paths:
         raise SearchError(f"{options.files_from} names no file")
     milvus = _milvus_settings(options)
@@ -116,7 +107,7 @@ def _settings(options, milvus: dict | None) -> dict:
     """The fields of `update.IndexOptions`."""
     names = "windows window stride dtype on_damage exclude tau batch_size num_workers prune retry rebuild".split()
     return {name: getattr(options, name) for name in names} | {
-        "queries": _read_lines(options.bank),
+        "queries": read_lines(options.bank),
         "milvus": milvus,
         "thumbnails": options.thumbnails,
         "text_encoder": not options.no_text_tower,
@@ -209,7 +200,7 @@ def _search(options):
         "min_score": options.min_score,
     }
     if options.queries is not None:
-        queries = _read_lines(options.queries)
+        queries = read_lines(options.queries)
         for query, hits in zip(queries, index.search_batch(queries, **settings), strict=True):
             print(json.dumps({"query": query, "hits": show.json_rows(hits)}, ensure_ascii=False))
         return
@@ -267,7 +258,7 @@ def _calibrate(options):
     from .index import VideoIndex
 
     index = VideoIndex.load(options.index, device=options.device, trust_remote_code=options.trust_remote_code)
-    index.calibrate(_read_lines(options.bank), options.tau)
+    index.calibrate(read_lines(options.bank), options.tau)
     bank = index.info()["query_bank"]
     print(f"the query bank has {bank['queries']} queries, temperature {bank['tau']:g}")
 

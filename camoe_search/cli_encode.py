@@ -5,9 +5,9 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 from .errors import SearchError
+from .files import read_lines
 
 
 ENCODE_HELP = """Encode what a manifest names into Parquet parts. A manifest is a file with a column of paths or
@@ -157,7 +157,7 @@ def _encode(options):
     from .prepare import IndexOptions
 
     names = "windows window stride dtype exclude on_damage tau batch_size num_workers".split()
-    index = IndexOptions(**{name: getattr(options, name) for name in names}, queries=_lines(options.bank))
+    index = IndexOptions(**{name: getattr(options, name) for name in names}, queries=read_lines(options.bank))
     if options.stride is not None and not options.window:
         raise SearchError("--stride needs a --window of more than 0 seconds")
     if options.window != 0:
@@ -206,20 +206,12 @@ def _check_positive(options, *names: str):
             raise SearchError(f"--{name} is {value:g}: give a number above 0")
 
 
-def _lines(path: str | None) -> list[str] | None:
-    if path is None:
-        return None
-    try:
-        return [line for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise SearchError(f"{path} is not UTF-8 text: give one query per line") from None
-
-
 def _load(options):
     from .load import load_into_index, load_into_milvus
 
     _check_positive(options, "tau")
-    common = {"model": options.model, "device": options.device, "queries": _lines(options.bank), "tau": options.tau}
+    queries = read_lines(options.bank)
+    common = {"model": options.model, "device": options.device, "queries": queries, "tau": options.tau}
     if options.store == "milvus":
         report = load_into_milvus(
             options.parts, options.uri, options.collection, options.source, options.milvus_index, options.milvus_dtype,

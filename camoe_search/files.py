@@ -12,9 +12,11 @@ import fnmatch
 import hashlib
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import addresses
 from .addresses import is_address
@@ -221,3 +223,18 @@ def cut_windows(
     steps = math.ceil((duration - window) / stride - 1e-9)  # no second window where the last one fits exactly
     starts = [step * stride for step in range(steps)] + [duration - window]
     return [(start, min(start + window, duration)) for start in starts]
+
+
+def read_lines(path: str | None) -> list[str] | None:
+    """The lines of a file that an option names, "-" for standard input, without empty ones; None without a file.
+
+    Raises:
+        SearchError: it is not UTF-8 text.
+    """
+    if path is None:
+        return None
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise SearchError(f"{path} is not UTF-8 text: give one per line") from None
+    return [line for line in text.split("\n") if line.strip()]  # names may hold U+2028, which `splitlines` splits at

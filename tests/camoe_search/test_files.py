@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from camoe_search.errors import SearchError
-from camoe_search.files import content_hash, cut_windows, find_videos
+from camoe_search.files import content_hash, cut_windows, find_videos, read_lines
 from camoe_search.index import VideoIndex
 
 
@@ -130,3 +130,11 @@ def test_what_an_address_holds_is_known_by_its_content(bucket, some_videos):
     assert content_hash("memory://films/large.mp4") != content_hash("memory://films/large_2.mp4")
     with pytest.raises(OSError):
         content_hash("memory://films/none.mp4")
+
+
+def test_a_list_of_names_is_split_at_the_ends_of_its_lines_alone(tmp_path):
+    (tmp_path / "names.txt").write_bytes("\ufeffa\u2028b.mp4\r\n\n c\x85d.mp4\n".encode())
+    assert read_lines(tmp_path / "names.txt") == ["a\u2028b.mp4", " c\x85d.mp4"]
+    (tmp_path / "names.txt").write_bytes(b"\xff")
+    with pytest.raises(SearchError, match="names.txt is not UTF-8 text: give one per line"):
+        read_lines(tmp_path / "names.txt")
